@@ -1,0 +1,38 @@
+# `make demo` and `make test` need Python 3.11 to 3.13 and pip, nothing else:
+# both first build the virtual environment .venv. With an NVIDIA GPU it holds
+# the CUDA build of JAX, without one it downloads no CUDA.
+
+PYTHON ?= python3
+BIN := .venv/bin
+HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+
+.PHONY: demo test test-slow clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo       grow a network on the embedded digits (3 minutes)'
+	@echo 'make test       run the tests (10 minutes on 2 cores)'
+	@echo 'make test-slow  run the long tests too'
+	@echo 'make clean      remove the virtual environment'
+
+.venv/ready: setup.cfg requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and f"Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+ifneq ($(HAS_GPU),0)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+endif
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $@
+
+demo: .venv/ready
+	$(BIN)/python -m experiments.autogrow --preset=digits --workdir=runs/demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv *.egg-info

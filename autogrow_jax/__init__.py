@@ -1,0 +1,1 @@
+"""Neural networks that find their own depth and width while they train."""

@@ -1,0 +1,23 @@
+"""Data sets, and the way from raw pixels to batches.
+
+`load(config, seed=...)` reads a data set into memory and divides it;
+`epoch_permutation` and `batch_indices` say which examples make up the batch of
+a step; `augment` and `preprocess` turn raw pixels into network inputs on the
+device, inside jit.
+
+`sources` knows the data sets, `datasets` divides them, `pipeline` is all that
+runs on the device.
+"""
+
+from autogrow_jax.data.datasets import DataConfig as DataConfig
+from autogrow_jax.data.datasets import Dataset as Dataset
+from autogrow_jax.data.datasets import from_arrays as from_arrays
+from autogrow_jax.data.datasets import load as load
+from autogrow_jax.data.pipeline import augment as augment
+from autogrow_jax.data.pipeline import batch_indices as batch_indices
+from autogrow_jax.data.pipeline import epoch_permutation as epoch_permutation
+from autogrow_jax.data.pipeline import preprocess as preprocess
+from autogrow_jax.data.pipeline import Preprocessing as Preprocessing
+from autogrow_jax.data.pipeline import steps_per_epoch as steps_per_epoch
+from autogrow_jax.data.sources import SOURCES as SOURCES
+from autogrow_jax.data.sources import Split as Split

@@ -1,0 +1,215 @@
+"""From raw pixels to network inputs, on the device; and the batch order.
+
+Everything here is a pure function that may run inside jit. The batch of step t
+depends on the run's seed and on t only, so that neither growth, evaluation nor
+a restart can shift it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """What is done to the images of a data set; hashable and JSON-able.
+
+  Attributes:
+    mean: per channel, of pixels scaled to [0, 1]; subtracted.
+    std: per channel, of pixels scaled to [0, 1]; divided by.
+    pad: pixels of black added on each side, in training and in evaluation.
+    crop: training images are shifted by up to this many pixels in each
+      direction and filled with black: "pad by `crop` and crop at random". This
+      happens before `pad`.
+    flip: whether training images are mirrored left to right half of the time.
+  """
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  pad: int = 0
+  crop: int = 0
+  flip: bool = False
+
+  def __post_init__(self):
+    # JSON has lists in place of tuples.
+    object.__setattr__(self, 'mean', tuple(map(float, self.mean)))
+    object.__setattr__(self, 'std', tuple(map(float, self.std)))
+    if not self.mean or len(self.mean) != len(self.std):
+      raise ValueError(
+          'mean and std need one number per channel each, got mean '
+          f'{self.mean} and std {self.std}.'
+      )
+    if not all(value > 0 for value in self.std):
+      raise ValueError(f'std must be above 0 for all channels, got {self.std}.')
+    for name in ('pad', 'crop'):
+      value = getattr(self, name)
+      if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f'{name} must be a whole number >= 0, got {value!r}.')
+    if not isinstance(self.flip, bool):
+      raise ValueError(f'flip must be True or False, got {self.flip!r}.')
+
+
+def preprocess(
+    images: jax.Array,
+    preprocessing: Preprocessing,
+    *,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> jax.Array:
+  """Pads raw pixels with black, scales them to [0, 1], normalises.
+
+  Padding comes first, so pad pixels become -mean / std (as in the code of Wen
+  et al. 2020).
+
+  Args:
+    images: uint8, (batch, height, width, channel).
+    preprocessing: what to do.
+    dtype: of the result; computed in float32.
+
+  Returns:
+    (batch, height + 2 * pad, width + 2 * pad, channel).
+
+  Raises:
+    ValueError: the images are not of that type, rank or number of channels.
+  """
+  _check_images(images, preprocessing)
+  images = _pad(images, preprocessing.pad)
+  # Explicit leading axes: the tests forbid rank promotion.
+  channels = (1, 1, 1, -1)
+  mean = jnp.asarray(preprocessing.mean, jnp.float32).reshape(channels)
+  std = jnp.asarray(preprocessing.std, jnp.float32).reshape(channels)
+  return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
+
+
+def augment(
+    key: jax.Array,
+    images: jax.Array,
+    preprocessing: Preprocessing,
+    *,
+    first: jax.typing.ArrayLike = 0,
+) -> jax.Array:
+  """Shifts and mirrors training images at random.
+
+  What happens to an image depends on `key` and on its position in the global
+  batch only, so that it does not matter how the batch is spread over devices.
+
+  Args:
+    key: of this step.
+    images: uint8, (batch, height, width, channel).
+    preprocessing: what to do; without `crop` and `flip` nothing is done.
+    first: position of `images[0]` in the global batch, where `images` is one
+      device's part of it; may be traced.
+
+  Returns:
+    uint8, the shape of `images`.
+
+  Raises:
+    ValueError: the images are not of that type, rank or number of channels.
+  """
+  _check_images(images, preprocessing)
+  crop, flip = preprocessing.crop, preprocessing.flip
+  if not crop and not flip:
+    return images
+  batch, height, width, _ = images.shape
+
+  def draw(position):
+    image_key = jax.random.fold_in(key, position)
+    shift = jax.random.randint(
+        jax.random.fold_in(image_key, 0), (2,), 0, 2 * crop + 1
+    )
+    mirror = jax.random.bernoulli(jax.random.fold_in(image_key, 1)) & flip
+    return shift, mirror
+
+  shift, mirror = jax.vmap(draw)(first + jnp.arange(batch))
+  columns = jnp.arange(width)[None]
+  columns = jnp.where(mirror[:, None], width - 1 - columns, columns)
+  rows = shift[:, :1] + jnp.arange(height)[None]
+  columns = shift[:, 1:] + columns
+  # One gather: on a CPU faster than a vmapped dynamic_slice and a reversal.
+  return _pad(images, crop)[
+      jnp.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]
+  ]
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+  """Number of whole batches in an epoch.
+
+  Unlike the paper, the last, incomplete batch of an epoch is dropped: it would
+  need a second compilation, and batch norm would see padding. The permutation
+  differs from epoch to epoch, and so do the images left out.
+
+  Raises:
+    ValueError: there is not even one whole batch.
+  """
+  if not 1 <= batch_size <= examples:
+    raise ValueError(
+        f'Batch size {batch_size} must be from 1 to {examples}, the number of '
+        'training examples.'
+    )
+  return examples // batch_size
+
+
+def epoch_permutation(
+    key: jax.Array, epoch: jax.typing.ArrayLike, examples: int
+) -> jax.Array:
+  """Order of the examples in an epoch, a function of (key, epoch) only.
+
+  Args:
+    key: of the stream of data order, the same in all epochs.
+    epoch: from 0; may be traced.
+    examples: number of training examples.
+
+  Returns:
+    int32, (examples,).
+  """
+  return jax.random.permutation(
+      jax.random.fold_in(key, epoch), jnp.arange(examples, dtype=jnp.int32)
+  )
+
+
+def batch_indices(
+    permutation: jax.Array,
+    step_in_epoch: jax.typing.ArrayLike,
+    batch_size: int,
+) -> jax.Array:
+  """Indices of the examples in one batch.
+
+  Args:
+    permutation: from `epoch_permutation`.
+    step_in_epoch: from 0 to `steps_per_epoch` - 1; may be an array or traced,
+      and is then not checked.
+    batch_size: number of examples, over all devices.
+
+  Returns:
+    int32, (batch_size,).
+
+  Raises:
+    ValueError: there is no such step.
+  """
+  steps = steps_per_epoch(permutation.shape[0], batch_size)
+  if isinstance(step_in_epoch, int) and not 0 <= step_in_epoch < steps:
+    raise ValueError(
+        f'Step {step_in_epoch} must be from 0 to {steps - 1}: an epoch has '
+        f'{steps} batches of {batch_size}.'
+    )
+  return jax.lax.dynamic_slice_in_dim(
+      permutation, step_in_epoch * batch_size, batch_size
+  )
+
+
+def _pad(images: jax.Array, pixels: int) -> jax.Array:
+  return jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
+
+
+def _check_images(images: jax.Array, preprocessing: Preprocessing) -> None:
+  channels = len(preprocessing.mean)
+  if images.dtype != jnp.uint8 or images.ndim != 4:
+    raise ValueError(
+        'Images must be raw pixels, uint8 (batch, height, width, channel), got '
+        f'{images.dtype} {images.shape}.'
+    )
+  if images.shape[-1] != channels:
+    raise ValueError(
+        f'Images of shape {images.shape} have {images.shape[-1]} channels, but '
+        f'the mean and std of the preprocessing are for {channels}.'
+    )

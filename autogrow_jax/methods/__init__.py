@@ -1,0 +1,1 @@
+"""The growing methods, one paper each."""

@@ -1,0 +1,226 @@
+"""AutoGrow (Wen et al., KDD 2020): appends sub-modules to stages.
+
+When and where is the policy's business (`policies.Periodic`, `Convergent`);
+here is what is appended and how it starts. A new sub-module starts from the
+network's default initialisation. In residual networks its last norm, scale and
+bias alike, is then overwritten by one of the paper's initialisers. A plain
+sub-module has no such norm and keeps the default.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import growth
+from autogrow_jax import networks
+from autogrow_jax import policies
+from autogrow_jax import randomness
+from autogrow_jax import state as state_lib
+from autogrow_jax import view
+from autogrow_jax.methods import base
+from autogrow_jax.networks import base as networks_base
+
+INITIALIZERS = ('gauss', 'zero', 'uniform', 'adam')
+
+# AdamInit of Wen et al. 2020: succeeds when the accuracy on training batches
+# is back within half a percentage point of the shallower network's.
+ADAM_LEARNING_RATE = 1e-3
+ADAM_MAX_EPOCHS = 10
+ADAM_TOLERANCE = 0.005
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoGrow(base.FixedArchitecture):
+  """Appends one sub-module to the stage that the policy names.
+
+  Attributes:
+    initializer: of a residual sub-module's last norm. 'gauss': N(0, scale^2);
+      'zero': the sub-module starts as the identity; 'uniform': U(low, high);
+      'adam': the default, then up to ten epochs of Adam on that norm alone.
+    scale: standard deviation of 'gauss'.
+    low: lower end of 'uniform'.
+    high: upper end of 'uniform'. The paper speaks of a standard deviation of
+      1.0; its published runs used U(0, 1).
+    random_bias: draw the norm's bias, too, and not only its scale.
+  """
+
+  initializer: str = 'gauss'
+  scale: float = 1.0
+  low: float = 0.0
+  high: float = 1.0
+  random_bias: bool = True
+
+  def __post_init__(self):
+    if self.initializer not in INITIALIZERS:
+      raise ValueError(
+          f'initializer is one of {", ".join(INITIALIZERS)}, got '
+          f'{self.initializer!r}.'
+      )
+    if not self.scale > 0:
+      raise ValueError(f'scale is positive, got {self.scale}.')
+    if not self.low < self.high:
+      raise ValueError(f'low is below high, got {self.low} and {self.high}.')
+
+  def propose(
+      self, decision: policies.Decision, situation: base.Situation
+  ) -> growth.Growth | None:
+    """Alg. 1, steps 10 to 13: append a block and initialise it."""
+    if decision.action != 'grow':
+      return None
+    appended = growth.append(situation.architecture, decision.stage)
+    block = appended.architecture.stages[decision.stage][-1]
+    norm = last_norm(appended.architecture, block)
+    if norm is None:
+      return dataclasses.replace(
+          appended, note=f'append {block}, default initialisation'
+      )
+    if self.initializer == 'adam':
+      patch = adam_last_norm(appended.architecture, block, norm, situation)
+    else:
+      patch = draw_last_norm(block, norm, self._draw, self.random_bias)
+    return dataclasses.replace(
+        appended,
+        patch=patch,
+        note=f'append {block}, {self.initializer} initialisation of {norm}',
+    )
+
+  def _draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    if self.initializer == 'zero':
+      return jnp.zeros(shape)
+    if self.initializer == 'gauss':
+      return self.scale * jax.random.normal(key, shape)
+    return jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
+
+
+def last_norm(
+    architecture: architecture_lib.Architecture, block: str
+) -> str | None:
+  """The layer that ends a block's residual branch; None in a plain block."""
+  for part in networks.parts(architecture):
+    if part.name == block:
+      return part.module.last_norm
+  raise ValueError(f'No block {block!r} in {architecture}.')
+
+
+def draw_last_norm(
+    block: str,
+    norm: str,
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    random_bias: bool,
+) -> growth.Patch:
+  """Overwrites a block's last norm with draws; bias zero if not random."""
+
+  def patch(state, key):
+    key = randomness.stream(key, f'{block}.{norm}')
+    leaves = dict(state.params['weights'][block][norm])
+    for index, leaf in enumerate(('scale', 'bias')):
+      if leaf == 'scale' or random_bias:
+        leaves[leaf] = draw(
+            jax.random.fold_in(key, index), leaves[leaf].shape
+        )
+    return with_layer(state, block, norm, leaves), {}
+
+  return patch
+
+
+def adam_last_norm(
+    architecture: architecture_lib.Architecture,
+    block: str,
+    norm: str,
+    situation: base.Situation,
+) -> growth.Patch:
+  """AdamInit: trains a new block's last norm alone, in train mode.
+
+  Whole epochs of ordinary batches, until the accuracy over an epoch exceeds the
+  shallower network's last one minus half a point, at most ten. Running
+  statistics of all norms move; neither these epochs nor their accuracies count
+  for the policy, and the run's optimizer state is untouched.
+  """
+
+  def patch(state, key):
+    del key
+    layout = view.layout(architecture)
+    tx = optax.chain(
+        optax.add_decayed_weights(situation.weight_decay),
+        optax.adam(ADAM_LEARNING_RATE),
+    )
+
+    def loss_fn(trained, weights, network, x, labels):
+      weights = {**weights, block: {**weights[block], norm: trained}}
+      logits, network = networks_base.apply(
+          layout.bucket,
+          view.pack(weights, layout, stack=jnp.stack),
+          network,
+          x,
+          train=True,
+      )
+      loss = jnp.mean(base.cross_entropy(logits, labels))
+      correct = jnp.sum(jnp.argmax(logits, -1) == labels)
+      return loss, (network, correct)
+
+    @jax.jit
+    def step(trained, opt_state, network, correct, weights, x, labels):
+      grads, (network, hits) = jax.grad(loss_fn, has_aux=True)(
+          trained, weights, network, x, labels
+      )
+      updates, opt_state = tx.update(grads, opt_state, trained)
+      return (
+          optax.apply_updates(trained, updates),
+          opt_state,
+          network,
+          correct + hits,
+      )
+
+    weights = state.params['weights']
+    network = view.pack(state.stats['network'], layout)
+    trained = weights[block][norm]
+    opt_state = tx.init(trained)
+    target = situation.train_accuracy - ADAM_TOLERANCE
+    batches = situation.batches()
+    images, epoch, accuracy = 0, 0, 0.0
+    while epoch < ADAM_MAX_EPOCHS and (epoch == 0 or accuracy <= target):
+      correct, seen = jnp.int32(0), 0
+      for _ in range(situation.batches_per_epoch):
+        x, labels = next(batches)
+        trained, opt_state, network, correct = step(
+            trained, opt_state, network, correct, weights, x, labels
+        )
+        seen += len(labels)
+      epoch, images = epoch + 1, images + seen
+      accuracy = int(correct) / seen
+    state = with_layer(state, block, norm, trained)
+    network = view.unpack(state_lib.to_host(network), layout)
+    state = state.replace(stats={**state.stats, 'network': network})
+    return state, {
+        'adam_epochs': epoch,
+        'adam_accuracy': round(100 * accuracy, 2),
+        'adam_target': round(100 * target, 2),
+        'adam_success': accuracy > target,
+        'images': images,
+    }
+
+  return patch
+
+
+def with_layer(
+    state: state_lib.TrainState, part: str, layer: str, leaves: dict[str, Any]
+) -> state_lib.TrainState:
+  """Replaces the parameters of one layer."""
+  weights = state.params['weights']
+  weights = {
+      **weights,
+      part: {
+          **weights[part],
+          layer: {
+              name: np.asarray(leaf, np.float32)
+              for name, leaf in leaves.items()
+          },
+      },
+  }
+  return state.replace(params={**state.params, 'weights': weights})

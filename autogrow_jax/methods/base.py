@@ -1,0 +1,128 @@
+"""`Method`: what is minimised and what is changed. Three pure functions."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import growth
+from autogrow_jax import policies
+from autogrow_jax import state as state_lib
+
+Architecture = architecture_lib.Architecture
+Tree = dict[str, Any]
+
+# (weights, network statistics, gates) -> (logits, network statistics).
+Forward = Callable[[Tree, Tree, Any], tuple[jax.Array, Tree]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Situation:
+  """What a method may look at when it proposes a change.
+
+  Attributes:
+    architecture: the current one.
+    state: the canonical state; not to be changed.
+    batches: endless training batches (inputs (batch, height, width, channel)
+      preprocessed and augmented, labels (batch,)), from a stream of their own,
+      so that drawing from them does not shift the run's batches.
+    batches_per_epoch: how many make an epoch.
+    train_accuracy: fraction, over the epoch just finished.
+    weight_decay: of the run's optimizer.
+  """
+
+  architecture: Architecture
+  state: state_lib.TrainState
+  batches: Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
+  batches_per_epoch: int
+  train_accuracy: float
+  weight_decay: float
+
+
+class Method(Protocol):
+  """A growing method: a frozen, hashable dataclass of hyper-parameters."""
+
+  def extra(self, architecture: Architecture) -> tuple[Tree, Tree]:
+    """Additional leaves.
+
+    Args:
+      architecture: the architecture.
+
+    Returns:
+      (trainable, other) trees, keyed by axis or block name so that growth
+      carries them.
+    """
+    ...
+
+  def objective(
+      self,
+      forward: Forward,
+      params: Tree,
+      stats: Tree,
+      labels: jax.Array,
+      key: jax.Array,
+  ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
+    """What a step differentiates with respect to `params`; runs inside jit.
+
+    Args:
+      forward: the network on this step's inputs.
+      params: {'weights', 'aux'}, packed.
+      stats: {'network', 'method'}, packed.
+      labels: (batch,) int32.
+      key: this step's.
+
+    Returns:
+      The loss, and (new stats, logits).
+    """
+    ...
+
+  def propose(
+      self, decision: policies.Decision, situation: Situation
+  ) -> growth.Growth | None:
+    """The change that carries out a decision, if any; runs between epochs."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedArchitecture:
+  """Trains a network as it is; the baseline."""
+
+  def extra(self, architecture: Architecture) -> tuple[Tree, Tree]:
+    return state_lib.no_extra(architecture)
+
+  def objective(
+      self,
+      forward: Forward,
+      params: Tree,
+      stats: Tree,
+      labels: jax.Array,
+      key: jax.Array,
+  ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
+    del key
+    return task_objective(forward, params, stats, labels)
+
+  def propose(
+      self, decision: policies.Decision, situation: Situation
+  ) -> growth.Growth | None:
+    del decision, situation
+    return None
+
+
+def task_objective(
+    forward: Forward, params: Tree, stats: Tree, labels: jax.Array
+) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
+  """Mean cross-entropy of the ungated network, in nats."""
+  logits, network = forward(params['weights'], stats['network'], None)
+  return jnp.mean(cross_entropy(logits, labels)), (
+      {'network': network, 'method': stats['method']},
+      logits,
+  )
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Cross-entropy per example, in nats: (batch, classes), (batch,) -> (batch,)."""
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

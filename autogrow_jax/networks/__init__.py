@@ -1,0 +1,58 @@
+"""Network families: `get(name)` and everything of `base`."""
+
+import functools
+import importlib
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax.networks import base
+from autogrow_jax.networks import plain
+from autogrow_jax.networks import residual
+
+FAMILIES = {
+    network.name: network
+    for network in (
+        residual.BASIC3,
+        residual.BASIC4,
+        residual.BOTTLENECK4,
+        plain.PLAIN3,
+        plain.PLAIN4,
+    )
+}
+
+
+def get(name: str) -> base.Network:
+  """The family of a name.
+
+  Args:
+    name: a key of `FAMILIES`, in any case, or 'package.module:attribute' for a
+      network of one's own; that text then stands in checkpoints, so that a run
+      restores from its directory alone.
+
+  Returns:
+    The family.
+
+  Raises:
+    ValueError: if there is none of that name.
+  """
+  if ':' in name:
+    module, _, attribute = name.partition(':')
+    try:
+      network = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+      raise ValueError(f'Network {name!r} cannot be imported: {error}.') from error
+    if not isinstance(network, base.Network):
+      raise ValueError(f'{name!r} is no autogrow_jax network.')
+    return network
+  if name.lower() not in FAMILIES:
+    raise ValueError(
+        f'Unknown network {name!r}; there are {", ".join(FAMILIES)}.'
+    )
+  return FAMILIES[name.lower()]
+
+
+@functools.lru_cache(maxsize=256)
+def parts(
+    architecture: architecture_lib.Architecture,
+) -> tuple[base.Part, ...]:
+  """The chain of parts of an architecture."""
+  return get(architecture.family).parts(architecture)

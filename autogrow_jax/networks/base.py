@@ -1,0 +1,313 @@
+"""A network is a chain of named parts; how chains are built and executed.
+
+A family implements two functions, `seed` and `parts`. Everything else follows
+from the parts: initialisation, axis tables, costs, the exact forward pass and
+the fused one, in which runs of identical consecutive blocks are stacked on a
+leading dimension and executed by one `lax.scan`, so that compile time does not
+grow with depth.
+
+Parameters and statistics are nested dictionaries `{part: {layer: {leaf}}}`.
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import layers
+from autogrow_jax import randomness
+
+Architecture = architecture_lib.Architecture
+Tree = dict[str, Any]
+Path = tuple[str, ...]
+
+class Module(nn.Module):
+  """What a family's modules have in common; equal fields mean equal programs.
+
+  A module is called as `module(x, train=..., gate=...)`; `gate` is a scalar
+  that only growable blocks get, `train` a bool or a traced one.
+
+  Attributes:
+    plain: use XLA's own convolution derivative (see `layers.conv`).
+    last_norm: the layer that ends the residual branch, for the initialisers
+      that act on it; None for a module without one.
+  """
+
+  plain: bool = False
+  last_norm: ClassVar[str | None] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One link of the chain.
+
+  Attributes:
+    name: block name, 'stem' or 'head'.
+    module: the Linen module; names no global axis, so that identical blocks are
+      equal.
+    axes: (local, global) axis names.
+    input_shape: (height, width, channel) of what enters.
+  """
+
+  name: str
+  module: Module
+  axes: tuple[tuple[str, str], ...]
+  input_shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """Consecutive parts with equal modules, executed as one.
+
+  Attributes:
+    key: name in packed trees; depends on the position, not on block names.
+    module: their common module.
+    length: number of parts, or None for a single part that is not stacked.
+  """
+
+  key: str
+  module: Module
+  length: int | None
+
+
+class Network(abc.ABC):
+  """A family of networks. Implementations are frozen dataclasses.
+
+  Attributes:
+    name: key of the family.
+    title: its name in papers.
+    widths: base width per stage; their number is the number of stages.
+    learning_rate: the top rate that suits it.
+  """
+
+  name: str
+  title: str
+  widths: tuple[int, ...]
+  learning_rate: float = 0.1
+
+  @abc.abstractmethod
+  def seed(
+      self,
+      depths: Sequence[int],
+      *,
+      input_shape: Sequence[int],
+      classes: int,
+      options: Mapping[str, Any],
+  ) -> Architecture:
+    """An architecture of this family.
+
+    Args:
+      depths: blocks per stage.
+      input_shape: (height, width, channel), after padding.
+      classes: number of classes.
+      options: stem, shortcut, bn_scale_init, widths; what is missing or None
+        takes the family's default.
+
+    Returns:
+      The architecture.
+    """
+
+  @abc.abstractmethod
+  def parts(self, architecture: Architecture) -> tuple[Part, ...]:
+    """The chain that an architecture stands for."""
+
+  @abc.abstractmethod
+  def layers(self, depths: Sequence[int]) -> int:
+    """Number of layers by the papers' convention."""
+
+
+def segments(
+    architecture: Architecture,
+    parts: Sequence[Part],
+    *,
+    fuse: bool,
+) -> tuple[tuple[Segment, tuple[str, ...]], ...]:
+  """Groups a chain into segments, with the names of the parts of each.
+
+  Args:
+    architecture: says which parts are blocks; only blocks are fused.
+    parts: its chain.
+    fuse: stack runs of equal blocks; otherwise one segment per part, named as
+      the part.
+
+  Returns:
+    (segment, part names) pairs in forward order.
+  """
+  if not fuse:
+    return tuple(
+        (Segment(part.name, part.module, None), (part.name,)) for part in parts
+    )
+  stage_of = {
+      block: index
+      for index, stage in enumerate(architecture.stages)
+      for block in stage
+  }
+  runs = []  # [(stage or None, [part, ...])]
+  for part in parts:
+    stage = stage_of.get(part.name)
+    if (
+        stage is not None
+        and runs
+        and runs[-1][0] == stage
+        and runs[-1][1][0].module == part.module
+        and runs[-1][1][0].input_shape == part.input_shape
+    ):
+      runs[-1][1].append(part)
+    else:
+      runs.append((stage, [part]))
+  result, index = [], {}
+  for stage, run in runs:
+    names = tuple(part.name for part in run)
+    if stage is None:
+      result.append((Segment(names[0], run[0].module, None), names))
+    else:
+      number = index[stage] = index.get(stage, -1) + 1
+      length = len(run) if len(run) > 1 else None
+      result.append(
+          (Segment(f'stage{stage}.{number}', run[0].module, length), names)
+      )
+  return tuple(result)
+
+
+def apply(
+    chain: Sequence[Segment],
+    weights: Tree,
+    stats: Tree,
+    x: jax.Array,
+    *,
+    train: bool | jax.Array,
+    gates: Tree | None = None,
+) -> tuple[jax.Array, Tree]:
+  """Runs a chain.
+
+  Args:
+    chain: segments in forward order.
+    weights: `{segment key: parameters}`, stacked where the segment is.
+    stats: likewise, the statistics.
+    x: (batch, height, width, channel), already preprocessed.
+    train: use and update batch statistics. A traced bool selects at run time.
+    gates: optional `{segment key: scalar, or (length,) vector}` for blocks.
+
+  Returns:
+    The logits (batch, classes) in float32, and the new statistics.
+  """
+  new_stats = {}
+  for segment in chain:
+    key = segment.key
+    gate = None if gates is None else gates.get(key)
+
+    def run(x, weights, stats, gate, module=segment.module):
+      y, changed = module.apply(
+          {'params': weights, 'stats': stats},
+          x,
+          train=train,
+          gate=gate,
+          mutable=['stats'],
+      )
+      return y, changed.get('stats', {})
+
+    if segment.length is None:
+      x, new_stats[key] = run(x, weights[key], stats[key], gate)
+    else:
+      x, new_stats[key] = lax.scan(
+          lambda x, part, run=run: run(x, *part),
+          x,
+          (weights[key], stats[key], gate),
+      )
+  return x, new_stats
+
+
+def init(part: Part, key: jax.Array) -> tuple[Tree, Tree]:
+  """Fresh (weights, statistics) of one part; folds in the part's name.
+
+  Args:
+    part: the part.
+    key: the stream of initialisations, shared by all parts of a network.
+
+  Returns:
+    Its weights and its statistics.
+  """
+  return _init(part.module, part.input_shape)(
+      randomness.stream(key, part.name)
+  )
+
+
+def axes(part: Part) -> dict[Path, tuple[str, layers.Axes]]:
+  """Named axes of a part's leaves.
+
+  Returns:
+    `{(part, layer, leaf): (collection, axes)}` with global axis names;
+    collection is 'params' or 'stats'.
+  """
+  names = dict(part.axes)
+
+  def rename(axis):
+    if axis is None:
+      return None
+    return layers.Axis(names[axis.name], axis.role)
+
+  return {
+      (part.name, *path): (collection, tuple(map(rename, leaf_axes)))
+      for (collection, *path), leaf_axes in _local_axes(
+          part.module, part.input_shape
+      ).items()
+  }
+
+
+def shapes(part: Part) -> tuple[Tree, Tree]:
+  """(weights, statistics) of one part as `jax.ShapeDtypeStruct`s."""
+  _, variables = _abstract(part.module, part.input_shape)
+  unboxed = nn.meta.unbox(variables)
+  return unboxed.get('params', {}), unboxed.get('stats', {})
+
+
+def output_shape(part: Part) -> tuple[int, ...]:
+  """Shape, without the batch, of what leaves a part."""
+  output, _ = _abstract(part.module, part.input_shape)
+  return output.shape[1:]
+
+
+@functools.lru_cache(maxsize=None)
+def _init(module: Module, input_shape: tuple[int, ...]) -> Any:
+  """The jitted initialiser of a module; the forward pass is dead code."""
+
+  @jax.jit
+  def fresh(key):
+    variables = nn.meta.unbox(
+        module.init(key, jnp.zeros((1, *input_shape)), train=False)
+    )
+    return variables.get('params', {}), variables.get('stats', {})
+
+  return fresh
+
+
+@functools.lru_cache(maxsize=None)
+def _abstract(
+    module: Module, input_shape: tuple[int, ...]
+) -> tuple[jax.ShapeDtypeStruct, Tree]:
+  """Output and boxed variables, for a batch of one."""
+  return jax.eval_shape(
+      lambda: module.init_with_output(
+          jax.random.key(0), jnp.zeros((1, *input_shape)), train=False
+      )
+  )
+
+
+@functools.lru_cache(maxsize=None)
+def _local_axes(
+    module: Module, input_shape: tuple[int, ...]
+) -> dict[Path, layers.Axes]:
+  boxes = jax.tree_util.tree_leaves_with_path(
+      _abstract(module, input_shape)[1],
+      is_leaf=lambda node: isinstance(node, layers.Named),
+  )
+  return {
+      tuple(entry.key for entry in path): box.axes for path, box in boxes
+  }

@@ -1,0 +1,224 @@
+"""The residual families of Wen et al. 2020 (their names, our axes).
+
+Basic block: two 3x3 convolutions; bottleneck: 1x1, 3x3 (which carries the
+stride), 1x1 to four times the width. Both are post-activation. All blocks of
+a stage read and write the stage's stream `s<stage>`; the inner widths are
+private.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any, ClassVar
+
+from flax import linen as nn
+import jax
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import layers
+from autogrow_jax.networks import base
+from autogrow_jax.networks import common
+
+
+def _shortcut(block: Any, x: jax.Array, features: int, train: Any) -> jax.Array:
+  """Identity, option A (selection) or option B (1x1 convolution and norm)."""
+  if block.shortcut == 'identity':
+    return x
+  if block.shortcut == 'A':
+    return layers.Select(features, block.stride, name='shortcut')(x)
+  y = layers.Conv(
+      features,
+      1,
+      block.stride,
+      init=block.init_scheme,
+      plain=block.plain,
+      name='shortcut_conv',
+  )(x)
+  return layers.Norm(scale_init=block.scale_init, name='shortcut_norm')(
+      y, train=train
+  )
+
+
+class BasicBlock(base.Module):
+  """relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))."""
+
+  mid: int = 16
+  features: int = 16
+  stride: int = 1
+  shortcut: str = 'identity'
+  scale_init: str = 'ones'
+  init_scheme: str = 'small'
+
+  last_norm: ClassVar[str] = 'norm2'
+
+  @nn.compact
+  def __call__(self, x, *, train, gate=None):
+    y = layers.Conv(
+        self.mid,
+        3,
+        self.stride,
+        writes='mid',
+        init=self.init_scheme,
+        plain=self.plain,
+        name='conv1',
+    )(x)
+    y = layers.Norm('mid', self.scale_init, name='norm1')(y, train=train)
+    y = layers.Conv(
+        self.features,
+        3,
+        reads='mid',
+        init=self.init_scheme,
+        plain=self.plain,
+        name='conv2',
+    )(nn.relu(y))
+    y = layers.Norm(scale_init=self.scale_init, name='norm2')(y, train=train)
+    if gate is not None:
+      y = gate.astype(y.dtype) * y
+    return nn.relu(y + _shortcut(self, x, self.features, train))
+
+
+class BottleneckBlock(base.Module):
+  """1x1, 3x3 and 1x1 convolutions around a shortcut."""
+
+  mid1: int = 64
+  mid2: int = 64
+  features: int = 256
+  stride: int = 1
+  shortcut: str = 'identity'
+  scale_init: str = 'ones'
+  init_scheme: str = 'small'
+
+  last_norm: ClassVar[str] = 'norm3'
+
+  @nn.compact
+  def __call__(self, x, *, train, gate=None):
+    def conv(features, size, stride, reads, writes, name):
+      return layers.Conv(
+          features,
+          size,
+          stride,
+          reads,
+          writes,
+          self.init_scheme,
+          self.plain,
+          name=name,
+      )
+
+    y = conv(self.mid1, 1, 1, 'in', 'mid1', 'conv1')(x)
+    y = layers.Norm('mid1', self.scale_init, name='norm1')(y, train=train)
+    y = conv(self.mid2, 3, self.stride, 'mid1', 'mid2', 'conv2')(nn.relu(y))
+    y = layers.Norm('mid2', self.scale_init, name='norm2')(y, train=train)
+    y = conv(self.features, 1, 1, 'mid2', 'out', 'conv3')(nn.relu(y))
+    y = layers.Norm(scale_init=self.scale_init, name='norm3')(y, train=train)
+    if gate is not None:
+      y = gate.astype(y.dtype) * y
+    return nn.relu(y + _shortcut(self, x, self.features, train))
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet(base.Network):
+  """A residual family.
+
+  Attributes:
+    name: key of the family.
+    title: name in the paper.
+    widths: base width per stage.
+    strides: of the first block per stage.
+    block: the block's module class; takes the block's private axes, `features`
+      (the stream), stride, shortcut, scale_init, init_scheme and plain.
+    inner: private axes of a block, each as wide as the stage.
+    expansion: stream width over base width.
+    convolutions: per block, for the layer count.
+  """
+
+  name: str
+  title: str
+  widths: tuple[int, ...]
+  strides: tuple[int, ...]
+  block: type[base.Module] = BasicBlock
+  inner: tuple[str, ...] = ('mid',)
+  expansion: int = 1
+  convolutions: int = 2
+
+  def seed(
+      self,
+      depths: Sequence[int],
+      *,
+      input_shape: Sequence[int],
+      classes: int,
+      options: Mapping[str, Any],
+  ) -> architecture_lib.Architecture:
+    resolved = common.resolve_options(
+        self, input_shape, options, shortcuts=('B', 'A')
+    )
+    depths = common.checked_depths(self, depths)
+    widths = resolved.pop('widths')
+    blocks = common.name_blocks(depths)
+    sizes = {'image': input_shape[-1], 'classes': classes}
+    for stage, names in enumerate(blocks):
+      sizes[f's{stage}'] = widths[stage] * self.expansion
+      for block in names:
+        for axis in self.inner:
+          sizes[f'{block}.{axis}'] = widths[stage]
+    if self.expansion != 1:
+      sizes['stem'] = widths[0]
+    return common.build(self.name, blocks, sizes, resolved)
+
+  def parts(
+      self, architecture: architecture_lib.Architecture
+  ) -> tuple[base.Part, ...]:
+    option = dict(architecture.options)
+    stream = 'stem' if self.expansion != 1 else 's0'
+    chain = [common.stem_part(architecture, stream)]
+    for stage, names in enumerate(architecture.stages):
+      for index, block in enumerate(names):
+        stride = self.strides[stage] if index == 0 else 1
+        features = architecture.size(f's{stage}')
+        same = stride == 1 and architecture.size(stream) == features
+        chain.append(
+            base.Part(
+                block,
+                self.block(
+                    **{
+                        axis: architecture.size(f'{block}.{axis}')
+                        for axis in self.inner
+                    },
+                    features=features,
+                    stride=stride,
+                    shortcut=(
+                        'identity'
+                        if index or (same and stream == f's{stage}')
+                        else option['shortcut']
+                    ),
+                    scale_init=option['bn_scale_init'],
+                    init_scheme=option['stem'],
+                ),
+                (
+                    ('in', stream),
+                    ('out', f's{stage}'),
+                    *((axis, f'{block}.{axis}') for axis in self.inner),
+                ),
+                base.output_shape(chain[-1]),
+            )
+        )
+        stream = f's{stage}'
+    chain.append(common.head_part(architecture, stream, chain))
+    return tuple(chain)
+
+  def layers(self, depths: Sequence[int]) -> int:
+    return self.convolutions * sum(depths) + 2
+
+
+BASIC3 = ResNet('basic3resnet', 'Basic3ResNet', (16, 32, 64), (1, 2, 2))
+BASIC4 = ResNet(
+    'basic4resnet', 'Basic4ResNet', (64, 128, 256, 512), (1, 2, 2, 2)
+)
+BOTTLENECK4 = ResNet(
+    'bottleneck4resnet',
+    'Bottleneck4ResNet',
+    (64, 128, 256, 512),
+    (1, 2, 2, 2),
+    BottleneckBlock,
+    ('mid1', 'mid2'),
+    expansion=4,
+    convolutions=3,
+)

@@ -1,0 +1,177 @@
+"""Data parallelism: one file, one class, three modes.
+
+`single` runs on one device. `pmap` runs one program per device and averages
+gradients and metrics; batch norm sees each device's share of the batch, as in
+the papers' runs on several GPUs, and running statistics are averaged. `jit`
+sees the batch as a whole on a mesh, batch norm included, so that its results
+are those of one device. The step is written once for all three: it calls
+`Parallel.mean` and `Parallel.sum`, which do nothing outside `pmap`.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import time
+from typing import Any, Literal
+
+import jax
+from jax import lax
+import numpy as np
+
+from autogrow_jax import state as state_lib
+
+Mode = Literal['single', 'pmap', 'jit']
+Role = Literal['replicated', 'sharded']
+
+AXIS = 'devices'
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """Places data on devices and compiles functions for them.
+
+  Attributes:
+    mode: see the module.
+    devices: those to use.
+  """
+
+  mode: Mode
+  devices: tuple[jax.Device, ...]
+
+  def __post_init__(self):
+    if self.mode == 'single' and len(self.devices) != 1:
+      raise ValueError(f'single mode has one device, not {len(self.devices)}.')
+
+  def mean(self, tree: Any) -> Any:
+    """Averages over devices, inside a compiled function."""
+    return lax.pmean(tree, AXIS) if self.mode == 'pmap' else tree
+
+  def sum(self, tree: Any) -> Any:
+    """Sums over devices, inside a compiled function."""
+    return lax.psum(tree, AXIS) if self.mode == 'pmap' else tree
+
+  def first(self, size: int) -> int | jax.Array:
+    """Where this device's share of a batch begins, in a compiled function.
+
+    Args:
+      size: of a share.
+
+    Returns:
+      Position in the whole batch.
+    """
+    return lax.axis_index(AXIS) * size if self.mode == 'pmap' else 0
+
+  def replicate(self, tree: Any) -> Any:
+    """Puts a host tree on every device."""
+    if self.mode == 'pmap':
+      count = len(self.devices)
+      tree = jax.tree.map(
+          lambda leaf: np.broadcast_to(leaf, (count, *np.shape(leaf))), tree
+      )
+    return self._put(tree, sharded=self.mode == 'pmap')
+
+  def shard(self, tree: Any) -> Any:
+    """Splits the leading dimension of a host tree among the devices."""
+    if self.mode == 'pmap':
+      count = len(self.devices)
+      tree = jax.tree.map(
+          lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree
+      )
+    return self._put(tree, sharded=self.mode != 'single')
+
+  def fetch(self, tree: Any) -> Any:
+    """Copies a replicated tree to the host."""
+    if self.mode == 'pmap':
+      tree = jax.tree.map(lambda leaf: leaf[0], tree)
+    return state_lib.to_host(tree)
+
+  def gather(self, tree: Any) -> Any:
+    """Copies a sharded tree to the host, as one batch."""
+    tree = state_lib.to_host(tree)
+    if self.mode == 'pmap':
+      tree = jax.tree.map(
+          lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree
+      )
+    return tree
+
+  def compile(
+      self,
+      function: Callable[..., Any],
+      arguments: Sequence[Any],
+      *,
+      outputs: Role,
+      donate: tuple[int, ...] = (),
+  ) -> tuple[Callable[..., Any], float]:
+    """Compiles a function for arguments that are already placed.
+
+    Args:
+      function: takes the arguments; in `pmap` mode, each device's share.
+      arguments: placed by `replicate` or `shard`; not consumed.
+      outputs: how its results are placed.
+      donate: positions of arguments that a call consumes.
+
+    Returns:
+      The compiled function, and the seconds that tracing and compiling took.
+    """
+    start = time.perf_counter()
+    if self.mode == 'pmap':
+      mapped = jax.pmap(
+          function,
+          axis_name=AXIS,
+          devices=self.devices,
+          donate_argnums=donate,
+      )
+    else:
+      mapped = jax.jit(
+          function,
+          donate_argnums=donate,
+          out_shardings=self._sharding(
+              sharded=self.mode == 'jit' and outputs == 'sharded'
+          ),
+      )
+    compiled = mapped.lower(*arguments).compile()
+    return compiled, time.perf_counter() - start
+
+  def _sharding(self, *, sharded: bool) -> jax.sharding.Sharding:
+    if self.mode == 'single':
+      return jax.sharding.SingleDeviceSharding(self.devices[0])
+    mesh = jax.make_mesh(
+        (len(self.devices),),
+        (AXIS,),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=self.devices,
+    )
+    spec = jax.sharding.PartitionSpec(*([AXIS] if sharded else []))
+    return jax.sharding.NamedSharding(mesh, spec)
+
+  def _put(self, tree: Any, *, sharded: bool) -> Any:
+    # `may_alias=False`: an alias of host memory could not be donated.
+    return jax.device_put(tree, self._sharding(sharded=sharded), may_alias=False)
+
+
+def make(mode: str = 'auto', num_devices: int | None = None) -> Parallel:
+  """Chooses devices.
+
+  Args:
+    mode: 'auto', 'pmap' or 'jit'; 'auto' is one plain device if there is one,
+      else 'jit', whose results do not depend on the number of devices.
+    num_devices: how many; None for all accelerators, or one CPU.
+
+  Returns:
+    The placement.
+
+  Raises:
+    ValueError: if there are not so many devices, or no such mode.
+  """
+  devices = jax.devices()
+  if num_devices is None:
+    num_devices = 1 if devices[0].platform == 'cpu' else len(devices)
+  if not 1 <= num_devices <= len(devices):
+    raise ValueError(
+        f'num_devices is 1 to {len(devices)} on this machine, got '
+        f'{num_devices}.'
+    )
+  if mode not in ('auto', 'pmap', 'jit'):
+    raise ValueError(f'parallel is auto, pmap or jit, got {mode!r}.')
+  if mode == 'auto':
+    mode = 'single' if num_devices == 1 else 'jit'
+  return Parallel(mode, tuple(devices[:num_devices]))

@@ -1,0 +1,199 @@
+"""The compiled programs of a run: the training step and the evaluation.
+
+Both are written once, for all networks, methods and ways of parallelism, and
+compiled per bucket of architectures.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from autogrow_jax import data
+from autogrow_jax import optimizers
+from autogrow_jax import parallel as parallel_lib
+from autogrow_jax import randomness
+from autogrow_jax import view
+from autogrow_jax.methods import base
+from autogrow_jax.networks import base as networks_base
+
+Compiled = Callable[..., Any]
+OnCompile = Callable[[str, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What the programs depend on besides the bucket.
+
+  Attributes:
+    method: gives the objective.
+    tx: the optimizer.
+    preprocessing: of the images.
+    dtype: of activations.
+    parallel: placement.
+  """
+
+  method: base.Method
+  tx: optax.GradientTransformation
+  preprocessing: data.Preprocessing
+  dtype: Any
+  parallel: parallel_lib.Parallel
+
+
+def new_meters() -> dict[str, np.ndarray]:
+  """Sums over the batches of an epoch, at zero."""
+  return {
+      'loss_sum': np.float32(0),
+      'correct': np.int32(0),
+      'total': np.int32(0),
+  }
+
+
+def train_step(
+    task: Task,
+    bucket: view.Bucket,
+    packed: Any,
+    meters: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    index: jax.Array,
+    learning_rate: jax.Array,
+) -> tuple[Any, Any]:
+  """One step on one batch.
+
+  Args:
+    task: static.
+    bucket: static, the chain to run.
+    packed: the packed `TrainState`.
+    meters: see `new_meters`.
+    images: the whole training set, uint8 (examples, height, width, channel).
+    labels: (examples,) int32.
+    index: (batch,) int32, into the training set; in `pmap` mode, this
+      device's share.
+    learning_rate: scalar.
+
+  Returns:
+    The next packed state and meters.
+  """
+  key = jax.random.wrap_key_data(packed.key)
+  augment_key = jax.random.fold_in(
+      randomness.stream(key, 'augment'), packed.step
+  )
+  x = data.augment(
+      augment_key,
+      images[index],
+      task.preprocessing,
+      first=task.parallel.first(index.size),
+  )
+  x = data.preprocess(x, task.preprocessing, dtype=task.dtype)
+  y = labels[index]
+
+  def forward(weights, stats, gates):
+    return networks_base.apply(
+        bucket, weights, stats, x, train=True, gates=gates
+    )
+
+  def loss_fn(params):
+    return task.method.objective(
+        forward,
+        params,
+        packed.stats,
+        y,
+        jax.random.fold_in(randomness.stream(key, 'method'), packed.step),
+    )
+
+  (loss, (stats, logits)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      packed.params
+  )
+  grads, stats, loss = task.parallel.mean((grads, stats, loss))
+  opt_state = optimizers.with_learning_rate(packed.opt_state, learning_rate)
+  updates, opt_state = task.tx.update(grads, opt_state, packed.params)
+  correct, total = task.parallel.sum(
+      (jnp.sum(jnp.argmax(logits, -1) == y, dtype=jnp.int32), y.size)
+  )
+  packed = packed.replace(
+      step=packed.step + 1,
+      params=optax.apply_updates(packed.params, updates),
+      stats=stats,
+      opt_state=opt_state,
+  )
+  return packed, {
+      'loss_sum': meters['loss_sum'] + loss * total,
+      'correct': meters['correct'] + correct,
+      'total': meters['total'] + total,
+  }
+
+
+def forward_batch(
+    task: Task,
+    bucket: view.Bucket,
+    weights: Any,
+    stats: Any,
+    images: jax.Array,
+    train: jax.Array,
+) -> jax.Array:
+  """Logits of a batch, for evaluations and receipts; state is not changed.
+
+  Args:
+    task: static.
+    bucket: static.
+    weights: packed.
+    stats: packed network statistics.
+    images: uint8 (batch, height, width, channel).
+    train: normalise by batch statistics; a traced bool, so that one program
+      serves both modes.
+
+  Returns:
+    (batch, classes) float32.
+  """
+  x = data.preprocess(images, task.preprocessing, dtype=task.dtype)
+  logits, _ = networks_base.apply(bucket, weights, stats, x, train=train)
+  return logits
+
+
+class Programs:
+  """Compiles programs when first needed; keeps those of the last two buckets.
+
+  Two, because a growth's receipt compares the networks before and after.
+  """
+
+  def __init__(self, task: Task, on_compile: OnCompile):
+    """Programs of a task.
+
+    Args:
+      task: what they depend on besides the bucket.
+      on_compile: called with a program's name and seconds.
+    """
+    self._task = task
+    self._on_compile = on_compile
+    self._compiled: dict[view.Bucket, dict[str, Compiled]] = {}
+
+  def train_step(self, bucket: view.Bucket, arguments: Any) -> Compiled:
+    """`train_step` for arguments like these; consumes the packed state."""
+    return self._get(
+        bucket, 'train step', train_step, arguments, 'replicated', donate=(0,)
+    )
+
+  def forward(self, bucket: view.Bucket, arguments: Any) -> Compiled:
+    """`forward_batch` for arguments like these."""
+    return self._get(bucket, 'evaluation', forward_batch, arguments, 'sharded')
+
+  def _get(self, bucket, name, function, arguments, outputs, donate=()):
+    known = self._compiled.pop(bucket, {})
+    self._compiled[bucket] = known
+    while len(self._compiled) > 2:
+      del self._compiled[next(iter(self._compiled))]
+    if name not in known:
+      known[name], seconds = self._task.parallel.compile(
+          functools.partial(function, self._task, bucket),
+          arguments,
+          outputs=outputs,
+          donate=donate,
+      )
+      self._on_compile(name, seconds)
+    return known[name]

@@ -1,0 +1,171 @@
+"""A finished (or interrupted) run's network, from its directory alone."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import checkpoint
+from autogrow_jax import config as config_lib
+from autogrow_jax import data
+from autogrow_jax import evaluation
+from autogrow_jax import logs
+from autogrow_jax import optimizers
+from autogrow_jax import programs
+from autogrow_jax import state as state_lib
+from autogrow_jax import view
+from autogrow_jax.methods import base
+from autogrow_jax.networks import base as networks_base
+
+PREDICTION_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedNetwork:
+  """A network out of a work directory.
+
+  Attributes:
+    architecture: its architecture.
+    config: of the run that made it, fully resolved.
+    preprocessing: of the images that it was trained on.
+    weights: parameters, by name.
+    stats: network statistics, by name.
+    epoch: epochs that it was trained for.
+  """
+
+  architecture: architecture_lib.Architecture
+  config: config_lib.RunConfig
+  preprocessing: data.Preprocessing
+  weights: dict[str, Any]
+  stats: dict[str, Any]
+  epoch: int
+
+  def predict(self, images: np.ndarray) -> np.ndarray:
+    """Logits in eval mode.
+
+    Args:
+      images: raw uint8 pixels (examples, height, width, channel), of the size
+        that the network was trained on.
+
+    Returns:
+      (examples, classes) float32.
+
+    Raises:
+      ValueError: if the images are not of that kind.
+    """
+    images = np.asarray(images)
+    shape = self.image_shape
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+      raise ValueError(
+          f'Images must be uint8 (examples, {", ".join(map(str, shape))}), got '
+          f'{images.dtype} {images.shape}.'
+      )
+    return np.concatenate([
+        evaluation.logits_of(
+            self._forward,
+            images[start : start + PREDICTION_BATCH],
+            PREDICTION_BATCH,
+        )
+        for start in range(0, len(images), PREDICTION_BATCH)
+    ])
+
+  def score(self, split: data.Split) -> evaluation.Score:
+    """Accuracy and loss over a split."""
+    return evaluation.score(self._forward, split, PREDICTION_BATCH)
+
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """(height, width, channel) of raw images."""
+    option = dict(self.architecture.options)
+    pad = 2 * self.preprocessing.pad
+    height, width = option['resolution']
+    return height - pad, width - pad, self.architecture.size('image')
+
+  def parts(self) -> dict[str, tuple[Any, Any]]:
+    """{part: (weights, statistics)}."""
+    return {
+        name: (weights, self.stats[name])
+        for name, weights in self.weights.items()
+    }
+
+  @functools.cached_property
+  def _forward(self) -> Any:
+    layout = view.layout(self.architecture)
+    weights = view.pack(self.weights, layout)
+    stats = view.pack(self.stats, layout)
+    dtype = jnp.dtype(self.config.devices.precision)
+
+    @jax.jit
+    def logits(images):
+      x = data.preprocess(images, self.preprocessing, dtype=dtype)
+      return networks_base.apply(
+          layout.bucket, weights, stats, x, train=False
+      )[0]
+
+    return lambda images: np.asarray(logits(images))
+
+
+def load(
+    workdir: str | os.PathLike[str], *, method: base.Method | None = None
+) -> TrainedNetwork:
+  """Reads the newest good checkpoint of a work directory.
+
+  Args:
+    workdir: of a run.
+    method: the run's own method, if it was not of the library.
+
+  Returns:
+    The network.
+
+  Raises:
+    ValueError: if the directory holds no run, or none that can be read.
+  """
+  workdir = pathlib.Path(workdir)
+  known = logs.read_json(workdir / 'config.json')
+  if known is None:
+    raise ValueError(
+        f'{workdir} holds no run: it has no config.json. Name the --workdir of '
+        'a run.'
+    )
+  config = config_lib.RunConfig.from_json(known)
+  restored = checkpoint.Checkpoints(workdir / 'checkpoints', keep=1).restore(
+      lambda documents: abstract_arrays(documents, config, method)
+  )
+  if restored is None:
+    raise ValueError(f'The run in {workdir} has not saved a checkpoint yet.')
+  documents, state = restored.documents, restored.state['state']
+  return TrainedNetwork(
+      architecture=architecture_lib.Architecture.from_json(
+          documents['architecture']
+      ),
+      config=config,
+      preprocessing=data.Preprocessing(**documents['preprocessing']),
+      weights=state.params['weights'],
+      stats=state.stats['network'],
+      epoch=documents['progress']['epoch'],
+  )
+
+
+def abstract_arrays(
+    documents: dict[str, Any],
+    config: config_lib.RunConfig,
+    method: base.Method | None = None,
+) -> dict[str, Any]:
+  """Shapes of all arrays in a checkpoint, from its documents."""
+  architecture = architecture_lib.Architecture.from_json(
+      documents['architecture']
+  )
+  return {
+      'state': state_lib.abstract_state(
+          architecture,
+          optimizers.make(config.optimizer),
+          extra=(method or config.method).extra,
+      ),
+      'meters': programs.new_meters(),
+  }

@@ -1,0 +1,40 @@
+"""Trains a network of fixed depths from scratch: what a grown one is held to.
+
+    python -m experiments.baseline --depths=3-3-3
+"""
+
+from autogrow_jax import train
+from experiments import flags
+from experiments import presets
+from experiments import summary
+
+FIELDS = {
+    'depths': (
+        'network.depths',
+        'depths',
+        'Blocks per stage, e.g. 3-3-3; one each by default.',
+    ),
+    'epochs': (
+        'schedule.finetune_epochs',
+        'int',
+        'Training epochs, with tenfold drops of the rate at 1/2 and 3/4.',
+    ),
+    **{
+        name: field
+        for name, field in flags.RUN_FLAGS.items()
+        if name != 'finetune_epochs'
+    },
+}
+
+flags.define(FIELDS)
+
+
+def main() -> None:
+  flags.use_compilation_cache()
+  run_config = flags.make_config(FIELDS, presets.fixed)
+  result = train.run(run_config)
+  print(summary.of_run(result, run_config.workdir))
+
+
+if __name__ == '__main__':
+  flags.run_main(main)

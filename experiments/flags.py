@@ -1,0 +1,293 @@
+"""Flags that the training binaries share, and how they become a `RunConfig`.
+
+A flag that is given overrides its field of the preset; one that is not leaves
+the preset alone. Defaults in `--help` are those of the preset 'digits'.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
+import sys
+from typing import Any
+
+from absl import app
+from absl import flags
+
+from autogrow_jax import config
+from autogrow_jax import policies
+from autogrow_jax import train
+from experiments import presets
+
+flags.disclaim_key_flags()  # They belong to the binary that defines them.
+
+FLAGS = flags.FLAGS
+USER_ERROR = 2  # Exit status.
+
+# Flag -> (field of RunConfig, kind, help); the kinds are below.
+RUN_FLAGS = {
+    'dataset': (
+        'data.dataset',
+        'text',
+        'Data set: digits (embedded), mnist, fashion_mnist or cifar10 (TFDS).',
+    ),
+    'data_dir': (
+        'data.data_dir',
+        'text',
+        "Directory of prepared TFDS data sets; TFDS's own by default.",
+    ),
+    'data_fraction': (
+        'data.data_fraction',
+        'text',
+        'Fraction of the training data to use, stratified and seeded: 0.25.',
+    ),
+    'holdout': (
+        'data.holdout',
+        'int',
+        "Hold-out for decisions, images; the data set's own by default.",
+    ),
+    'select_on': (
+        'data.select_on',
+        'text',
+        'What decides: holdout, or test (as in the paper; every output then '
+        'says so).',
+    ),
+    'network': (
+        'network.name',
+        'text',
+        'basic3resnet, basic4resnet, bottleneck4resnet, plain3net, plain4net, '
+        "or 'package.module:attribute'.",
+    ),
+    'stem': (
+        'network.stem',
+        'text',
+        'small or imagenet; small up to 64 pixels by default.',
+    ),
+    'shortcut': (
+        'network.shortcut',
+        'text',
+        'Where a residual block changes shape: B (1x1 convolution) or A (no '
+        'parameters); B by default.',
+    ),
+    'bn_scale_init': (
+        'network.bn_scale_init',
+        'text',
+        'Start of batch norm scales: ones or uniform01; ones by default.',
+    ),
+    'widths': (
+        'network.widths',
+        'depths',
+        "Base channels per stage, e.g. 16-32-64; the network's by default.",
+    ),
+    'finetune_epochs': (
+        'schedule.finetune_epochs',
+        'int',
+        'N, epochs of the final phase, with tenfold drops at 1/2 and 3/4.',
+    ),
+    'learning_rate': (
+        'schedule.learning_rate',
+        'float',
+        "Top learning rate; the network's (0.1, plain nets 0.01) by default.",
+    ),
+    'weight_decay': (
+        'optimizer.weight_decay',
+        'float',
+        'L2 coefficient on all parameters.',
+    ),
+    'momentum': ('optimizer.momentum', 'float', 'Of SGD.'),
+    'clip_norm': (
+        'optimizer.clip_norm',
+        'float',
+        'Largest global gradient norm; 0 for none.',
+    ),
+    'accumulate': (
+        'optimizer.accumulate',
+        'int',
+        'Batches over which gradients are averaged before an update.',
+    ),
+    'batch_size': ('batch_size', 'int', 'Images per step, over all devices.'),
+    'precision': (
+        'devices.precision',
+        'text',
+        'Of activations: float32 or bfloat16; parameters stay float32.',
+    ),
+    'parallel': (
+        'devices.parallel',
+        'text',
+        'auto, pmap (batch norm per device) or jit (batch norm over the batch).',
+    ),
+    'num_devices': (
+        'devices.num_devices',
+        'int',
+        'Devices; all accelerators, or one CPU, by default.',
+    ),
+    'checkpoint_every': (
+        'checkpoints.every',
+        'text',
+        'Epochs (2) or minutes (10m) between checkpoints.',
+    ),
+    'keep': ('checkpoints.keep', 'int', 'Checkpoints to keep.'),
+    'init_from': (
+        'init_from',
+        'text',
+        'Work directory of a run whose network to start from.',
+    ),
+    'seed': ('seed', 'int', 'Of everything random.'),
+}
+
+GROWING_FLAGS = {
+    'seed_depths': (
+        'network.depths',
+        'depths',
+        'Blocks per stage to start from, e.g. 1-1-1; one each by default.',
+    ),
+    'policy': ('policy.name', 'text', 'periodic or convergent.'),
+    'grow_interval': ('policy.interval', 'int', 'K, epochs between checks.'),
+    'stop_window': (
+        'policy.window',
+        'int',
+        'J, epochs over which a stage must have helped; at least K.',
+    ),
+    'threshold': (
+        'policy.threshold',
+        'text',
+        'tau, percentage points that count as help.',
+    ),
+    'max_depths': (
+        'policy.max_depths',
+        'depths',
+        'Deepest stages, e.g. 9-9-9; 200 each by default.',
+    ),
+    'max_growing_epochs': (
+        'policy.max_epochs',
+        'int',
+        'Growing epochs after which growing ends; no limit by default.',
+    ),
+    'initializer': (
+        'method.initializer',
+        'text',
+        "Of a residual block's last norm: gauss, zero, uniform or adam.",
+    ),
+    'growing_schedule': (
+        'schedule.growing',
+        'text',
+        'Learning rate while growing: constant or staircase.',
+    ),
+}
+
+
+def define(fields: dict[str, tuple[str, str, str]]) -> None:
+  """Defines flags for fields, and those that every training binary has."""
+  flags.DEFINE_string(
+      'preset', 'digits', f'Configuration: {", ".join(presets.PRESETS)}.'
+  )
+  flags.DEFINE_string(
+      'workdir',
+      None,
+      'Directory of all results; runs/NETWORK-DATASET-SEED by default. The same '
+      'command continues a run that was stopped.',
+  )
+  flags.DEFINE_string(
+      'compilation_cache',
+      os.path.join('~', '.cache', 'autogrow_jax'),
+      "Directory of compiled programs, for the next start; '' for none.",
+  )
+  defaults = presets.get('digits')
+  for name, (field, kind, text) in fields.items():
+    default = _get(defaults, field)
+    if kind == 'int':
+      flags.DEFINE_integer(name, default, text)
+    elif kind == 'float':
+      flags.DEFINE_float(name, default, text)
+    else:
+      if kind == 'depths' and default is not None:
+        default = policies.format_depths(default)
+      flags.DEFINE_string(name, default, text)
+
+
+def make_config(
+    fields: dict[str, tuple[str, str, str]],
+    base: Callable[[config.RunConfig], config.RunConfig] = lambda x: x,
+) -> config.RunConfig:
+  """The configuration that preset and flags ask for.
+
+  Args:
+    fields: as given to `define`.
+    base: changes the preset before the flags do.
+
+  Returns:
+    The configuration.
+  """
+  changes = {}
+  for name, (field, kind, _) in fields.items():
+    if FLAGS[name].present:
+      value = FLAGS[name].value
+      if kind == 'depths' and value is not None:
+        value = parse_depths(name, value)
+      changes[field] = value
+  result = _replace(base(presets.get(FLAGS.preset)), changes)
+  workdir = FLAGS.workdir
+  if workdir is None:
+    network, dataset = result.network.name, result.data.dataset
+    workdir = os.path.join('runs', f'{network}-{dataset}-{result.seed}')
+  return dataclasses.replace(result, workdir=workdir)
+
+
+def parse_depths(flag: str, text: str) -> tuple[int, ...]:
+  """Reads '3-2-2'."""
+  try:
+    return policies.parse_depths(text)
+  except ValueError as error:
+    raise ValueError(f'--{flag}: {error}') from error
+
+
+def use_compilation_cache() -> None:
+  """Turns the cache of compiled programs on, unless told not to."""
+  if FLAGS.compilation_cache:
+    train.cache_compilations(os.path.expanduser(FLAGS.compilation_cache))
+
+
+def run_main(main: Callable[[], None]) -> None:
+  """Runs a binary: one line and status 2 for what a user did wrong.
+
+  Args:
+    main: called after flags are parsed.
+  """
+
+  def checked(argv: Sequence[str]) -> int | None:
+    try:
+      if len(argv) > 1:
+        raise ValueError(
+            f'Unknown argument {argv[1]!r}; flags begin with --, see --help.'
+        )
+      return main()
+    except train.Interrupted as error:
+      print(error, file=sys.stderr)
+      return 128 + error.signum
+    except ValueError as error:
+      if os.environ.get('AUTOGROW_TRACEBACK'):
+        raise
+      message = ' '.join(str(error).split())
+      print(f'error: {message}', file=sys.stderr)
+      return USER_ERROR
+
+  app.run(checked)
+
+
+def _get(value: Any, field: str) -> Any:
+  for name in field.split('.'):
+    value = getattr(value, name)
+  return value
+
+
+def _replace(value: Any, changes: dict[str, Any]) -> Any:
+  """Replaces several fields at once, so that they are checked together."""
+  direct, nested = {}, {}
+  for field, item in changes.items():
+    first, _, rest = field.partition('.')
+    if rest:
+      nested.setdefault(first, {})[rest] = item
+    else:
+      direct[first] = item
+  for first, items in nested.items():
+    direct[first] = _replace(getattr(value, first), items)
+  return dataclasses.replace(value, **direct)

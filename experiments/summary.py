@@ -1,0 +1,87 @@
+"""What a binary prints when a run has ended."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autogrow_jax import logs
+
+
+def of_run(
+    result: Mapping[str, Any],
+    workdir: str,
+    comparisons: Sequence[tuple[str, Mapping[str, Any]]] = (),
+) -> str:
+  """The summary of a run.
+
+  Args:
+    result: what `train.run` returned.
+    workdir: where everything lies.
+    comparisons: (name, result) of fixed networks.
+
+  Returns:
+    Several lines of at most 80 columns.
+  """
+  lines = [
+      '',
+      f'{result["network"]} on {result["dataset"]}, seed {result["seed"]}',
+  ]
+  if result['select_on'] == 'test':
+    lines.append('  DECISIONS WERE TAKEN ON THE TEST SET: not a clean result')
+  rows = [(_label(result), result), *comparisons]
+  selection = 'test' if result['select_on'] == 'test' else 'hold-out'
+  header = ('', 'depth', 'parameters', 'multiply-adds', selection, 'test')
+  table = [header] + [
+      (
+          name,
+          item['found'],
+          logs.format_count(item['params']),
+          logs.format_count(item['macs']),
+          f'{item["val_accuracy"]:.2f} %',
+          f'{item["test_accuracy"]:.2f} %',
+      )
+      for name, item in rows
+  ]
+  lines += _aligned(table)
+  spent = [('', 'epochs', 'training cost', 'wall', 'compiling')] + [
+      (
+          name,
+          str(item['epochs']),
+          f'{logs.format_count(item["train_macs"])} multiply-adds',
+          f'{item["wall_seconds"]:.0f} s',
+          f'{item["compile_seconds"]:.0f} s in {item["compile_count"]}',
+      )
+      for name, item in rows
+  ]
+  lines += ['', *_aligned(spent)]
+  if 'floor' in result:
+    band = result['null_band']
+    lines += [
+        '',
+        f'  {result["growths"]} growths in {result["growing_epochs"]} epochs. '
+        'What the same policy finds without a signal:',
+        f'  floor {result["floor"]} (no progress at all); pure noise '
+        f'{_band(band["submodules"])} sub-modules, '
+        f'{_band(band["epochs"])} epochs (10-90 %).',
+    ]
+  lines += ['', f'  Everything is in {workdir}: open report.html there.']
+  return '\n'.join(lines)
+
+
+def _label(result: Mapping[str, Any]) -> str:
+  return 'fixed' if result['method'] == 'fixed' else 'grown'
+
+
+def _band(percentiles: Mapping[str, Any]) -> str:
+  return f'{percentiles["p10"]} to {percentiles["p90"]}'
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+      '  '
+      + '  '.join(
+          cell.ljust(width) if index == 0 else cell.rjust(width)
+          for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+      ).rstrip()
+      for row in rows
+  ]

@@ -1,0 +1,202 @@
+"""Tests for report.py."""
+
+from html import parser
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from autogrow_jax import report
+
+_RESULT = {
+    'method': 'autogrow', 'network': 'basic3', 'dataset': 'digits', 'seed': 0,
+    'found': '2-1', 'params': 98042, 'macs': 13_900_000, 'growths': 1,
+    'epochs': 4, 'val_accuracy': 95.4, 'test_accuracy': 94.913,
+    'select_on': 'validation', 'train_macs': 1.5e12, 'wall_seconds': 3725.2,
+    'params_digest': 'ab' * 32, 'versions': {'jax': '0.10.2'},
+    'null_band': [94.1, 95.9], 'comparison': {'fixed': {'macs': 2e12}},
+    'surprise': '<b>&"',
+}
+_VOID_TAGS = ('meta', 'br')
+
+
+def _history(*, epochs: int = 4, grows: bool = True) -> list[dict]:
+  """A run that grows after its second epoch, and knows all optional keys."""
+  records = []
+  depths = [1, 1]
+  for epoch in range(epochs):
+    records.append({
+        'event': 'epoch', 'epoch': epoch, 'step': 10 * epoch + 10,
+        'depths': list(depths), 'learning_rate': 0.1,
+        'phase': 'growing' if grows and epoch < 3 else 'finetuning',
+        'train_loss': 2.0 / (epoch + 1), 'train_correct': 50 + epoch,
+        'train_total': 100, 'loss': 'nan' if epoch == 1 else 2.0,
+        'correct': 40 + epoch, 'total': 80, 'best': 40 + epoch,
+        'params': 78042, 'macs': 12_500_000, 'train_macs': 1e9 * epoch,
+        'eval_macs': 1e8 * epoch, 'wall_seconds': 2.0 * epoch,
+        'compile_seconds': 1.0, 'compile_count': 1,
+    })
+    if grows and epoch == 1:
+      depths[0] += 1
+      records.append({
+          'event': 'grow', 'epoch': 1, 'step': 20, 'depths': list(depths),
+          'stage': 0, 'block': 's0b1', 'note': 'Zero<Init>',
+          'params_before': 78042, 'params_after': 98042,
+          'macs_before': 12.5e6, 'macs_after': 13.9e6,
+          'loss_before': 0.45671, 'loss_after': 'inf',
+          'logits_change_eval': 0.0, 'logits_change_train': 1.2e-7,
+          'optimizer': {'kept': 24, 'new': 6, 'dropped': 0},
+      })
+      records.append({
+          'event': 'stop', 'epoch': 1, 'step': 20, 'depths': list(depths),
+          'stage': 1, 'reason': 'window',
+      })
+  records.append({
+      'event': 'end', 'epoch': epochs, 'step': 0, 'depths': depths
+  })
+  return records
+
+
+class _Checker(parser.HTMLParser):
+  """Collects text and links, and fails on tags that do not match."""
+
+  def __init__(self):
+    super().__init__()
+    self.open, self.links, self.ids, self.tags, self.text = [], [], [], [], ''
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    if tag not in _VOID_TAGS:
+      self.open.append(tag)
+    for name, value in attrs:
+      if name in ('src', 'href', 'xlink:href'):
+        self.links.append(value)
+      if name == 'id':
+        self.ids.append(value)
+
+  def handle_startendtag(self, tag, attrs):
+    self.handle_starttag(tag, attrs)
+    if tag not in _VOID_TAGS:
+      self.open.pop()
+
+  def handle_endtag(self, tag):
+    if self.open.pop() != tag:
+      raise AssertionError(f'</{tag}> closes another tag.')
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def _check(page: str) -> _Checker:
+  checker = _Checker()
+  checker.feed(page)
+  checker.close()
+  if checker.open:
+    raise AssertionError(f'{checker.open} are left open.')
+  return checker
+
+
+def _render(history=None, result=None, config=None) -> str:
+  return report.render(
+      config=config or {'model': {'name': 'basic3'}},
+      history=_history() if history is None else history,
+      result=_RESULT if result is None else result,
+  )
+
+
+class ReportTest(parameterized.TestCase):
+
+  def test_is_self_contained_and_well_formed(self):
+    page = _render()
+    checker = _check(page)
+    self.assertEqual(checker.tags.count('svg'), 3)
+    self.assertNotIn('script', checker.tags)
+    for link in checker.links:
+      self.assertStartsWith(link, '#')
+    self.assertLen(set(checker.ids), len(checker.ids))
+    self.assertNotRegex(page, r'@import|url\((?!#)')
+    for address in re.findall(r'https?://\S+', page):
+      self.assertStartsWith(address, 'http://www.w3.org/')  # XML names.
+
+  def test_is_deterministic(self):
+    self.assertEqual(_render(), _render())
+
+  def test_shows_the_result(self):
+    text = _check(_render()).text
+    for expected in (
+        'autogrow basic3 on digits: 2-1', '94.91 %', '98,042 (98.0 k)',
+        '1 h 02 min', '0.10.2', '2,000,000,000,000 (2.00 T)', 'surprise',
+        '<b>&"', '94.1, 95.9',
+    ):
+      self.assertIn(expected, text)
+
+  def test_shows_growths(self):
+    text = _check(_render()).text
+    for expected in (
+        '78.0 k → 98.0 k', '12.5 M → 13.9 M', '0.4567 → inf', '24 / 6 / 0',
+        'Zero<Init>', '0 / 1.2e-07', 'stage 1 stops growing',
+    ):
+      self.assertIn(expected, text)
+
+  def test_escapes(self):
+    evil = '</pre><script>alert(1)</script>'
+    page = _render(
+        config={evil: evil}, result={'method': evil, evil: {evil: [evil]}}
+    )
+    self.assertNotIn('script', _check(page).tags)
+
+  @parameterized.parameters(('test', True), ('validation', False))
+  def test_warns_of_decisions_on_the_test_set(self, select_on, warns):
+    text = _check(_render(result={**_RESULT, 'select_on': select_on})).text
+    self.assertEqual('Decisions were taken on the test set' in text, warns)
+
+  @parameterized.named_parameters(
+      ('nothing', []),
+      ('no_growth', _history(grows=False)),
+      ('one_epoch', _history(epochs=1)),
+      ('required_keys_only', [
+          {key: record[key] for key in ('event', 'epoch', 'step', 'depths')}
+          for record in _history()
+          if record['event'] in ('epoch', 'grow')
+      ]),
+      ('stages_change', [
+          {'event': 'epoch', 'epoch': 1, 'step': 1, 'depths': [1, 2]},
+          {'event': 'epoch', 'epoch': 2, 'step': 2, 'depths': [1]},
+      ]),
+      ('no_stages', [
+          {'event': 'epoch', 'epoch': 1, 'step': 1, 'depths': []},
+      ]),
+  )
+  def test_short_histories(self, history):
+    _check(_render(history=history, result={}))
+
+  def test_write_leaves_one_file_and_the_style_alone(self):
+    import matplotlib  # pylint: disable=g-import-not-at-top
+
+    before = dict(matplotlib.rcParams)
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    path = folder / 'run' / 'report.html'
+    for _ in range(2):
+      report.write(path, config={}, history=_history(), result=_RESULT)
+    self.assertStartsWith(path.read_text(encoding='utf-8'), '<!doctype html>')
+    self.assertEqual([p.name for p in path.parent.iterdir()], ['report.html'])
+    self.assertEqual(dict(matplotlib.rcParams), before)
+
+  def test_imports_matplotlib_late_and_never_pyplot(self):
+    code = (
+        'import sys; from autogrow_jax import report;'
+        ' assert "matplotlib" not in sys.modules;'
+        ' report.render(config={}, history=[{"event": "epoch", "epoch": 1,'
+        ' "step": 1, "depths": [1], "loss": 0.5}], result={});'
+        ' assert "matplotlib.pyplot" not in sys.modules'
+    )
+    root = pathlib.Path(__file__).parent.parent
+    subprocess.run([sys.executable, '-c', code], cwd=root, check=True)
+
+
+if __name__ == '__main__':
+  absltest.main()
