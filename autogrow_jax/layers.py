@@ -165,9 +165,11 @@ class Norm(nn.Module):
         mean = jnp.where(train, batch_mean, mean)
         var = jnp.where(train, batch_var, var)
     factor = scale * lax.rsqrt(var + self.epsilon)
-    return (
-        x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
-    )
+    shift = bias - mean * factor
+    channels = (1,) * (x.ndim - 1) + shape
+    return x * factor.astype(x.dtype).reshape(channels) + shift.astype(
+        x.dtype
+    ).reshape(channels)
 
 
 class Dense(nn.Module):
@@ -191,7 +193,7 @@ class Dense(nn.Module):
         (x.shape[-1], self.features),
     )
     bias = self.param('bias', named(init, (out,)), (self.features,))
-    return x.astype(jnp.float32) @ kernel + bias
+    return x.astype(jnp.float32) @ kernel + bias[None]
 
 
 class Select(nn.Module):

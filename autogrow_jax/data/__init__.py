@@ -5,8 +5,8 @@
 a step; `augment` and `preprocess` turn raw pixels into network inputs on the
 device, inside jit.
 
-`sources` knows the data sets, `datasets` divides them, `pipeline` is all that
-runs on the device.
+`sources` knows the data sets, `datasets` divides them by the order of
+`stratified`, `pipeline` is all that runs on the device.
 """
 
 from autogrow_jax.data.datasets import DataConfig as DataConfig

@@ -9,6 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,14 +169,14 @@ def epoch_permutation(
 
 
 def batch_indices(
-    permutation: jax.Array,
+    permutation: jax.Array | np.ndarray,
     step_in_epoch: jax.typing.ArrayLike,
     batch_size: int,
 ) -> jax.Array:
   """Indices of the examples in one batch.
 
   Args:
-    permutation: from `epoch_permutation`.
+    permutation: from `epoch_permutation`; a NumPy copy stays on the host.
     step_in_epoch: from 0 to `steps_per_epoch` - 1; may be an array or traced,
       and is then not checked.
     batch_size: number of examples, over all devices.
@@ -192,9 +193,10 @@ def batch_indices(
         f'Step {step_in_epoch} must be from 0 to {steps - 1}: an epoch has '
         f'{steps} batches of {batch_size}.'
     )
-  return jax.lax.dynamic_slice_in_dim(
-      permutation, step_in_epoch * batch_size, batch_size
-  )
+  start = step_in_epoch * batch_size
+  if isinstance(permutation, np.ndarray):
+    return permutation[start : start + batch_size]
+  return jax.lax.dynamic_slice_in_dim(permutation, start, batch_size)
 
 
 def _pad(images: jax.Array, pixels: int) -> jax.Array:

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, Self
 
 from absl import logging
 import numpy as np
@@ -66,9 +66,9 @@ class Split:
   def __len__(self) -> int:
     return len(self.labels)
 
-  def take(self, indices: np.ndarray) -> 'Split':
+  def take(self, indices: np.ndarray) -> Self:
     """The examples of these indices, copied."""
-    return Split(self.images[indices], self.labels[indices])
+    return type(self)(self.images[indices], self.labels[indices])
 
 
 @dataclasses.dataclass(frozen=True)
