@@ -54,7 +54,8 @@ class PolicyConfig:
   """When and where to grow.
 
   Attributes:
-    name: 'periodic', 'convergent', or 'fixed' to not grow.
+    name: 'periodic', 'convergent', or 'fixed' to not grow; of a policy object
+      that `run` is given, 'module:class'.
     interval: K, epochs between checks.
     window: J, epochs over which a stage must have helped (periodic).
     threshold: tau, percentage points, as a decimal text.
@@ -70,7 +71,13 @@ class PolicyConfig:
   max_epochs: int | None = None
 
   def __post_init__(self):
-    common.check_choice('policy', self.name, POLICIES)
+    if self.is_named:
+      common.check_choice('policy', self.name, POLICIES)
+
+  @property
+  def is_named(self) -> bool:
+    """Whether it is the library's, and not an object given to `run`."""
+    return ':' not in self.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,12 +226,16 @@ class RunConfig:
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'seed is from 0 to 2**32 - 1, got {self.seed}.')
     stages = len(networks.get(self.network.name).widths)
-    if self.policy.name != 'fixed':
+    if self.policy.is_named:
       self.make_policy(self.network.depths or (1,) * stages)
 
   def make_policy(self, depths: tuple[int, ...]) -> policies.Policy:
     """The policy, at its start from a network of some depths."""
     policy = self.policy
+    if not policy.is_named:
+      raise ValueError(
+          f'The policy {policy.name} is one of your own: pass it to `run`.'
+      )
     if policy.name == 'fixed':
       return policies.Fixed(depths=depths)
     shared = {

@@ -74,7 +74,7 @@ def walk(
         config, method=dataclasses.replace(config.method, initializer='zero')
     )
   with tempfile.TemporaryDirectory() as directory:
-    setup = train.set_up(config, dataset, None, pathlib.Path(directory))
+    setup = train.set_up(config, dataset, pathlib.Path(directory))
     architecture, known = train.start(setup)
     state = state_lib.create_state(
         architecture,
@@ -83,7 +83,7 @@ def walk(
         extra=setup.task.method.extra,
         known=known,
     )
-    policy, epoch = config.make_policy(architecture.depths), 0
+    policy, epoch = setup.policy, 0
     yield _try_step(setup, architecture, state, epoch)
     while not policy.finished:
       epoch += 1

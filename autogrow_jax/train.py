@@ -141,12 +141,13 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What stays the same during a run."""
+  """What stays the same during a run; `policy` is the one at its start."""
 
   config: RunConfig
   dataset: data.Dataset
   schedule: optimizers.Schedule
   task: programs_lib.Task
+  policy: policies.Policy
   checkpoints: checkpoint.Checkpoints
   workdir: pathlib.Path
 
@@ -188,12 +189,14 @@ def run(
   """
   started = time.monotonic()
   dataset = dataset or data.load(config.data, seed=config.seed)
+  if policy is not None:
+    config = _naming(config, policy)
   config = resolve(config, dataset)
   workdir = _claim(config)
   if (result := read_result(workdir)) is not None:
     return result
-  setup = set_up(config, dataset, method, workdir)
-  progress, state, meters = _restore_or_start(setup, policy)
+  setup = set_up(config, dataset, workdir, method=method, policy=policy)
+  progress, state, meters = _restore_or_start(setup)
   with contextlib.ExitStack() as stack:
     session = _Session(setup, progress, state, meters, started)
     stack.callback(session.close)
@@ -264,7 +267,8 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
           learning_rate=network.learning_rate if rate is None else rate,
       ),
   )
-  resolved.make_policy(architecture.depths)
+  if resolved.policy.is_named:
+    resolved.make_policy(architecture.depths)
   return resolved
 
 
@@ -691,7 +695,7 @@ def _conclude(session: _Session) -> dict[str, Any]:
   epochs = [item for item in progress.history if item['event'] == 'epoch']
   growths = [item for item in progress.history if item['event'] == 'grow']
   result = {
-      'method': 'fixed' if config.policy.name == 'fixed' else 'autogrow',
+      'method': _method_name(setup),
       'network': config.network.name,
       'dataset': setup.dataset.name,
       'seed': config.seed,
@@ -719,8 +723,8 @@ def _conclude(session: _Session) -> dict[str, Any]:
       ),
       'versions': _versions(),
   }
-  if result['growing_epochs']:
-    result |= _controls(config, epochs, selection.total)
+  if isinstance(setup.policy, policies.RoundRobin):
+    result |= _controls(setup.policy, epochs, selection.total)
   write_result(setup.workdir, config, progress.history, result)
   return result
 
@@ -742,25 +746,43 @@ def write_result(
 
 
 def _controls(
-    config: RunConfig, epochs: Sequence[dict[str, Any]], total: int
+    policy: policies.RoundRobin, epochs: Sequence[dict[str, Any]], total: int
 ) -> dict[str, Any]:
   """What the policy finds without a signal: the floor and the null band.
 
   The noise is that of counting `total` examples at the mean accuracy of the
   last growing epochs, as many as the policy looks back.
   """
-  start = config.make_policy(config.network.depths)
   growing = [item for item in epochs if item['phase'] == 'growing']
-  recent = growing[-config.policy.window :]
+  recent = growing[-getattr(policy, 'window', policy.interval) :]
+  if not recent:
+    return {}
   correct = sum(item['correct'] for item in recent)
-  floor = policies.floor(start)
+  floor = policies.floor(policy)
   band = policies.null_band(
-      start, total=total, accuracy=correct / sum(x['total'] for x in recent)
+      policy, total=total, accuracy=correct / sum(x['total'] for x in recent)
   )
   return {
       'floor': policies.format_depths(floor.depths),
       'null_band': dataclasses.asdict(band),
   }
+
+
+def _method_name(setup: Setup) -> str:
+  if isinstance(setup.policy, policies.Fixed):
+    return 'fixed'
+  return type(setup.task.method).__name__.lower()
+
+
+def _naming(config: RunConfig, policy: policies.Policy) -> RunConfig:
+  """The configuration with the name of a policy that `run` was given."""
+  kind = type(policy)
+  return dataclasses.replace(
+      config,
+      policy=dataclasses.replace(
+          config.policy, name=f'{kind.__module__}:{kind.__qualname__}'
+      ),
+  )
 
 
 def _is_done(progress: Progress, config: RunConfig) -> bool:
@@ -807,8 +829,10 @@ def _claim(config: RunConfig) -> pathlib.Path:
 def set_up(
     config: RunConfig,
     dataset: data.Dataset,
-    method: base.Method | None,
     workdir: pathlib.Path,
+    *,
+    method: base.Method | None = None,
+    policy: policies.Policy | None = None,
 ) -> Setup:
   """What stays the same during the run of a resolved configuration."""
   schedule = optimizers.Schedule(
@@ -830,11 +854,14 @@ def set_up(
   checkpoints = checkpoint.Checkpoints(
       workdir / 'checkpoints', keep=config.checkpoints.keep
   )
-  return Setup(config, dataset, schedule, task, checkpoints, workdir)
+  policy = policy or config.make_policy(config.network.depths)
+  return Setup(
+      config, dataset, schedule, task, policy, checkpoints, workdir
+  )
 
 
 def _restore_or_start(
-    setup: Setup, policy: policies.Policy | None
+    setup: Setup,
 ) -> tuple[Progress, state_lib.TrainState, Any]:
   """Continues from the newest good checkpoint, or starts."""
   config, task = setup.config, setup.task
@@ -848,7 +875,7 @@ def _restore_or_start(
     saved = restored.documents['policy']
     progress = Progress.from_documents(
         restored.documents,
-        type(policy).from_json(saved) if policy else policies.from_json(saved),
+        type(setup.policy).from_json(saved),
     )
     logs.Progress().write(
         f'continuing {setup.workdir} from step {restored.step}, epoch '
@@ -863,7 +890,7 @@ def _restore_or_start(
       extra=task.method.extra,
       known=known,
   )
-  policy = policy or config.make_policy(architecture.depths)
+  policy = setup.policy
   progress = Progress(
       architecture=architecture,
       policy=policy,

@@ -19,7 +19,7 @@ from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 
 
-def _shortcut(block: Any, x: jax.Array, features: int, train: Any) -> jax.Array:
+def shortcut(block: Any, x: jax.Array, features: int, train: Any) -> jax.Array:
   """Identity, option A (selection) or option B (1x1 convolution and norm)."""
   if block.shortcut == 'identity':
     return x
@@ -73,7 +73,7 @@ class BasicBlock(base.Module):
     y = layers.Norm(scale_init=self.scale_init, name='norm2')(y, train=train)
     if gate is not None:
       y = gate.astype(y.dtype) * y
-    return nn.relu(y + _shortcut(self, x, self.features, train))
+    return nn.relu(y + shortcut(self, x, self.features, train))
 
 
 class BottleneckBlock(base.Module):
@@ -111,7 +111,7 @@ class BottleneckBlock(base.Module):
     y = layers.Norm(scale_init=self.scale_init, name='norm3')(y, train=train)
     if gate is not None:
       y = gate.astype(y.dtype) * y
-    return nn.relu(y + _shortcut(self, x, self.features, train))
+    return nn.relu(y + shortcut(self, x, self.features, train))
 
 
 @dataclasses.dataclass(frozen=True)
