@@ -17,7 +17,7 @@ This is the only file that imports Orbax. Every process that calls it acts
 alone: of several hosts let the first one save.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 import errno
@@ -372,7 +372,7 @@ def _write(
   }
   if stored:
     items[_STATE] = ocp.args.StandardSave(stored)
-  with _checkpointer() as checkpointer:
+  with _checkpointer(documents) as checkpointer:
     checkpointer.save(path, args=ocp.args.Composite(**items))
   manifest = {**manifest, 'files': _file_digests(path)}
   with open(path / _MANIFEST, 'x', encoding='utf-8') as file:
@@ -400,7 +400,7 @@ def _read(path: pathlib.Path) -> _Contents:
   items = {name: ocp.args.JsonRestore() for name in manifest['documents']}
   if any(0 not in leaf['shape'] for leaf in leaves.values()):
     items[_STATE] = ocp.args.StandardRestore()
-  with _checkpointer() as checkpointer:
+  with _checkpointer(manifest['documents']) as checkpointer:
     restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
   documents = {name: restored[name] for name in manifest['documents']}
   arrays = dict(restored[_STATE]) if _STATE in items else {}
@@ -440,7 +440,7 @@ def _file_digests(path: pathlib.Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _checkpointer() -> Iterator[ocp.Checkpointer]:
+def _checkpointer(document_names: Iterable[str]) -> Iterator[ocp.Checkpointer]:
   """An Orbax checkpointer that waits for no other process and is quiet."""
   alone = jax.process_index()
   options = ocp.options.MultiprocessingOptions(
@@ -448,13 +448,24 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
       active_processes={alone},
       barrier_sync_key_prefix=f'process{alone}',
   )
+  # Each layer of Orbax waits for all processes unless it is told by itself.
+  handler = ocp.CompositeCheckpointHandler(
+      composite_options=ocp.CompositeOptions(
+          multiprocessing_options=options
+      ),
+      **{
+          name: ocp.JsonCheckpointHandler(multiprocessing_options=options)
+          for name in document_names
+      },
+      state=ocp.StandardCheckpointHandler(multiprocessing_options=options),
+  )
   absl_logger = logging.getLogger('absl')
   asyncio_logger = logging.getLogger('asyncio')
   absl_logger.addFilter(_is_not_of_orbax)
   asyncio_logger.addFilter(_is_of_no_interest)
   try:
     with ocp.Checkpointer(
-        ocp.CompositeCheckpointHandler(), multiprocessing_options=options
+        handler, multiprocessing_options=options
     ) as checkpointer:
       yield checkpointer
   finally:

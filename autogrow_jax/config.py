@@ -225,9 +225,12 @@ class RunConfig:
       raise ValueError(f'batch_size is at least 1, got {self.batch_size}.')
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'seed is from 0 to 2**32 - 1, got {self.seed}.')
-    stages = len(networks.get(self.network.name).widths)
+    network = networks.get(self.network.name)
+    depths = common.checked_depths(
+        network, self.network.depths or (1,) * len(network.widths)
+    )
     if self.policy.is_named:
-      self.make_policy(self.network.depths or (1,) * stages)
+      self.make_policy(depths)
 
   def make_policy(self, depths: tuple[int, ...]) -> policies.Policy:
     """The policy, at its start from a network of some depths."""
@@ -276,9 +279,10 @@ def differences(
 def _from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
   hints = typing.get_type_hints(kind)
   if not isinstance(value, Mapping):
-    raise ValueError(f'{where or "The configuration"} is not a JSON object.')
+    what = where.rstrip('.') or 'The configuration'
+    raise ValueError(f'{what} is not a JSON object.')
   fields = {field.name for field in dataclasses.fields(kind)}
-  if unknown := sorted(set(value) - fields):
+  if unknown := [where + name for name in sorted(set(value) - fields)]:
     raise ValueError(f'The configuration has unknown fields {unknown}.')
   arguments = {}
   for name, item in value.items():
@@ -296,22 +300,17 @@ def _from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
-  options = (
-      typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-  )
-  plain = tuple(typing.get_origin(option) or option for option in options)
-  plain = tuple(
-      (int, float) if option is float else option
-      for option in plain
-      if option is not typing.Literal
-  )
-  if plain and not isinstance(value, _flatten(plain)):
+  if not _is_of(value, hint):
     raise ValueError(f'{name} has the wrong type: {value!r}.')
 
 
-def _flatten(kinds: tuple[Any, ...]) -> tuple[Any, ...]:
-  result = ()
-  for kind in kinds:
-    result += kind if isinstance(kind, tuple) else (kind,)
-  return result
-
+def _is_of(value: Any, hint: Any) -> bool:
+  """Whether a value has a type; ints are floats, but bools are not ints."""
+  if isinstance(hint, types.UnionType):
+    return any(_is_of(value, option) for option in typing.get_args(hint))
+  if typing.get_origin(hint) is tuple:
+    item_hint, _ = typing.get_args(hint)
+    return isinstance(value, tuple) and all(
+        _is_of(item, item_hint) for item in value
+    )
+  return type(value) in ((int, float) if hint is float else (hint,))

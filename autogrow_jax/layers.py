@@ -89,7 +89,7 @@ class Conv(nn.Module):
     stride: of both dimensions; centres are sampled at 0, stride, ...
     reads: local name of the input axis.
     writes: local name of the output axis.
-    init: key of `KERNEL_INITS`.
+    init_scheme: key of `KERNEL_INITS`.
     plain: use XLA's own derivative (which has a forward mode, too) instead of
       `conv`'s.
   """
@@ -99,14 +99,15 @@ class Conv(nn.Module):
   stride: int = 1
   reads: str = 'in'
   writes: str = 'out'
-  init: str = 'small'
+  init_scheme: str = 'small'
   plain: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     axes = (None, None, Axis(self.reads, 'reads'), Axis(self.writes, 'writes'))
     shape = (self.size, self.size, x.shape[-1], self.features)
-    kernel = self.param('kernel', named(KERNEL_INITS[self.init], axes), shape)
+    init = KERNEL_INITS[self.init_scheme]
+    kernel = self.param('kernel', named(init, axes), shape)
     apply = plain_conv if self.plain else conv
     return apply(x, kernel.astype(x.dtype), self.stride, self.size // 2)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import app
 from absl import flags
+from absl import logging
 
 from autogrow_jax import config
 from autogrow_jax import policies
@@ -254,6 +255,8 @@ def run_main(main: Callable[[], None]) -> None:
   """
 
   def checked(argv: Sequence[str]) -> int | None:
+    if not FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)
     try:
       if len(argv) > 1:
         raise ValueError(

@@ -28,7 +28,7 @@ class Stem(base.Module):
         self.features,
         7 if imagenet else 3,
         2 if imagenet else 1,
-        init=self.kind,
+        init_scheme=self.kind,
         plain=self.plain,
         name='conv',
     )(x)

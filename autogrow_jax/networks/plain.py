@@ -30,7 +30,7 @@ class PlainBlock(base.Module):
         self.features,
         3,
         self.stride,
-        init=self.init_scheme,
+        init_scheme=self.init_scheme,
         plain=self.plain,
         name='conv',
     )(x)

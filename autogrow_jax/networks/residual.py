@@ -29,7 +29,7 @@ def shortcut(block: Any, x: jax.Array, features: int, train: Any) -> jax.Array:
       features,
       1,
       block.stride,
-      init=block.init_scheme,
+      init_scheme=block.init_scheme,
       plain=block.plain,
       name='shortcut_conv',
   )(x)
@@ -57,7 +57,7 @@ class BasicBlock(base.Module):
         3,
         self.stride,
         writes='mid',
-        init=self.init_scheme,
+        init_scheme=self.init_scheme,
         plain=self.plain,
         name='conv1',
     )(x)
@@ -66,7 +66,7 @@ class BasicBlock(base.Module):
         self.features,
         3,
         reads='mid',
-        init=self.init_scheme,
+        init_scheme=self.init_scheme,
         plain=self.plain,
         name='conv2',
     )(nn.relu(y))

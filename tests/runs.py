@@ -1,0 +1,153 @@
+"""Tiny runs for tests: digits, 4-8-16 channels, one compilation cache.
+
+Compiling dominates, so all runs of all test files share a cache of compiled
+programs, and the usual run has three architectures: 1-1-1, 2-1-1 and 2-2-1.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any, NamedTuple
+
+from autogrow_jax import config as config_lib
+from autogrow_jax import logs
+from autogrow_jax import train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CACHE = os.path.join(
+    tempfile.gettempdir(), f'autogrow_jax_{os.getuid()}', 'compilations'
+)
+
+# 1437 - 360 training images in batches of 64.
+STEPS = 16
+HOLDOUT = 360
+
+_TINY = {
+    'network': {'widths': [4, 8, 16]},
+    'policy': {'interval': 1, 'window': 2, 'max_depths': [2, 2, 1]},
+    'schedule': {'learning_rate': 0.05, 'finetune_epochs': 2},
+    'batch_size': 64,
+}
+
+# Serves many calls of a binary from one process that has imported everything:
+# each call is a fork, so that it has its own flags, devices and exit status.
+_SERVER = '''
+import importlib, io, json, os, runpy, sys, tempfile, traceback
+import sklearn.datasets
+module = importlib.import_module(sys.argv[1])
+calls = json.load(sys.stdin)
+results = []
+for arguments in calls:
+  files = [tempfile.TemporaryFile() for _ in range(2)]
+  pid = os.fork()
+  if not pid:
+    for number, file in enumerate(files, start=1):
+      os.dup2(file.fileno(), number)
+    sys.argv = [module.__name__, *arguments]
+    status = 1
+    try:
+      module.flags.run_main(module.main)
+    except SystemExit as error:
+      status = error.code or 0
+    except BaseException:
+      traceback.print_exc()
+    finally:
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(status)
+  _, status = os.waitpid(pid, 0)
+  for file in files:
+    file.seek(0)
+  texts = [file.read().decode() for file in files]
+  results.append([os.waitstatus_to_exitcode(status), *texts])
+json.dump(results, sys.stdout)
+'''
+
+
+class Outcome(NamedTuple):
+  """What a process left behind."""
+
+  status: int
+  stdout: str
+  stderr: str
+
+
+def tiny(workdir: str | os.PathLike[str], **changes: Any) -> config_lib.RunConfig:
+  """A tiny configuration; nested fields are changed by nested dictionaries."""
+  value = _merge(_TINY, changes)
+  return config_lib.RunConfig.from_json({'workdir': str(workdir), **value})
+
+
+def quietly(config: config_lib.RunConfig, **arguments: Any) -> dict[str, Any]:
+  """`train.run` with the shared cache and without a word."""
+  train.cache_compilations(CACHE)
+  with contextlib.redirect_stdout(io.StringIO()):
+    return train.run(config, **arguments)
+
+
+def records(
+    workdir: str | os.PathLike[str], event: str | None = None
+) -> list[dict[str, Any]]:
+  """The history of a run, of one kind of event or all."""
+  history = logs.read(pathlib.Path(workdir) / 'history.jsonl')
+  return [item for item in history if event in (None, item['event'])]
+
+
+def course(workdir: str | os.PathLike[str]) -> list[tuple[Any, ...]]:
+  """All of a history that must not depend on time, machine or interruptions."""
+  volatile = {
+      'wall_seconds', 'compile_seconds', 'compile_count', 'images_per_second',
+      'seconds', 'eval_macs',
+  }
+  return [
+      {name: item for name, item in record.items() if name not in volatile}
+      for record in records(workdir)
+      if record['event'] != 'compile'
+  ]
+
+
+def call(module: str, calls: list[list[str]]) -> list[Outcome]:
+  """Runs a binary of `experiments` with several lists of arguments."""
+  done = subprocess.run(
+      [sys.executable, '-c', _SERVER, f'experiments.{module}'],
+      input=json.dumps(calls),
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+  if done.returncode:
+    raise RuntimeError(done.stderr)
+  return [Outcome(*item) for item in json.loads(done.stdout)]
+
+
+def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen:
+  """Starts a binary of `experiments` for real."""
+  return subprocess.Popen(
+      [sys.executable, '-m', f'experiments.{module}', *arguments],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      **options,
+  )
+
+
+def finish(process: subprocess.Popen) -> Outcome:
+  """Waits for a process."""
+  stdout, stderr = process.communicate(timeout=300)
+  return Outcome(process.returncode, stdout, stderr)
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+  result = dict(old)
+  for name, item in new.items():
+    if isinstance(item, dict):
+      item = _merge(old.get(name, {}), item)
+    result[name] = item
+  return result

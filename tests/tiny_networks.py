@@ -1,0 +1,186 @@
+"""Small networks for tests, states without compilation, and one forward pass."""
+
+import functools
+import zlib
+
+import jax
+import numpy as np
+import optax
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import networks
+from autogrow_jax import optimizers
+from autogrow_jax import state as state_lib
+from autogrow_jax import view
+from autogrow_jax.networks import base
+
+WIDTHS = (4, 6, 8, 8)
+IMAGE = (8, 8, 3)
+CLASSES = 5
+
+# Compiling takes longer than running in tests.
+FAST_COMPILE = {'xla_backend_optimization_level': 0}
+
+# (family, options): all of them, and the parameter-free shortcut.
+VARIANTS = tuple((name, {}) for name in networks.FAMILIES) + (
+    ('basic3resnet', {'shortcut': 'A'}),
+)
+
+
+def _is_kernel(params):
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: path[-1].key == 'kernel', params
+  )
+
+
+def _labels(params):
+  return jax.tree.map(
+      lambda kernel: 'kernel' if kernel else 'rest', _is_kernel(params)
+  )
+
+
+OPTIMIZERS = {
+    'sgd': optimizers.make(optimizers.OptimizerConfig()),
+    'accumulating': optimizers.make(optimizers.OptimizerConfig(accumulate=2)),
+    'adamw': optax.adamw(1e-3),
+    'injected': optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
+    'masked': optax.chain(
+        optax.masked(optax.trace(0.5), _is_kernel), optax.sgd(0.1, 0.9)
+    ),
+    'partition': optax.partition(
+        {'kernel': optax.adam(1e-3), 'rest': optax.sgd(0.1, 0.9)}, _labels
+    ),
+}
+
+
+def seed(
+    family: str, depths: tuple[int, ...] | None = None, **options
+) -> architecture_lib.Architecture:
+  """A narrow network on 8x8 images; by default with two blocks in stage 1."""
+  network = networks.get(family)
+  stages = len(network.widths)
+  return network.seed(
+      depths or (1, 2, 1, 1)[:stages],
+      input_shape=IMAGE,
+      classes=CLASSES,
+      options={'widths': WIDTHS[:stages], **options},
+  )
+
+
+def draw(part: base.Part, key: jax.Array) -> tuple[base.Tree, base.Tree]:
+  """Stands in for `base.init`, which compiles every module (about 0.5 s).
+
+  Unlike there, no leaf is left at a constant: norms scale and shift, and the
+  running statistics are not those of a fresh network.
+  """
+  entropy = [zlib.crc32(part.name.encode()), *np.asarray(key_data(key)).flat]
+  generator = np.random.default_rng(entropy)
+
+  def leaf(path, shape):
+    name, shape = path[-1].key, shape.shape
+    if name == 'select':
+      return np.eye(*shape, k=max(0, shape[1] - shape[0]) // 2).astype('f4')
+    if name in ('scale', 'var'):
+      return generator.uniform(0.5, 1.5, shape).astype('f4')
+    fan_in = np.prod(shape[:-1]) if name == 'kernel' else 10
+    return (generator.normal(size=shape) / np.sqrt(fan_in)).astype('f4')
+
+  return jax.tree_util.tree_map_with_path(leaf, base.shapes(part))
+
+
+def key_data(key: jax.Array) -> np.ndarray:
+  """The bits of a key."""
+  return np.asarray(jax.random.key_data(key))
+
+
+def state(
+    architecture: architecture_lib.Architecture,
+    tx: optax.GradientTransformation = OPTIMIZERS['sgd'],
+    number: int = 0,
+    extra: state_lib.Extra = state_lib.no_extra,
+) -> state_lib.TrainState:
+  """A canonical state with arbitrary values in all parameters."""
+  key = jax.random.key(number)
+  return state_lib.create_state(
+      architecture,
+      tx,
+      key=key,
+      extra=extra,
+      known={
+          part.name: draw(part, key) for part in networks.parts(architecture)
+      },
+  )
+
+
+def images(count: int = 6, number: int = 0) -> np.ndarray:
+  """Network inputs."""
+  generator = np.random.default_rng(number)
+  return generator.normal(size=(count, *IMAGE)).astype('f4')
+
+
+def forward(
+    architecture: architecture_lib.Architecture,
+    trees: state_lib.TrainState,
+    x: np.ndarray,
+    *,
+    train: bool,
+    gates: dict[str, float] | None = None,
+) -> tuple[np.ndarray, base.Tree]:
+  """Logits and statistics of the unrolled network."""
+  bucket = view.layout(architecture, fuse=False).bucket
+  if gates is not None:
+    gates = {name: np.float32(gate) for name, gate in gates.items()}
+  return jax.tree.map(
+      np.asarray,
+      _program(bucket)(
+          trees.params['weights'],
+          trees.stats['network'],
+          x,
+          np.bool_(train),
+          gates,
+      ),
+  )
+
+
+@functools.lru_cache(maxsize=None)
+def _program(bucket):
+  @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+  def run(weights, stats, x, train, gates):
+    return base.apply(bucket, weights, stats, x, train=train, gates=gates)
+
+  return run
+
+
+def leaves(tree) -> dict[str, np.ndarray]:
+  """All leaves by their path, 'params/weights/stem/conv/kernel'."""
+  return {
+      '/'.join(state_lib.names(path)): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def described(tree) -> dict[str, str]:
+  """Type and shape of all leaves by their path."""
+  return {
+      path: f'{leaf.dtype}{tuple(leaf.shape)}'
+      for path, leaf in leaves(tree).items()
+  }
+
+
+def assert_same(got, want) -> None:
+  """Trees are equal: paths, types, shapes and values, bit for bit."""
+  got, want = leaves(got), leaves(want)
+  assert got.keys() == want.keys(), got.keys() ^ want.keys()
+  for path, leaf in want.items():
+    assert np.asarray(got[path]).dtype == np.asarray(leaf).dtype, path
+    np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+
+
+def assert_close(got, want, tolerance: float) -> None:
+  """Trees have the same paths and nearly the same values."""
+  got, want = leaves(got), leaves(want)
+  assert got.keys() == want.keys(), got.keys() ^ want.keys()
+  for path, leaf in want.items():
+    np.testing.assert_allclose(
+        got[path], leaf, rtol=tolerance, atol=tolerance, err_msg=path
+    )
