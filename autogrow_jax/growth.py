@@ -280,15 +280,18 @@ def _unchanged_parts(
     state: TrainState, growth: Growth
 ) -> dict[str, tuple[base.Tree, base.Tree]]:
   """Parts that carry over whole, so that nothing need be drawn for them."""
-  return {
-      part.name: (
-          state.params['weights'][part.name],
-          state.stats['network'][part.name],
-      )
-      for part in networks.parts(growth.architecture)
-      if part.name in state.params['weights']
-      and not any(axis in growth.sources for _, axis in part.axes)
-  }
+  unchanged = {}
+  for part in networks.parts(growth.architecture):
+    known = (
+        state.params['weights'].get(part.name),
+        state.stats['network'].get(part.name),
+    )
+    shapes = jax.tree.map(np.shape, known)
+    if shapes == jax.tree.map(np.shape, base.shapes(part)) and not any(
+        axis in growth.sources for _, axis in part.axes
+    ):
+      unchanged[part.name] = known
+  return unchanged
 
 
 def _gather(

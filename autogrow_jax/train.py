@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import platform
@@ -192,6 +191,7 @@ def run(
   if policy is not None:
     config = _naming(config, policy)
   config = resolve(config, dataset)
+  policy = policy or config.make_policy(config.network.depths)
   workdir = _claim(config)
   if (result := read_result(workdir)) is not None:
     return result
@@ -201,10 +201,29 @@ def run(
     session = _Session(setup, progress, state, meters, started)
     stack.callback(session.close)
     session.signals = stack.enter_context(_catch_signals())
+    session.screen.write(_headline(setup, progress))
     while not _is_done(session.progress, config):
       _train_epoch(session)
       _finish_epoch(session)
-    return _conclude(session)
+    result = _conclude(session)
+    session.stop_if_asked()  # Nobody else would hear of a signal until here.
+    return result
+
+
+def _headline(setup: Setup, progress: Progress) -> str:
+  """What a run says first."""
+  dataset, devices = setup.dataset, setup.task.parallel.devices
+  selection = (
+      'DECIDING ON THE TEST SET'
+      if setup.config.data.select_on == 'test'
+      else f'{len(dataset.holdout.labels)} held out'
+  )
+  return (
+      f'{progress.architecture} on {dataset.name}: '
+      f'{len(dataset.train.labels)} training images, {selection}; '
+      f'{len(devices)} {devices[0].platform} device'
+      f'{"s" if len(devices) > 1 else ""}; results in {setup.workdir}'
+  )
 
 
 def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
@@ -220,11 +239,7 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   network = networks.get(config.network.name)
   if config.init_from is not None:
     architecture = trained.load(config.init_from).architecture
-    if networks.get(architecture.family) is not network:
-      raise ValueError(
-          f'init_from {config.init_from} holds a {architecture.family}, the '
-          f'configuration asks for {network.name}.'
-      )
+    _check_origin(architecture, config, dataset)
   else:
     architecture = seed_architecture(config, dataset)
   option = dict(architecture.options)
@@ -270,6 +285,33 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   if resolved.policy.is_named:
     resolved.make_policy(architecture.depths)
   return resolved
+
+
+def _check_origin(
+    architecture: Architecture, config: RunConfig, dataset: data.Dataset
+) -> None:
+  """Raises unless the network of another run is what is asked for."""
+  option = dict(architecture.options)
+  found = {
+      'network': networks.get(architecture.family).name,
+      'depths': architecture.depths,
+      **{name: option.get(name) for name in config.network.options()},
+      'input_shape': (*option['resolution'], architecture.size('image')),
+      'classes': architecture.size('classes'),
+  }
+  wanted = {
+      'network': networks.get(config.network.name).name,
+      'depths': config.network.depths,
+      **config.network.options(),
+      'input_shape': dataset.input_shape,
+      'classes': dataset.classes,
+  }
+  for name, value in wanted.items():
+    if value is not None and value != found[name]:
+      raise ValueError(
+          f'init_from {config.init_from} holds a network with {name} '
+          f'{found[name]}, but {value} is asked for.'
+      )
 
 
 def start(setup: Setup) -> tuple[Architecture, dict[str, Any] | None]:
@@ -399,6 +441,9 @@ class _Session:
     self.charge(self.progress.ledger)
     state = self.fetch()
     meters = self.setup.task.parallel.fetch(self.meters)
+    _check_finite(
+        self, (meters['loss_sum'], state.params, state.stats['network'])
+    )
     self.setup.checkpoints.save(
         int(state.step),
         {'state': state, 'meters': meters},
@@ -416,14 +461,11 @@ class _Session:
     """Saves if it is time; `epoch` is None within one."""
     cadence = config_lib.Cadence.parse(self.setup.config.checkpoints.every)
     if cadence.due(epoch=epoch, seconds=time.monotonic() - self._saved):
-      if epoch is None:
-        _check_finite(self, self.setup.task.parallel.fetch(self.meters))
       self.save()
 
   def stop_if_asked(self) -> None:
     """Saves and raises `Interrupted` if a signal came."""
     if self.signals:
-      _check_finite(self, self.setup.task.parallel.fetch(self.meters))
       self.save()
       name = signal.Signals(self.signals[-1]).name
       raise Interrupted(
@@ -498,9 +540,9 @@ def _finish_epoch(session: _Session) -> None:
   seconds = -session.progress.ledger.wall_seconds
   session.charge(session.progress.ledger.trained(macs, images))
   seconds += session.progress.ledger.wall_seconds
-  _check_finite(session, meters)
+  _check_finite(session, meters['loss_sum'])
   score = _evaluate(session, setup.dataset.selection)
-  _check_finite(session, {'loss_sum': score.loss_sum})
+  _check_finite(session, score.loss_sum)
   session.flush_compilations()
   session.charge(session.progress.ledger)
   session.progress = dataclasses.replace(
@@ -686,7 +728,7 @@ def _conclude(session: _Session) -> dict[str, Any]:
   selection = _evaluate(session, setup.dataset.selection)
   test = _evaluate(session, setup.dataset.read_test())
   session.flush_compilations()
-  if progress.history[-1]['event'] != 'end':
+  if all(item['event'] != 'end' for item in progress.history):
     session.record('end')
   state = session.fetch()
   session.save()
@@ -725,20 +767,49 @@ def _conclude(session: _Session) -> dict[str, Any]:
   }
   if isinstance(setup.policy, policies.RoundRobin):
     result |= _controls(setup.policy, epochs, selection.total)
-  write_result(setup.workdir, config, progress.history, result)
+  result = json.loads(logs.dumps(result))  # As it will be read again.
+  _write_result(
+      setup.workdir, config.to_json(), progress.history, result
+  )
   return result
 
 
-def write_result(
+def add_comparisons(
+    workdir: str | os.PathLike[str], comparisons: dict[str, dict[str, Any]]
+) -> None:
+  """Adds results of other networks to a finished run's result and report.
+
+  Args:
+    workdir: of the finished run.
+    comparisons: results by name.
+  """
+  workdir = pathlib.Path(workdir)
+  keys = (
+      'found', 'params', 'macs', 'epochs', 'val_accuracy', 'test_accuracy',
+      'train_macs', 'wall_seconds', 'compile_seconds',
+  )
+  comparison = {
+      name: {key: result[key] for key in keys}
+      for name, result in comparisons.items()
+  }
+  _write_result(
+      workdir,
+      logs.read_json(workdir / 'config.json'),
+      logs.read(workdir / 'history.jsonl'),
+      {**read_result(workdir), 'comparison': comparison},
+  )
+
+
+def _write_result(
     workdir: pathlib.Path,
-    config: RunConfig,
+    config: dict[str, Any],
     history: Sequence[dict[str, Any]],
     result: dict[str, Any],
 ) -> None:
   """Writes `report.html`, then `result.json`, which marks the run as ended."""
   report.write(
       workdir / 'report.html',
-      config=config.to_json(),
+      config=config,
       history=history,
       result=result,
   )
@@ -799,7 +870,8 @@ def _claim(config: RunConfig) -> pathlib.Path:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if (known := logs.read_json(path)) is None:
-      if any(workdir.iterdir()):
+      # A kill may have left the file that was to become config.json.
+      if any(item.name != 'config.json.new' for item in workdir.iterdir()):
         raise ValueError(
             f'Work directory {workdir} is not empty and holds no run; choose '
             'another.'
@@ -938,8 +1010,9 @@ def _extra_batches(
       step += 1
 
 
-def _check_finite(session: _Session, values: dict[str, Any]) -> None:
-  if math.isfinite(float(values['loss_sum'])):
+def _check_finite(session: _Session, values: Any) -> None:
+  """Raises `Diverged` unless all numbers in a tree are finite."""
+  if all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(values)):
     return
   growths = [
       item for item in session.progress.history if item['event'] == 'grow'
@@ -952,9 +1025,11 @@ def _check_finite(session: _Session, values: dict[str, Any]) -> None:
   )
   steps = session.setup.checkpoints.steps()
   kept = f'step {steps[-1]} is kept' if steps else 'none was written yet'
+  epoch = -(-session.step // session.setup.steps_per_epoch)
   raise Diverged(
-      f'The loss is not finite in epoch {session.progress.epoch}, {after}; '
-      f'lower --learning_rate or set --clip_norm. Last good checkpoint: {kept}.'
+      f'Training diverged in epoch {epoch}, {after}: the loss or a parameter is '
+      'not finite; lower --learning_rate or set --clip_norm. Last good '
+      f'checkpoint: {kept}.'
   )
 
 

@@ -64,6 +64,8 @@ def main() -> None:
       (f'{name}, fixed', compare(run_config, dataset, result, name))
       for name in COMPARE.value
   ]
+  if comparisons:
+    train.add_comparisons(run_config.workdir, dict(comparisons))
   print(summary.of_run(result, run_config.workdir, comparisons))
   if run_config.data.dataset == 'digits':
     print(NEXT.replace('WORKDIR', run_config.workdir))

@@ -15,6 +15,7 @@ from absl import flags
 from absl import logging
 
 from autogrow_jax import config
+from autogrow_jax import networks
 from autogrow_jax import policies
 from autogrow_jax import train
 from experiments import presets
@@ -156,7 +157,7 @@ GROWING_FLAGS = {
     'max_depths': (
         'policy.max_depths',
         'depths',
-        'Deepest stages, e.g. 9-9-9; 200 each by default.',
+        'Deepest stages, e.g. 9-9-9, or one number; 200 each by default.',
     ),
     'max_growing_epochs': (
         'policy.max_epochs',
@@ -179,7 +180,10 @@ GROWING_FLAGS = {
 def define(fields: dict[str, tuple[str, str, str]]) -> None:
   """Defines flags for fields, and those that every training binary has."""
   flags.DEFINE_string(
-      'preset', 'digits', f'Configuration: {", ".join(presets.PRESETS)}.'
+      'preset',
+      'digits',
+      f'Configuration: {", ".join(presets.PRESETS)}, or the config.json of a '
+      'run.',
   )
   flags.DEFINE_string(
       'workdir',
@@ -225,7 +229,12 @@ def make_config(
       if kind == 'depths' and value is not None:
         value = parse_depths(name, value)
       changes[field] = value
-  result = _replace(base(presets.get(FLAGS.preset)), changes)
+  preset = base(presets.get(FLAGS.preset))
+  caps = changes.get('policy.max_depths')
+  if caps is not None and len(caps) == 1:  # One number for all stages.
+    network = networks.get(changes.get('network.name', preset.network.name))
+    changes['policy.max_depths'] = caps * len(network.widths)
+  result = _replace(preset, changes)
   workdir = FLAGS.workdir
   if workdir is None:
     network, dataset = result.network.name, result.data.dataset
@@ -267,8 +276,7 @@ def run_main(main: Callable[[], None]) -> None:
       print(error, file=sys.stderr)
       return 128 + error.signum
     except ValueError as error:
-      if os.environ.get('AUTOGROW_TRACEBACK'):
-        raise
+      logging.debug('%s', error, exc_info=True)  # Seen with --verbosity=1.
       message = ' '.join(str(error).split())
       print(f'error: {message}', file=sys.stderr)
       return USER_ERROR

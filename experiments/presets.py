@@ -4,6 +4,7 @@ import dataclasses
 
 from autogrow_jax import config
 from autogrow_jax import data
+from autogrow_jax import logs
 from autogrow_jax import optimizers
 
 RunConfig = config.RunConfig
@@ -47,7 +48,7 @@ def get(name: str) -> RunConfig:
   """The configuration of a name.
 
   Args:
-    name: a key of `PRESETS`.
+    name: a key of `PRESETS`, or the path of a run's config.json.
 
   Returns:
     Its configuration, with an empty work directory.
@@ -55,6 +56,11 @@ def get(name: str) -> RunConfig:
   Raises:
     ValueError: if there is none of that name.
   """
+  if name.endswith('.json'):
+    stored = logs.read_json(name)
+    if stored is None:
+      raise ValueError(f'There is no configuration {name}.')
+    return RunConfig.from_json(stored)
   if name not in PRESETS:
     raise ValueError(
         f'Unknown preset {name!r}; there are {", ".join(PRESETS)}.'

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autogrow_jax import logs
+from autogrow_jax import policies
 
 
 def of_run(
@@ -57,11 +58,13 @@ def of_run(
     band = result['null_band']
     lines += [
         '',
-        f'  {result["growths"]} growths in {result["growing_epochs"]} epochs. '
-        'What the same policy finds without a signal:',
-        f'  floor {result["floor"]} (no progress at all); pure noise '
-        f'{_band(band["submodules"])} sub-modules, '
-        f'{_band(band["epochs"])} epochs (10-90 %).',
+        f'  {result["growths"]} growths in {result["growing_epochs"]} epochs, '
+        f'{sum(policies.parse_depths(result["found"]))} sub-modules. '
+        'Without a signal',
+        f'  the same policy finds {result["floor"]} (floor: constant accuracy), '
+        f'or {_band(band["submodules"])} sub-modules',
+        f'  in {_band(band["epochs"])} epochs (null band: pure noise, '
+        '10-90 %).',
     ]
   lines += ['', f'  Everything is in {workdir}: open report.html there.']
   return '\n'.join(lines)

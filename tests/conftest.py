@@ -1,8 +1,19 @@
 """What all tests share: 8 simulated CPU devices and strict checks."""
 
+import getpass
 import os
 import sys
+import tempfile
 
+# Programs compiled once serve all tests and their subprocesses.
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR',
+    os.path.join(
+        tempfile.gettempdir(), f'autogrow_jax_tests_{getpass.getuser()}'
+    ),
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
     + ' --xla_force_host_platform_device_count=8'

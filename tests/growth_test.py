@@ -127,7 +127,9 @@ class CarryTest(parameterized.TestCase):
             ),
         )
         self.assert_moments_follow(tiny_networks.leaves(grown), before)
-        tiny_networks.assert_same(state, before_tree(state, before))
+        # The old state is as it was.
+        for path, leaf in tiny_networks.leaves(state).items():
+          np.testing.assert_array_equal(leaf, before[path], path)
 
   def assert_moments_follow(self, grown, before):
     """Moments are where their parameters are; new ones as documented."""
@@ -270,7 +272,7 @@ class CarryTest(parameterized.TestCase):
     state = state.replace(
         step=np.int32(41),
         opt_state=jax.tree.map(
-            np.asarray, optax.tree.set(state.opt_state, learning_rate=0.25)
+            np.asarray, optax.tree.set(state.opt_state, learning_rate=np.float32(0.25))
         ),
     )
     grown, _ = grow(state, growth.append(architecture, 0))
@@ -421,15 +423,11 @@ def draw_change(choices, architecture):
     return growth.append(architecture, stage)
   if kind == 'remove':
     block = choices.draw(st.sampled_from(later))
-    shorter, sources = architecture.without_block(block), {}
-    chain = [part.name for part in networks.parts(architecture)]
-    before = networks.parts(architecture)[chain.index(block) - 1]
-    width = dict(before.axes)['out'], dict(
-        networks.parts(architecture)[chain.index(block)].axes
-    )['out']
-    if architecture.size(width[0]) != architecture.size(width[1]):
+    part = next(p for p in networks.parts(architecture) if p.name == block)
+    local = dict(part.axes)
+    if architecture.size(local['in']) != architecture.size(local['out']):
       return growth.append(architecture, stage)
-    return growth.Growth(shorter, sources)
+    return growth.Growth(architecture.without_block(block))
   axis = choices.draw(st.sampled_from(axes_of(architecture)))
   size = architecture.size(axis)
   if kind == 'widen':
@@ -626,11 +624,11 @@ class RefusalTest(parameterized.TestCase):
         growth.prune(self.architecture, 's1', np.array(kept))
 
   @parameterized.parameters(
-      (lambda leaf: leaf[:-1], r'as float32\(5,\); it should be float32\(6,\)'),
-      (lambda leaf: leaf.astype('f2'), r'as float16\(6,\); it should be'),
-      (lambda leaf: {'x': leaf}, 'norm2/bias as None; it should be'),
+      (lambda leaf: leaf[:-1], 'float32(5,)'),
+      (lambda leaf: leaf.astype('f2'), 'float16(6,)'),
+      (lambda leaf: {'x': leaf}, 'None'),
   )
-  def test_patch(self, change_leaf, message):
+  def test_patch(self, change_leaf, got):
     def patch(state, key):
       del key
       weights = copy.deepcopy(state.params['weights'])
@@ -639,9 +637,8 @@ class RefusalTest(parameterized.TestCase):
       return state.replace(params={**state.params, 'weights': weights}), {}
 
     change = growth.Growth(self.architecture, patch=patch)
-    with self.assertRaisesRegex(
-        ValueError, f'patch left params/weights/s1b0/norm2/bias.*{message}'
-    ):
+    message = f'norm2/bias as {got}; it should be float32(6,).'
+    with self.assertRaisesRegex(ValueError, re.escape(message)):
       grow(tiny_networks.state(self.architecture), change)
 
   def test_report_of_a_patch(self):
@@ -665,17 +662,10 @@ class RefusalTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(
         ValueError,
-        r'Optimizer leaf opt_state/.*/v_col/weights/s1b0/conv1/kernel has rank '
+        r'Optimizer leaf opt_state/.*/v_row/weights/s1b0/conv1/kernel has rank '
         '3, its parameter has rank 4; factored moments cannot be grown',
     ):
       grow(state, growth.widen(self.architecture, 's1b0.mid', 1), tx)
-
-
-def before_tree(state, leaves):
-  """A tree of the structure of a state with leaves from a dictionary."""
-  return jax.tree.unflatten(
-      jax.tree.structure(state), list(leaves.values())
-  )
 
 
 if __name__ == '__main__':

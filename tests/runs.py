@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from typing import Any, NamedTuple
+from unittest import mock
 
 from autogrow_jax import config as config_lib
 from autogrow_jax import logs
@@ -83,10 +84,22 @@ def tiny(workdir: str | os.PathLike[str], **changes: Any) -> config_lib.RunConfi
   return config_lib.RunConfig.from_json({'workdir': str(workdir), **value})
 
 
-def quietly(config: config_lib.RunConfig, **arguments: Any) -> dict[str, Any]:
-  """`train.run` with the shared cache and without a word."""
+def quietly(
+    config: config_lib.RunConfig,
+    *,
+    stdout: io.StringIO | None = None,
+    with_report: bool = False,
+    **arguments: Any,
+) -> dict[str, Any]:
+  """`train.run` with the shared cache; its words go to `stdout`.
+
+  The figures of a report take a second: without one unless told otherwise.
+  """
   train.cache_compilations(CACHE)
-  with contextlib.redirect_stdout(io.StringIO()):
+  with contextlib.ExitStack() as stack:
+    if not with_report:
+      stack.enter_context(mock.patch.object(train.report, 'write'))
+    stack.enter_context(contextlib.redirect_stdout(stdout or io.StringIO()))
     return train.run(config, **arguments)
 
 
