@@ -237,9 +237,12 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
     The fully resolved configuration.
   """
   network = networks.get(config.network.name)
+  widths = config.network.widths
   if config.init_from is not None:
-    architecture = trained.load(config.init_from).architecture
-    _check_origin(architecture, config, dataset)
+    origin = trained.load(config.init_from)
+    _check_origin(origin, config, dataset)
+    architecture = origin.architecture
+    widths = origin.config.network.widths
   else:
     architecture = seed_architecture(config, dataset)
   option = dict(architecture.options)
@@ -268,6 +271,7 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
           stem=option['stem'],
           shortcut=option.get('shortcut'),
           bn_scale_init=option['bn_scale_init'],
+          widths=widths,
       ),
       data=dataclasses.replace(
           config.data,
@@ -288,14 +292,17 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
 
 
 def _check_origin(
-    architecture: Architecture, config: RunConfig, dataset: data.Dataset
+    origin: trained.TrainedNetwork, config: RunConfig, dataset: data.Dataset
 ) -> None:
-  """Raises unless the network of another run is what is asked for."""
+  """Raises unless another run's network is what is asked for."""
+  architecture = origin.architecture
+  network = networks.get(architecture.family)
   option = dict(architecture.options)
   found = {
-      'network': networks.get(architecture.family).name,
+      'network': network.name,
       'depths': architecture.depths,
       **{name: option.get(name) for name in config.network.options()},
+      'widths': origin.config.network.widths or network.widths,
       'input_shape': (*option['resolution'], architecture.size('image')),
       'classes': architecture.size('classes'),
   }

@@ -7,6 +7,7 @@ the preset alone. Defaults in `--help` are those of the preset 'digits'.
 from collections.abc import Callable, Sequence
 import dataclasses
 import os
+import signal
 import sys
 from typing import Any
 
@@ -275,7 +276,10 @@ def run_main(main: Callable[[], None]) -> None:
     except train.Interrupted as error:
       print(error, file=sys.stderr)
       return 128 + error.signum
-    except ValueError as error:
+    except KeyboardInterrupt:  # Before training, or pressed twice.
+      print('interrupted; the same command continues.', file=sys.stderr)
+      return 128 + signal.SIGINT
+    except (ValueError, OSError) as error:  # OSError: a full disk and such.
       logging.debug('%s', error, exc_info=True)  # Seen with --verbosity=1.
       message = ' '.join(str(error).split())
       print(f'error: {message}', file=sys.stderr)

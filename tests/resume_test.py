@@ -1,0 +1,234 @@
+"""Runs that are killed, stopped or out of disk, and continue bit for bit."""
+
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import runs
+
+from autogrow_jax import checkpoint
+from autogrow_jax import train
+from autogrow_jax import trained
+
+# Each run is a fork of one process that has imported everything. It dies at the
+# n-th call of a function, before, after, or halfway: for a write, with half of
+# the bytes written.
+_KILLER = '''
+import importlib, json, os, signal, sys
+from autogrow_jax import checkpoint, config, logs, train
+import sklearn.datasets
+
+def die():
+  os.kill(os.getpid(), signal.SIGKILL)
+
+def arm(owner, name, number, when):
+  function, calls = getattr(owner, name), 0
+  def wrapped(*arguments, **keywords):
+    nonlocal calls
+    calls += 1
+    if calls == number and when == 'before':
+      die()
+    if calls == number and when == 'half':
+      receiver, line = arguments
+      receiver._file.write(line[:len(line) // 2])
+      die()
+    result = function(*arguments, **keywords)
+    if calls == number and when == 'after':
+      die()
+    return result
+  setattr(owner, name, wrapped)
+
+def always(cadence, **unused):
+  return True
+
+value, cache, deaths = json.load(sys.stdin)
+statuses = []
+for where, number, when, every_step in deaths:
+  pid = os.fork()
+  if not pid:
+    try:
+      train.cache_compilations(cache)
+      if every_step:
+        config.Cadence.due = always
+      if where == 'a training step':
+        compiled = train.programs_lib.Programs.train_step
+        def train_step(self, bucket, arguments):
+          program = compiled(self, bucket, arguments)
+          return lambda *arguments: step(program, *arguments)
+        def step(program, *arguments):
+          return program(*arguments)
+        train.programs_lib.Programs.train_step = train_step
+        arm(sys.modules[__name__], 'step', number, when)
+      elif where:
+        owner, _, name = where.rpartition('.')
+        arm(eval(owner), name, number, when)
+      train.run(config.RunConfig.from_json(value))
+      os._exit(0)
+    finally:
+      os._exit(1)
+  statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(json.dumps(statuses))
+'''
+
+
+def setUpModule():
+  global BASE, RESULT
+  directory = tempfile.TemporaryDirectory()
+  unittest.addModuleCleanup(directory.cleanup)
+  BASE = pathlib.Path(directory.name, 'base')
+  RESULT = runs.quietly(runs.tiny(BASE))
+
+
+def flags_of(workdir):
+  """The command of the tiny run."""
+  return [
+      f'--workdir={workdir}', '--widths=4-8-16', '--grow_interval=1',
+      '--stop_window=2', '--max_depths=2-2-1', '--learning_rate=0.05',
+      '--finetune_epochs=2', '--batch_size=64', '--compare=',
+      f'--compilation_cache={runs.CACHE}',
+  ]
+
+
+class ResumeTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    directory = self.enter_context(tempfile.TemporaryDirectory())
+    self.workdir = pathlib.Path(directory, 'run')
+
+  def assert_undisturbed(self):
+    """The run ended as the usual one that nobody disturbed."""
+    result = train.read_result(self.workdir)
+    for key in ('params_digest', 'found', 'test_accuracy', 'train_macs'):
+      self.assertEqual(result[key], RESULT[key], key)
+    self.assertEqual(runs.course(self.workdir), runs.course(BASE))
+
+  def die(self, *deaths):
+    """Runs that die, one after the other, and one that does not."""
+    done = subprocess.run(
+        [sys.executable, '-c', _KILLER],
+        input=json.dumps([
+            runs.tiny(self.workdir).to_json(),
+            runs.CACHE,
+            [*deaths, ('', 0, '', False)],
+        ]),
+        cwd=runs.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertEqual(
+        json.loads(done.stdout.splitlines()[-1]), [-9] * len(deaths) + [0],
+        done.stderr,
+    )
+    self.assertEqual(done.stderr, '')
+    self.assert_undisturbed()
+
+  def test_killed_anywhere(self):
+    self.die(
+        # config.json, half made; the very first steps.
+        ('os.replace', 1, 'before', False),
+        ('a training step', 5, 'before', False),
+        # The first growth, at both ends.
+        ('train.growth.grow', 1, 'before', False),
+        ('train.growth.grow', 1, 'after', False),
+        # The first save: nothing written, all but its name, then complete.
+        ('checkpoint._write', 1, 'before', False),
+        ('checkpoint._write', 1, 'after', False),
+        ('train.checkpoint.Checkpoints.save', 1, 'after', False),
+        # In the second epoch, and in its growth.
+        ('a training step', 9, 'after', False),
+        ('train.growth.grow', 1, 'after', False),
+        # In line 4 of what it appends to the history: a cut line.
+        ('logs.History._write', 4, 'half', False),
+    )
+
+  def test_killed_within_epochs_and_at_the_end(self):
+    self.die(
+        # As with a cadence of minutes: checkpoints within an epoch.
+        ('a training step', 13, 'before', True),
+        ('a training step', 13, 'before', True),
+        ('checkpoint._write', 10, 'after', True),
+        # All trained and saved: without a report, and without a result.
+        ('train.report.write', 1, 'before', False),
+        ('train.logs.write_json', 1, 'before', False),
+    )
+    (end,) = runs.records(self.workdir, 'end')
+    self.assertEqual(end['step'], 5 * runs.STEPS)
+
+  def test_signals_to_the_binary(self):
+    for signum, status, epochs in (
+        (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 3)
+    ):
+      process = runs.start('autogrow', *flags_of(self.workdir))
+      self.wait_for_epochs(epochs)
+      process.send_signal(signum)
+      outcome = runs.finish(process)
+      self.assertEqual(outcome.status, status, outcome)
+      self.assertRegex(
+          outcome.stderr,
+          rf'^{signum.name}: saved after epoch \d, step \d+ in '
+          rf'{self.workdir}; the same command continues.\n$',
+      )
+      self.assertIsNone(train.read_result(self.workdir))
+    (outcome,) = runs.call('autogrow', [flags_of(self.workdir)])
+    self.assertEqual((outcome.status, outcome.stderr), (0, ''))
+    self.assertIn('continuing', outcome.stdout)
+    self.assert_undisturbed()
+
+  def wait_for_epochs(self, number):
+    """Waits for an epoch to be over."""
+    for _ in range(3000):
+      if (self.workdir / 'history.jsonl').exists():
+        if len(runs.records(self.workdir, 'epoch')) >= number:
+          return
+      time.sleep(0.02)
+    self.fail('It does not train.')
+
+  def test_full_disk(self):
+    # Stopped by a full disk at the first checkpoint, later by an even fuller
+    # one that has no room for a line of the history.
+    runs.quietly(
+        runs.tiny(self.workdir.with_name('warm'), policy={'max_epochs': 1})
+    )
+    for limit, step in ((40_000, None), (None, 16), (40_000, 16), (600, 16)):
+      def limit_files(limit=limit):
+        if limit is not None:
+          resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+      process = runs.start(
+          'autogrow', *flags_of(self.workdir), preexec_fn=limit_files
+      )
+      if limit is None:
+        self.wait_for_epochs(2)
+        process.send_signal(signal.SIGKILL)
+        runs.finish(process)
+      else:
+        outcome = runs.finish(process)
+        self.assertEqual(outcome.status, 2, outcome)
+        self.assertLen(outcome.stderr.splitlines(), 1, outcome.stderr)
+        self.assertRegex(outcome.stderr, '^error: .*File too large')
+      steps = checkpoint.Checkpoints(
+          self.workdir / 'checkpoints', keep=2
+      ).steps()
+      if step is None:
+        self.assertEmpty(steps)
+      else:
+        self.assertContainsSubset([step], steps)
+        trained.load(self.workdir)
+    runs.call('autogrow', [flags_of(self.workdir)])
+    self.assert_undisturbed()
+
+
+if __name__ == '__main__':
+  absltest.main()
