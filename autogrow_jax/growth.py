@@ -235,7 +235,7 @@ def split(
 ) -> Growth:
   """Splits units of an axis into two, each read with half the weight."""
   size = architecture.size(axis)
-  units = np.asarray(units)
+  units = _checked_units(architecture, axis, units)
   sources = np.concatenate([np.arange(size), units])
   factors = np.where(np.isin(sources, units), 0.5, 1.0).astype(np.float32)
   wider = architecture.resized({axis: len(sources)})
@@ -260,9 +260,7 @@ def widen(architecture: Architecture, axis: str, units: int) -> Growth:
 def prune(architecture: Architecture, axis: str, kept: np.ndarray) -> Growth:
   """Keeps only some units of an axis."""
   size = architecture.size(axis)
-  kept = np.asarray(kept)
-  if not np.all((0 <= kept) & (kept < size)):
-    raise ValueError(f'Axis {axis!r} has units 0 to {size - 1}, not {kept}.')
+  kept = _checked_units(architecture, axis, kept)
   return Growth(
       architecture.resized({axis: len(kept)}),
       {axis: kept},
@@ -274,6 +272,19 @@ def append(architecture: Architecture, stage: int) -> Growth:
   """Appends a freshly initialised block to a stage."""
   grown = architecture.with_block(stage)
   return Growth(grown, note=f'append {grown.stages[stage][-1]}')
+
+
+def _checked_units(
+    architecture: Architecture, axis: str, units: np.ndarray
+) -> np.ndarray:
+  """Distinct units of an axis, as an array."""
+  units, size = np.asarray(units), architecture.size(axis)
+  if len(set(units.tolist()) & set(range(size))) != units.size:
+    raise ValueError(
+        f'Units of axis {axis!r} are distinct numbers from 0 to {size - 1}, '
+        f'got {units.tolist()}.'
+    )
+  return units
 
 
 def _unchanged_parts(

@@ -121,7 +121,8 @@ class JsonTest(parameterized.TestCase):
     ).to_json()
     self.assertEqual(config.differences(old, old), [])
     self.assertEqual(
-        config.differences(old, new), ['policy.interval: 3 -> 5', 'seed: 0 -> 3']
+        config.differences(old, new),
+        ['policy.interval: 3 -> 5', 'seed: 0 -> 3'],
     )
     self.assertEqual(config.differences({'a': 1}, {}), ['a: 1 -> None'])
 
@@ -185,7 +186,9 @@ class CadenceTest(parameterized.TestCase):
       self.assertFalse(cadence.due(epoch=epoch, seconds=119.9))
       self.assertTrue(cadence.due(epoch=epoch, seconds=120.0))
 
-  @parameterized.parameters('', '0', '0m', 'x', 'm', '1.5', '-1', '1h', ' 1', '2\n')
+  @parameterized.parameters(
+      '', '0', '0m', 'x', 'm', '1.5', '-1', '1h', ' 1', '2\n'
+  )
   def test_refuses(self, text):
     with self.assertRaisesRegex(ValueError, 'epochs .* or minutes'):
       Cadence.parse(text)

@@ -156,9 +156,11 @@ class CarryTest(parameterized.TestCase):
     change = growth.Growth(
         architecture.resized({'s1b0.mid': size}), {'s1b0.mid': np.array(source)}
     )
-    old, new = (tiny_networks.leaves(s) for s in (state, grow(state, change)[0]))
+    old = tiny_networks.leaves(state)
+    new = tiny_networks.leaves(grow(state, change)[0])
     is_new = np.array(source) == NEW
-    vector = np.where(is_new, FRESH, old['params/weights/s1b0/norm1/bias'][source])
+    vector = old['params/weights/s1b0/norm1/bias'][source]
+    vector[is_new] = FRESH
     for leaf in ('scale', 'bias'):
       np.testing.assert_array_equal(
           new[f'params/weights/s1b0/norm1/{leaf}'], vector
@@ -192,7 +194,8 @@ class CarryTest(parameterized.TestCase):
     architecture = tiny_networks.seed('basic3resnet', widths=(4, 4, 4))
     state = numbered(tiny_networks.state(architecture))
     change = growth.prune(architecture, 's1', np.array([2, 0]))
-    old, new = (tiny_networks.leaves(s) for s in (state, grow(state, change)[0]))
+    old = tiny_networks.leaves(state)
+    new = tiny_networks.leaves(grow(state, change)[0])
     sides = {
         's1b0/conv2/kernel': 3,
         's1b0/shortcut_conv/kernel': 3,
@@ -267,8 +270,8 @@ class CarryTest(parameterized.TestCase):
     state = tiny_networks.state(architecture, number=3)
     state = state.replace(
         step=np.int32(41),
-        opt_state=jax.tree.map(
-            np.asarray, optax.tree.set(state.opt_state, learning_rate=np.float32(0.25))
+        opt_state=optax.tree.set(
+            state.opt_state, learning_rate=np.float32(0.25)
         ),
     )
     grown, _ = grow(state, growth.append(architecture, 0))
@@ -614,10 +617,15 @@ class RefusalTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'changed its size without sources'):
       grow(tiny_networks.state(architecture), change)
 
-  def test_prune(self):
-    for kept in ([0, 6], [-1, 0]):
-      with self.assertRaisesRegex(ValueError, "'s1' has units 0 to 5, not"):
-        growth.prune(self.architecture, 's1', np.array(kept))
+  @parameterized.product(
+      make=(growth.split, growth.prune), units=([0, 6], [-1, 0], [2, 2])
+  )
+  def test_units(self, make, units):
+    # A unit of -1 would be taken for a new one; a unit split twice would be
+    # read with one and a half times its weight.
+    message = f"'s1' are distinct numbers from 0 to 5, got {units}"
+    with self.assertRaisesRegex(ValueError, re.escape(message)):
+      make(self.architecture, 's1', np.array(units))
 
   @parameterized.parameters(
       (lambda leaf: leaf[:-1], 'float32(5,)'),

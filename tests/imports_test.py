@@ -114,7 +114,9 @@ class ImportsTest(parameterized.TestCase):
     users = {
         name
         for name in FILES
-        if any(module.startswith('orbax') for module in outside_imports_of(name))
+        if any(
+            module.startswith('orbax') for module in outside_imports_of(name)
+        )
     }
     self.assertEqual(users, {'checkpoint'})
 

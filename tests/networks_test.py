@@ -179,7 +179,12 @@ class RefusalTest(parameterized.TestCase):
       ('plain3net', None, {'shortcut': 'A'}, "leave out shortcut='A'"),
       ('basic3resnet', None, {'shortcut': 'C'}, "is one of B, A, got 'C'"),
       ('basic3resnet', None, {'stem': 'big'}, "small, imagenet, got 'big'"),
-      ('basic3resnet', None, {'bn_scale_init': 'twos'}, "uniform01, got 'twos'"),
+      (
+          'basic3resnet',
+          None,
+          {'bn_scale_init': 'twos'},
+          "ones, uniform01, got 'twos'",
+      ),
       ('basic3resnet', None, {'widths': (1, 2)}, '3 positive widths, got 1-2'),
       ('basic3resnet', None, {'widths': (1, 2, 0)}, 'positive widths'),
       ('basic3resnet', None, {'width': 3}, "has no options ['width']"),
@@ -225,7 +230,9 @@ class InitTest(parameterized.TestCase):
     np.testing.assert_array_equal(weights['norm2']['bias'], 0)
 
   def test_imagenet(self):
-    architecture = build('basic4resnet', shape=(224, 224, 3), widths=(4, 64, 4, 4))
+    architecture = build(
+        'basic4resnet', shape=(224, 224, 3), widths=(4, 64, 4, 4)
+    )
     kernel = fresh(architecture.with_block(1), 's1b1')['conv1']['kernel']
     deviation = np.sqrt(2 / (9 * 64))
     np.testing.assert_allclose(kernel.std(), deviation, rtol=0.02)

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -77,6 +76,15 @@ for where, number, when, every_step in deaths:
       os._exit(1)
   statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 print(json.dumps(statuses))
+'''
+
+# A binary of `experiments` that may not write files above a size.
+_LIMITED = '''
+import resource, runpy, sys
+limit, module = int(sys.argv[1]), sys.argv[2]
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+del sys.argv[1:3]
+runpy.run_module(f'experiments.{module}', run_name='__main__', alter_sys=True)
 '''
 
 
@@ -181,9 +189,7 @@ class ResumeTest(parameterized.TestCase):
           rf'{self.workdir}; the same command continues.\n$',
       )
       self.assertIsNone(train.read_result(self.workdir))
-    (outcome,) = runs.call('autogrow', [flags_of(self.workdir)])
-    self.assertEqual((outcome.status, outcome.stderr), (0, ''))
-    self.assertIn('continuing', outcome.stdout)
+    runs.quietly(runs.tiny(self.workdir))
     self.assert_undisturbed()
 
   def wait_for_epochs(self, number):
@@ -196,37 +202,34 @@ class ResumeTest(parameterized.TestCase):
     self.fail('It does not train.')
 
   def test_full_disk(self):
-    # Stopped by a full disk at the first checkpoint, later by an even fuller
-    # one that has no room for a line of the history.
-    runs.quietly(
-        runs.tiny(self.workdir.with_name('warm'), policy={'max_epochs': 1})
-    )
-    for limit, step in ((40_000, None), (None, 16), (40_000, 16), (600, 16)):
-      def limit_files(limit=limit):
-        if limit is not None:
-          resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    # No room for the next checkpoint; then not even for the history.
+    def at_step(count, unused_arguments):
+      if count == 20:
+        os.kill(os.getpid(), signal.SIGTERM)
 
-      process = runs.start(
-          'autogrow', *flags_of(self.workdir), preexec_fn=limit_files
+    with runs.watch_steps(at_step):
+      with self.assertRaises(train.Interrupted):
+        runs.quietly(runs.tiny(self.workdir))
+    for limit in (40_000, 600):
+      process = subprocess.Popen(
+          [
+              sys.executable, '-c', _LIMITED, str(limit), 'autogrow',
+              *flags_of(self.workdir),
+          ],
+          cwd=runs.ROOT,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
       )
-      if limit is None:
-        self.wait_for_epochs(2)
-        process.send_signal(signal.SIGKILL)
-        runs.finish(process)
-      else:
-        outcome = runs.finish(process)
-        self.assertEqual(outcome.status, 2, outcome)
-        self.assertLen(outcome.stderr.splitlines(), 1, outcome.stderr)
-        self.assertRegex(outcome.stderr, '^error: .*File too large')
-      steps = checkpoint.Checkpoints(
-          self.workdir / 'checkpoints', keep=2
-      ).steps()
-      if step is None:
-        self.assertEmpty(steps)
-      else:
-        self.assertContainsSubset([step], steps)
-        trained.load(self.workdir)
-    runs.call('autogrow', [flags_of(self.workdir)])
+      outcome = runs.finish(process)
+      self.assertEqual(outcome.status, 2, outcome)
+      self.assertRegex(outcome.stderr, '^error: .*File too large.*\n$')
+      self.assertEqual(
+          checkpoint.Checkpoints(self.workdir / 'checkpoints', keep=2).steps(),
+          (16, 20),
+      )
+      self.assertEqual(trained.load(self.workdir).epoch, 1)
+    runs.quietly(runs.tiny(self.workdir))
     self.assert_undisturbed()
 
 

@@ -4,6 +4,7 @@ Compiling dominates, so all runs of all test files share a cache of compiled
 programs, and the usual run has three architectures: 1-1-1, 2-1-1 and 2-2-1.
 """
 
+from collections.abc import Callable
 import contextlib
 import io
 import json
@@ -17,6 +18,7 @@ from unittest import mock
 
 from autogrow_jax import config as config_lib
 from autogrow_jax import logs
+from autogrow_jax import programs
 from autogrow_jax import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -78,7 +80,9 @@ class Outcome(NamedTuple):
   stderr: str
 
 
-def tiny(workdir: str | os.PathLike[str], **changes: Any) -> config_lib.RunConfig:
+def tiny(
+    workdir: str | os.PathLike[str], **changes: Any
+) -> config_lib.RunConfig:
   """A tiny configuration; nested fields are changed by nested dictionaries."""
   value = _merge(_TINY, changes)
   return config_lib.RunConfig.from_json({'workdir': str(workdir), **value})
@@ -101,6 +105,35 @@ def quietly(
       stack.enter_context(mock.patch.object(train.report, 'write'))
     stack.enter_context(contextlib.redirect_stdout(stdout or io.StringIO()))
     return train.run(config, **arguments)
+
+
+def watch_steps(
+    at_step: Callable[[int, tuple[Any, ...]], None],
+) -> contextlib.AbstractContextManager[Any]:
+  """Within it, calls `at_step` before every training step.
+
+  Args:
+    at_step: called with the number of the step in this process, from 1, and
+      the arguments of the compiled program.
+
+  Returns:
+    The context.
+  """
+  count = 0
+  original = programs.Programs.train_step
+
+  def train_step(self, bucket, arguments):
+    compiled = original(self, bucket, arguments)
+
+    def run(*arguments):
+      nonlocal count
+      count += 1
+      at_step(count, arguments)
+      return compiled(*arguments)
+
+    return run
+
+  return mock.patch.object(programs.Programs, 'train_step', train_step)
 
 
 def records(

@@ -1,4 +1,4 @@
-"""Small networks for tests, states without compilation, and one forward pass."""
+"""Small networks for tests, their states and their forward pass."""
 
 import functools
 import zlib

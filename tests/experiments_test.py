@@ -1,0 +1,381 @@
+"""Tests of the binaries: what they print, leave behind and refuse."""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import runs
+
+from autogrow_jax import logs
+
+TINY = (
+    '--widths=4-8-16', '--grow_interval=1', '--stop_window=2',
+    '--max_depths=2-1-1', '--finetune_epochs=1', '--batch_size=64',
+    f'--compilation_cache={runs.CACHE}',
+)
+
+# Arguments -> what the one line must say. {cwd} is an empty directory.
+BAD_AUTOGROW = (
+    ('--network=resnet', "Unknown network 'resnet'; there are basic3resnet"),
+    ('--network=math:pi', "'math:pi' is no autogrow_jax network"),
+    ('--network=nowhere:net', "'nowhere:net' cannot be imported"),
+    ('--dataset=imagenet', "Unknown data set 'imagenet'; there are digits"),
+    ('--preset=paper', "Unknown preset 'paper'; there are digits"),
+    ('--policy=random', "policy is one of periodic, .*got 'random'"),
+    ('--policy=no:where', 'no:where is one of your own'),
+    ('--initializer=he', 'one of gauss, zero, uniform, adam, got'),
+    ('--growing_schedule=cosine', 'one of constant, staircase, got'),
+    ('--select_on=train', "must be 'holdout' or 'test', got 'train'"),
+    ('--stem=big', "stem is one of .*small.*got 'big'"),
+    ('--shortcut=C', "shortcut is one of B, A, got 'C'"),
+    ('--bn_scale_init=zeros', "one of .*uniform01.*got 'zeros'"),
+    ('--precision=float64', "one of float32, bfloat16, got 'float64'"),
+    ('--parallel=xmap', "one of auto, pmap, jit, got 'xmap'"),
+    ('--compare=best', 'compare names seed, found or both, not best'),
+    ('--seed_depths=1-1', '3 stages, but depths 1-1 name 2'),
+    ('--seed_depths=1-0-1', "seed_depths.*'1-0-1' must be positive"),
+    ('--seed_depths=1--1-1', "'1--1-1' must be positive"),
+    ('--seed_depths=one', "'one' must be positive"),
+    ('--seed_depths=', "'' must be positive"),
+    ('--max_depths=2-2', 'differ in their number of stages'),
+    ('--max_depths=2-2-0', "max_depths.*'2-2-0' must be positive"),
+    ('--seed_depths=3-3-3 --max_depths=2-2-2', 'depth 3 but a cap of 2'),
+    ('--widths=4-8', 'takes 3 positive widths, got 4-8'),
+    ('--widths=x', "widths.*'x' must be positive"),
+    ('--grow_interval=0', r'K \(epochs\) is 0; it must be an int, at least 1'),
+    ('--grow_interval=5 --stop_window=4', 'J is 4 epochs; .*at least the .*5'),
+    ('--threshold=abc', "'abc'; it must be percentage points"),
+    ('--threshold=-1', "'-1'; it must be percentage points"),
+    ('--threshold=nan', "'nan'; it must be percentage points"),
+    ('--max_growing_epochs=0', 'is 0; it must be an int, at least 1'),
+    ('--batch_size=0', 'batch_size is at least 1, got 0'),
+    ('--batch_size=1078', r'larger than .* \(1077 examples\); take at most 1077'),
+    ('--holdout=0', 'holdout must be a whole number >= 1, got 0'),
+    ('--holdout=1437', 'holdout must be below 1437.*got 1437'),
+    ('--holdout=9 --select_on=test', "no use with select_on='test'"),
+    ('--data_fraction=0', 'above 0 and at most 1'),
+    ('--data_fraction=half', "text such as '0.25' or '1/4', got 'half'"),
+    ('--seed=-1', r'seed is from 0 to 2\*\*32 - 1, got -1'),
+    ('--seed=4294967296', 'seed is from 0 to'),
+    ('--learning_rate=nan', 'learning_rate is a positive number, got nan'),
+    ('--learning_rate=0', 'learning_rate is a positive number, got 0'),
+    ('--learning_rate=-1', 'learning_rate is a positive number, got -1'),
+    ('--weight_decay=-1', 'weight_decay is a number of at least 0'),
+    ('--momentum=1', 'momentum is in'),
+    ('--clip_norm=nan', 'clip_norm is a number of at least 0'),
+    ('--accumulate=0', 'accumulate is at least 1'),
+    ('--finetune_epochs=-1', 'finetune_epochs is at least 0, got -1'),
+    ('--num_devices=0', 'num_devices is at least 1'),
+    ('--num_devices=4096', 'num_devices is 1 to .* got 4096'),
+    ('--num_devices=2 --batch_size=65', 'cannot be split evenly among 2'),
+    ('--checkpoint_every=x', "epochs .* or minutes .*got 'x'"),
+    ('--keep=0', 'keep is at least 1, got 0'),
+    ('--dataset=mnist --data_dir={cwd}', 'mnist is not prepared .*Prepare it'),
+    ('--init_from={cwd}', 'holds no run'),
+    ('digits', "Unknown argument 'digits'; flags begin with --"),
+)
+# absl itself refuses these, with status 1 and in its own words.
+REJECTED = (
+    ('--batch_size=many', 'batch_size'),
+    ('--learning_rate=fast', 'learning_rate'),
+    ('--depht=3', 'depht'),
+)
+
+
+class HelpTest(parameterized.TestCase):
+
+  def test_own_flags_first(self):
+    own = {
+        'autogrow': ('grow_interval', 'threshold', 'dataset', 'dry_run'),
+        'baseline': ('depths', 'dataset', 'learning_rate'),
+        'describe': ('input_shape', 'classes'),
+        'evaluate': ('workdir', 'split'),
+        'replay': ('curve', 'stop_window'),
+    }
+    started = {name: runs.start(name, '--help') for name in own}
+    for name, flags in own.items():
+      outcome = runs.finish(started[name])
+      self.assertEqual(outcome.status, 1, outcome)  # As absl has it.
+      text = outcome.stdout
+      introduction, _, described = text.partition('flags:\n')
+      self.assertIn(f'python -m experiments.{name}', introduction)
+      self.assertRegex(described, rf'^\n.*experiments/{name}.py:\n  --')
+      for flag in flags:
+        self.assertRegex(described, rf'--(\[no\])?{flag}\b')
+      self.assertIn('default: ', described)
+      self.assertNotIn('--logtostderr', text)
+
+
+class DescribeTest(parameterized.TestCase):
+
+  def test_golden_numbers(self):
+    outcomes = runs.call(
+        'describe',
+        [
+            ['--network=basic3resnet', '--depths=3-3-3', '--format=json'],
+            [
+                '--network=basic4resnet', '--depths=2-2-2-2',
+                '--input_shape=224x224x3', '--classes=1000', '--format=json',
+            ],
+            ['--network=basic3resnet', '--depths=3-3-3'],
+        ],
+    )
+    for outcome in outcomes:
+      self.assertEqual((outcome.status, outcome.stderr), (0, ''))
+    small, large = [json.loads(outcome.stdout) for outcome in outcomes[:2]]
+    # ResNet-20 and ResNet-18, with 1x1 projections.
+    self.assertEqual((small['params'], small['layers']), (272_474, 20))
+    self.assertEqual((large['params'], large['layers']), (11_689_512, 18))
+    self.assertEqual(large['macs'], 1_814_073_344)
+    self.assertGreater(large['activation_bytes'], small['activation_bytes'])
+    self.assertEqual(
+        sum(layer['macs'] for layer in small['table']), small['macs']
+    )
+    self.assertIn('272,474 parameters', outcomes[2].stdout)
+    self.assertIn(f'{small["macs"]:,} multiply-adds', outcomes[2].stdout)
+
+  def test_bad_input(self):
+    bad = (
+        ('--network=resnet', 'Unknown network'),
+        ('--depths=1-1', '3 stages, but depths 1-1 name 2'),
+        ('--depths=0-1-1', 'must be positive'),
+        ('--input_shape=32', r'\(height, width, channel\)|height x width'),
+        ('--input_shape=axbxc', 'height x width x channels'),
+        ('--input_shape=32x32x0', 'input shape'),
+        ('--classes=0', 'classes is at least 1'),
+        ('--stem=big', 'stem is one of'),
+        ('--widths=1-2', '3 positive widths'),
+        ('more', "Unknown argument 'more'"),
+    )
+    check_refused(
+        self, runs.call('describe', [item[0].split() for item in bad]), bad
+    )
+
+
+class AutogrowTest(parameterized.TestCase):
+  """A whole run, and what the other binaries make of it."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.directory = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.workdir = pathlib.Path(cls.directory, 'run')
+    cls.dry = pathlib.Path(cls.directory, 'dry')
+    cls.flags = [f'--workdir={cls.workdir}', *TINY, '--compare=seed']
+    cls.outcome, cls.dry_outcome, cls.other, cls.diverged = runs.call(
+        'autogrow',
+        [
+            cls.flags,
+            [f'--workdir={cls.dry}', *TINY, '--dry_run'],
+            [*cls.flags, '--seed=1'],
+            [
+                f'--workdir={cls.directory}/diverged', *TINY,
+                '--learning_rate=1e30',
+            ],
+        ],
+    )
+    cls.result = logs.read_json(cls.workdir / 'result.json')
+
+  def test_output(self):
+    self.assertEqual(self.outcome.status, 0, self.outcome.stderr)
+    both = self.outcome.stdout + self.outcome.stderr
+    self.assertNotIn('\x1b', both)
+    self.assertNotIn('\r', both)
+    self.assertRegex(
+        self.outcome.stderr, r'^for comparison: 1-1-1, fixed, \d+ epochs.*\n$'
+    )
+    summary = self.outcome.stdout.partition('\n\n')[2]
+    fixed = logs.read_json(self.workdir / 'fixed-seed' / 'result.json')
+    for name, result in (('grown', self.result), ('seed, fixed', fixed)):
+      self.assertRegex(
+          summary,
+          rf'{name} +{result["found"]} .* {result["val_accuracy"]:.2f} % +'
+          rf'{result["test_accuracy"]:.2f} %\n',
+      )
+    self.assertIn(self.result['floor'], summary[summary.index('growths in'):])
+    for word in ('floor', 'null band', '10-90 %'):
+      self.assertIn(word, summary)
+    self.assertIn(f'Everything is in {self.workdir}', summary)
+    for line in summary.replace(str(self.workdir), 'W').splitlines():
+      self.assertLess(len(line), 81, line)
+    # At equal training cost, to half an epoch of the fixed network.
+    epoch = 3 * 1024 * fixed['macs']
+    self.assertLessEqual(
+        abs(self.result['train_macs'] - fixed['train_macs']), epoch / 2
+    )
+
+  def test_dry_run_writes_nothing(self):
+    self.assertEqual(
+        (self.dry_outcome.status, self.dry_outcome.stderr), (0, '')
+    )
+    self.assertFalse(self.dry.exists())
+    lines = self.dry_outcome.stdout.splitlines()
+    self.assertEqual(
+        [line.split()[1] for line in lines[1:3]], ['1-1-1', '2-1-1']
+    )
+    self.assertIn('2 architectures compiled', lines[-1])
+
+  def test_another_run_in_the_directory(self):
+    check_refused(
+        self,
+        [self.other],
+        [('', r'holds another run \(seed: 0 -> 1\); choose another')],
+    )
+    self.assertEqual(logs.read_json(self.workdir / 'result.json'), self.result)
+
+  def test_divergence(self):
+    check_refused(
+        self, [self.diverged], [('', 'diverged in epoch 1, before any growth')]
+    )
+
+  def test_evaluate(self):
+    outcomes = runs.call(
+        'evaluate',
+        [
+            [f'--workdir={self.workdir}', f'--split={split}']
+            for split in ('holdout', 'test')
+        ],
+    )
+    keys = ('val_accuracy', 'test_accuracy')
+    for outcome, key in zip(outcomes, keys, strict=True):
+      self.assertEqual((outcome.status, outcome.stderr), (0, ''))
+      found = json.loads(outcome.stdout)
+      self.assertEqual(found['accuracy'], self.result[key])
+      self.assertEqual(found['found'], self.result['found'])
+      self.assertEqual(found['select_on'], 'holdout')
+
+  def test_evaluate_bad_input(self):
+    empty = self.enter_context(tempfile.TemporaryDirectory())
+    unfinished = pathlib.Path(empty, 'unfinished')
+    shutil.copytree(self.workdir, unfinished)
+    (unfinished / 'result.json').unlink()
+    bad = (
+        (f'--workdir={empty}', 'holds no run'),
+        (f'--workdir={empty}/nowhere', 'holds no run'),
+        (f'--workdir={unfinished}', r'has not ended \(epoch 3\)'),
+        (f'--workdir={self.workdir} more', "Unknown argument 'more'"),
+    )
+    check_refused(
+        self, runs.call('evaluate', [item[0].split() for item in bad]), bad
+    )
+
+  def test_replay_gives_the_growths_of_the_run(self):
+    outcome = runs.finish(
+        runs.start(
+            'replay',
+            f'--curve={self.workdir / "history.jsonl"}',
+            '--grow_interval=1', '--stop_window=2', '--max_depths=2-1-1',
+        )
+    )
+    self.assertEqual((outcome.status, outcome.stderr), (0, ''))
+    events = [json.loads(line) for line in outcome.stdout.splitlines()]
+    self.assertEqual(
+        [
+            (item['epoch'], item['stage'], item['depths'])
+            for item in events
+            if item['event'] == 'grow'
+        ],
+        [
+            (item['epoch'], item['stage'], logs.format_depths(item['depths']))
+            for item in runs.records(self.workdir, 'grow')
+        ],
+    )
+    (end,) = [item for item in events if item['event'] == 'end']
+    (phase,) = runs.records(self.workdir, 'phase')
+    self.assertEqual(
+        (end['epoch'], end['depths']), (phase['epoch'], self.result['found'])
+    )
+
+
+class BaselineTest(parameterized.TestCase):
+
+  def test_run_and_bad_input(self):
+    directory = pathlib.Path(
+        self.enter_context(tempfile.TemporaryDirectory())
+    )
+    workdir = directory / 'run'
+    bad = (
+        ('--depths=1-1', '3 stages, but depths 1-1 name 2'),
+        ('--depths=0-0-0', 'must be positive'),
+        ('--epochs=-1', 'at least 0, got -1'),
+        ('--batch_size=2000', 'at most 1077'),
+    )
+    outcome, *refused = runs.call(
+        'baseline',
+        [
+            [
+                f'--workdir={workdir}', '--depths=2-1-1', '--epochs=2',
+                '--widths=4-8-16', '--select_on=test', '--batch_size=64',
+                f'--compilation_cache={runs.CACHE}',
+            ],
+            *(
+                [*item[0].split(), f'--workdir={directory}/bad',
+                 '--compilation_cache=']
+                for item in bad
+            ),
+        ],
+    )
+    self.assertEqual((outcome.status, outcome.stderr), (0, ''))
+    self.assertIn('DECISIONS WERE TAKEN ON THE TEST SET', outcome.stdout)
+    result = logs.read_json(workdir / 'result.json')
+    self.assertEqual(result['method'], 'fixed')
+    self.assertEqual((result['found'], result['epochs']), ('2-1-1', 2))
+    self.assertEqual(result['select_on'], 'test')
+    check_refused(self, refused, bad)
+    self.assertFalse((directory / 'bad').exists())
+
+
+class BadInputTest(parameterized.TestCase):
+
+  def test_autogrow(self):
+    cwd = self.enter_context(tempfile.TemporaryDirectory())
+    workdir = os.path.join(cwd, 'run')
+    calls = [
+        [*arguments.format(cwd=cwd).split(), f'--workdir={workdir}',
+         '--compilation_cache=']
+        for arguments, _ in BAD_AUTOGROW + REJECTED
+    ]
+    # A file in the way, and a directory that is not a run's.
+    file = os.path.join(cwd, 'file')
+    pathlib.Path(file).write_text('mine')
+    bad = BAD_AUTOGROW + (
+        ('', 'cannot be used: Not a directory; choose another'),
+        ('', 'cannot be used: File exists; choose another'),
+        ('', 'is not empty and holds no run; choose another'),
+    )
+    calls[len(BAD_AUTOGROW):len(BAD_AUTOGROW)] = [
+        [f'--workdir={path}', '--compilation_cache=']
+        for path in (os.path.join(file, 'run'), file, cwd)
+    ]
+    outcomes = runs.call('autogrow', calls)
+    check_refused(self, outcomes[: len(bad)], bad)
+    check_refused(self, outcomes[len(bad) :], REJECTED, status=1)
+    self.assertEqual(os.listdir(cwd), ['file'])
+    self.assertEqual(pathlib.Path(file).read_text(), 'mine')
+
+  def test_as_users_see_it(self):
+    process = runs.start('autogrow', '--dataset=imagenet', '--workdir=/x/y')
+    outcome = runs.finish(process)
+    self.assertEqual(outcome.status, 2)
+    self.assertEqual(outcome.stdout, '')
+    self.assertRegex(outcome.stderr, "^error: Unknown data set 'imagenet'.*\n$")
+
+
+def check_refused(test, outcomes, bad, *, status=2):
+  """Checks for one line each that says what is wrong."""
+  for outcome, (arguments, message) in zip(outcomes, bad, strict=True):
+    with test.subTest(arguments):
+      test.assertEqual(outcome.status, status, outcome)
+      test.assertNotIn('Traceback', outcome.stderr)
+      test.assertRegex(outcome.stderr, message)
+      if status == 2:
+        test.assertRegex(outcome.stderr, r'^error: .*\n$')
+        test.assertEqual(outcome.stderr.count('\n'), 1)
+
+
+if __name__ == '__main__':
+  absltest.main()
