@@ -43,7 +43,8 @@ class Architecture:
       raise ValueError(f'Block names must be unique, got {blocks}.')
     if len(self.minted) != len(self.stages):
       raise ValueError(
-          f'minted has {len(self.minted)} entries for {len(self.stages)} stages.'
+          f'minted has {len(self.minted)} entries for {len(self.stages)} '
+          'stages.'
       )
     for stage, names in enumerate(self.stages):
       if not names:
@@ -160,5 +161,7 @@ def sorted_options(
   )
 
 
-def _replaced(values: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+def _replaced(
+    values: tuple[Any, ...], index: int, value: Any
+) -> tuple[Any, ...]:
   return (*values[:index], value, *values[index + 1 :])

@@ -20,6 +20,7 @@ from autogrow_jax import data
 from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import programs as programs_lib
+from autogrow_jax import session
 from autogrow_jax import state as state_lib
 from autogrow_jax import train
 from autogrow_jax import trained
@@ -74,8 +75,8 @@ def walk(
         config, method=dataclasses.replace(config.method, initializer='zero')
     )
   with tempfile.TemporaryDirectory() as directory:
-    setup = train.set_up(config, dataset, pathlib.Path(directory))
-    architecture, known = train.start(setup)
+    setup = session.set_up(config, dataset, pathlib.Path(directory))
+    architecture, known = session.start(setup)
     state = state_lib.create_state(
         architecture,
         setup.task.tx,
@@ -117,8 +118,8 @@ def walk(
 
 
 def _try_step(
-    setup: train.Setup,
-    architecture: train.Architecture,
+    setup: session.Setup,
+    architecture: session.Architecture,
     state: state_lib.TrainState,
     epoch: int,
 ) -> Stop:
@@ -163,8 +164,8 @@ def _try_step(
 
 
 def _try_checkpoint(
-    setup: train.Setup,
-    architecture: train.Architecture,
+    setup: session.Setup,
+    architecture: session.Architecture,
     state: state_lib.TrainState,
 ) -> None:
   """Saves a checkpoint, restores it from its directory, and compares."""

@@ -2,8 +2,8 @@
 
 A transformation runs on packed trees, in which equal blocks are stacked, so
 labels and masks must be functions of leaf *names* ('kernel', 'scale'), not of
-ranks, and transformations that take norms leaf by leaf (LARS, LAMB) see one leaf
-per stack. They must be functions of the parameters, never trees: a tree is
+ranks, and transformations that take norms leaf by leaf (LARS, LAMB) see one
+leaf per stack. They must be functions of the parameters, never trees: a tree is
 stale after the first growth.
 """
 

@@ -145,7 +145,8 @@ class Parallel:
 
   def _put(self, tree: Any, *, sharded: bool) -> Any:
     # `may_alias=False`: an alias of host memory could not be donated.
-    return jax.device_put(tree, self._sharding(sharded=sharded), may_alias=False)
+    sharding = self._sharding(sharded=sharded)
+    return jax.device_put(tree, sharding, may_alias=False)
 
 
 def make(mode: str = 'auto', num_devices: int | None = None) -> Parallel:

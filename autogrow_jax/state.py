@@ -160,7 +160,9 @@ def names(path: tuple[Any, ...]) -> Path:
   )
 
 
-def axis_table(architecture: Architecture, extra: Extra = no_extra) -> AxisTable:
+def axis_table(
+    architecture: Architecture, extra: Extra = no_extra
+) -> AxisTable:
   """Named axes of every leaf, by the end of its path.
 
   A leaf of the optimizer's state has the axes of the parameter whose path ends

@@ -18,6 +18,8 @@ from autogrow_jax import data
 from autogrow_jax import dry_run
 from autogrow_jax import logs
 from autogrow_jax import policies
+from autogrow_jax import results
+from autogrow_jax import session
 from autogrow_jax import train
 from experiments import flags
 from experiments import presets
@@ -35,8 +37,8 @@ COMPARE = absl_flags.DEFINE_list(
 DRY_RUN = absl_flags.DEFINE_bool(
     'dry_run',
     False,
-    'Walk the whole growth schedule on one batch: shapes, memory, compilations, '
-    'a checkpoint saved and restored; no training.',
+    'Walk the whole growth schedule on one batch: shapes, memory, compilations,'
+    ' a checkpoint saved and restored; no training.',
 )
 
 NEXT = """
@@ -65,7 +67,7 @@ def main() -> None:
       for name in COMPARE.value
   ]
   if comparisons:
-    train.add_comparisons(run_config.workdir, dict(comparisons))
+    results.add_comparisons(run_config.workdir, dict(comparisons))
   print(summary.of_run(result, run_config.workdir, comparisons))
   if run_config.data.dataset == 'digits':
     print(NEXT.replace('WORKDIR', run_config.workdir))
@@ -100,13 +102,13 @@ def compare(
       network=dataclasses.replace(resolved.network, depths=depths),
       init_from=None,
   )
-  macs = costs.macs(train.seed_architecture(fixed, dataset))
+  macs = costs.macs(session.seed_architecture(fixed, dataset))
   images = len(dataset.train.labels) // fixed.batch_size * fixed.batch_size
   epoch_cost = costs.Ledger().trained(macs, images).train_macs
   epochs = max(1, round(result['train_macs'] / epoch_cost))
   print(
-      f'for comparison: {policies.format_depths(depths)}, fixed, {epochs} epochs '
-      'at equal training cost',
+      f'for comparison: {policies.format_depths(depths)}, fixed, {epochs} '
+      'epochs at equal training cost',
       file=sys.stderr,
       flush=True,
   )
@@ -138,8 +140,8 @@ def walk(run_config: config.RunConfig) -> None:
     )
   seconds = sum(stop.compile_seconds for stop in stops)
   print(
-      f'{len(stops)} architectures compiled in {seconds:.0f} s; the checkpoint of '
-      'the last one was saved and restored. A run without progress ends there.'
+      f'{len(stops)} architectures compiled in {seconds:.0f} s; the checkpoint '
+      'of the last one was saved and restored. A run without progress ends there.'
   )
 
 

@@ -116,7 +116,7 @@ RUN_FLAGS = {
     'parallel': (
         'devices.parallel',
         'text',
-        'auto, pmap (batch norm per device) or jit (batch norm over the batch).',
+        'auto, pmap (batch norm per device) or jit (over the whole batch).',
     ),
     'num_devices': (
         'devices.num_devices',
@@ -189,8 +189,8 @@ def define(fields: dict[str, tuple[str, str, str]]) -> None:
   flags.DEFINE_string(
       'workdir',
       None,
-      'Directory of all results; runs/NETWORK-DATASET-SEED by default. The same '
-      'command continues a run that was stopped.',
+      'Directory of all results; runs/NETWORK-DATASET-SEED by default. The '
+      'same command continues a run that was stopped.',
   )
   flags.DEFINE_string(
       'compilation_cache',
@@ -276,6 +276,13 @@ def run_main(main: Callable[[], None]) -> None:
     except train.Interrupted as error:
       print(error, file=sys.stderr)
       return 128 + error.signum
+    except KeyboardInterrupt:
+      print(
+          'interrupted at once; the same command continues from the last '
+          'checkpoint.',
+          file=sys.stderr,
+      )
+      return 130
     except KeyboardInterrupt:  # Before training, or pressed twice.
       print('interrupted; the same command continues.', file=sys.stderr)
       return 128 + signal.SIGINT

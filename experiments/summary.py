@@ -61,7 +61,7 @@ def of_run(
         f'  {result["growths"]} growths in {result["growing_epochs"]} epochs, '
         f'{sum(policies.parse_depths(result["found"]))} sub-modules. '
         'Without a signal',
-        f'  the same policy finds {result["floor"]} (floor: constant accuracy), '
+        f'  the same policy finds {result["floor"]} (floor: constant accuracy) '
         f'or {_band(band["submodules"])} sub-modules',
         f'  in {_band(band["epochs"])} epochs (null band: pure noise, '
         '10-90 %).',

@@ -41,6 +41,8 @@ ROWS = (
     ('config', 'report'),
     ('programs',),
     ('trained',),
+    ('session',),
+    ('results',),
     ('train',),
     ('dry_run',),
 )

@@ -124,5 +124,5 @@ def task_objective(
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Cross-entropy per example, in nats: (batch, classes), (batch,) -> (batch,)."""
+  """Per example, in nats: (batch, classes), (batch,) -> (batch,)."""
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -39,7 +39,9 @@ def get(name: str) -> base.Network:
     try:
       network = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-      raise ValueError(f'Network {name!r} cannot be imported: {error}.') from error
+      raise ValueError(
+          f'Network {name!r} cannot be imported: {error}.'
+      ) from error
     if not isinstance(network, base.Network):
       raise ValueError(f'{name!r} is no autogrow_jax network.')
     return network

@@ -1,0 +1,173 @@
+"""`result.json` and `report.html`: what a run leaves at its end."""
+
+from collections.abc import Sequence
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+from autogrow_jax import checkpoint
+from autogrow_jax import costs
+from autogrow_jax import evaluation
+from autogrow_jax import logs
+from autogrow_jax import policies
+from autogrow_jax import report
+from autogrow_jax import session
+from autogrow_jax import state as state_lib
+from autogrow_jax import version
+
+
+def conclude(
+    setup: session.Setup,
+    progress: session.Progress,
+    state: state_lib.TrainState,
+    *,
+    selection: evaluation.Score,
+    test: evaluation.Score,
+) -> dict[str, Any]:
+  """Writes the result and the report of a run that has ended.
+
+  Args:
+    setup: the run's.
+    progress: at its end.
+    state: canonical, at its end.
+    selection: of the final network on the selection data.
+    test: of the final network on the test set.
+
+  Returns:
+    What `result.json` holds.
+  """
+  config, ledger = setup.config, progress.ledger
+  architecture = progress.architecture
+  epochs = [item for item in progress.history if item['event'] == 'epoch']
+  growths = [item for item in progress.history if item['event'] == 'grow']
+  result = {
+      'method': _method_name(setup),
+      'network': config.network.name,
+      'dataset': setup.dataset.name,
+      'seed': config.seed,
+      'found': policies.format_depths(architecture.depths),
+      'architecture': architecture.to_json(),
+      'params': costs.params(architecture),
+      'macs': costs.macs(architecture),
+      'layers': costs.layers_of(architecture),
+      'growths': len(growths),
+      'growing_epochs': sum(item['phase'] == 'growing' for item in epochs),
+      'epochs': progress.epoch,
+      'val_accuracy': selection.accuracy,
+      'best_val_accuracy': 100 * progress.best / selection.total,
+      'holdout': selection.total,
+      'test_accuracy': test.accuracy,
+      'test_total': test.total,
+      'select_on': config.data.select_on,
+      'train_macs': ledger.train_macs,
+      'eval_macs': ledger.eval_macs,
+      'wall_seconds': round(ledger.wall_seconds, 3),
+      'compile_seconds': round(ledger.compile_seconds, 3),
+      'compile_count': ledger.compile_count,
+      'params_digest': checkpoint.digest(
+          {'params': state.params, 'stats': state.stats}
+      ),
+      'versions': _versions(),
+  }
+  if isinstance(setup.policy, policies.RoundRobin):
+    result |= _controls(setup.policy, epochs, selection.total)
+  result = json.loads(logs.dumps(result))  # As it will be read again.
+  _write_result(
+      setup.workdir, config.to_json(), progress.history, result
+  )
+  return result
+
+
+def add_comparisons(
+    workdir: str | os.PathLike[str], comparisons: dict[str, dict[str, Any]]
+) -> None:
+  """Adds results of other networks to a finished run's result and report.
+
+  Args:
+    workdir: of the finished run.
+    comparisons: results by name.
+  """
+  workdir = pathlib.Path(workdir)
+  keys = (
+      'found', 'params', 'macs', 'epochs', 'val_accuracy', 'test_accuracy',
+      'train_macs', 'wall_seconds', 'compile_seconds',
+  )
+  comparison = {
+      name: {key: result[key] for key in keys}
+      for name, result in comparisons.items()
+  }
+  _write_result(
+      workdir,
+      logs.read_json(workdir / 'config.json'),
+      logs.read(workdir / 'history.jsonl'),
+      {**read_result(workdir), 'comparison': comparison},
+  )
+
+
+def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """`result.json` of a work directory, None if its run has not ended."""
+  return logs.read_json(pathlib.Path(workdir) / 'result.json')
+
+
+def _write_result(
+    workdir: pathlib.Path,
+    config: dict[str, Any],
+    history: Sequence[dict[str, Any]],
+    result: dict[str, Any],
+) -> None:
+  """Writes `report.html`, then `result.json`, which marks the run as ended."""
+  report.write(
+      workdir / 'report.html',
+      config=config,
+      history=history,
+      result=result,
+  )
+  logs.write_json(workdir / 'result.json', result)
+
+
+def _controls(
+    policy: policies.RoundRobin, epochs: Sequence[dict[str, Any]], total: int
+) -> dict[str, Any]:
+  """What the policy finds without a signal: the floor and the null band.
+
+  The noise is that of counting `total` examples at the mean accuracy of the
+  last growing epochs, as many as the policy looks back.
+  """
+  growing = [item for item in epochs if item['phase'] == 'growing']
+  recent = growing[-getattr(policy, 'window', policy.interval) :]
+  if not recent:
+    return {}
+  correct = sum(item['correct'] for item in recent)
+  floor = policies.floor(policy)
+  band = policies.null_band(
+      policy, total=total, accuracy=correct / sum(x['total'] for x in recent)
+  )
+  return {
+      'floor': policies.format_depths(floor.depths),
+      'null_band': dataclasses.asdict(band),
+  }
+
+
+def _method_name(setup: session.Setup) -> str:
+  if isinstance(setup.policy, policies.Fixed):
+    return 'fixed'
+  return type(setup.task.method).__name__.lower()
+
+
+def _versions() -> dict[str, str]:
+  """What the result was computed with."""
+  return {
+      'autogrow_jax': version.__version__,
+      'python': platform.python_version(),
+      **{
+          name: importlib.metadata.version(name)
+          for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+      },
+      'platform': jax.devices()[0].device_kind,
+  }

@@ -1,0 +1,467 @@
+"""The edge of a run: what stays the same, where it is, and all it touches.
+
+`Setup` is fixed, `Progress` is a value that a checkpoint stores, and `Session`
+is the one mutable thing: the arrays on the devices, the files, the screen, and
+the signals that ask a run to stop.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import json
+import pathlib
+import signal
+import threading
+import time
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import checkpoint
+from autogrow_jax import config as config_lib
+from autogrow_jax import costs
+from autogrow_jax import data
+from autogrow_jax import logs
+from autogrow_jax import networks
+from autogrow_jax import optimizers
+from autogrow_jax import parallel as parallel_lib
+from autogrow_jax import policies
+from autogrow_jax import programs as programs_lib
+from autogrow_jax import state as state_lib
+from autogrow_jax import trained
+from autogrow_jax import view
+from autogrow_jax.methods import base
+
+Architecture = architecture_lib.Architecture
+RunConfig = config_lib.RunConfig
+
+MAX_EVAL_BATCH = 256
+
+
+class Interrupted(Exception):
+  """The run was asked to stop; it saved and can be continued.
+
+  Attributes:
+    signum: the signal that asked.
+  """
+
+  def __init__(self, message: str, signum: int):
+    super().__init__(message)
+    self.signum = signum
+
+
+class Diverged(ValueError):
+  """The loss is no longer finite; the last good checkpoint is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """Where a run is: all that is not an array.
+
+  Attributes:
+    architecture: the current one.
+    policy: the policy's state.
+    phase: 'growing', 'finetuning' (after it), or 'training' (nothing grows).
+    epoch: epochs finished.
+    phase_epoch: epochs finished in this phase.
+    best: largest number of correct selection examples after any epoch.
+    ledger: costs so far.
+    history: all records so far.
+  """
+
+  architecture: Architecture
+  policy: policies.Policy
+  phase: str
+  epoch: int
+  phase_epoch: int
+  best: int
+  ledger: costs.Ledger
+  history: tuple[dict[str, Any], ...]
+
+  def recorded(self, event: str, step: int, **values: Any) -> Self:
+    """Adds a record to the history."""
+    record = {
+        'event': event,
+        'epoch': self.epoch,
+        'step': step,
+        'depths': list(self.architecture.depths),
+        **values,
+    }
+    return dataclasses.replace(self, history=(*self.history, record))
+
+  def to_documents(self) -> dict[str, Any]:
+    """As JSON documents for a checkpoint."""
+    return {
+        'architecture': self.architecture.to_json(),
+        'policy': self.policy.to_json(),
+        'progress': {
+            'phase': self.phase,
+            'epoch': self.epoch,
+            'phase_epoch': self.phase_epoch,
+            'best': self.best,
+            'ledger': dataclasses.asdict(self.ledger),
+        },
+        'history': list(self.history),
+    }
+
+  @classmethod
+  def from_documents(
+      cls, documents: dict[str, Any], policy: policies.Policy
+  ) -> Self:
+    """The inverse of `to_documents`; `policy` is the restored one."""
+    progress = dict(documents['progress'])
+    return cls(
+        architecture=Architecture.from_json(documents['architecture']),
+        policy=policy,
+        ledger=costs.Ledger(**progress.pop('ledger')),
+        history=tuple(documents['history']),
+        **progress,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What stays the same during a run; `policy` is the one at its start."""
+
+  config: RunConfig
+  dataset: data.Dataset
+  schedule: optimizers.Schedule
+  task: programs_lib.Task
+  policy: policies.Policy
+  checkpoints: checkpoint.Checkpoints
+  workdir: pathlib.Path
+
+  @property
+  def steps_per_epoch(self) -> int:
+    return len(self.dataset.train.labels) // self.config.batch_size
+
+  @property
+  def eval_batch(self) -> int:
+    """Examples per evaluation call: all devices busy, at most a small set."""
+    devices = len(self.task.parallel.devices)
+    wanted = min(MAX_EVAL_BATCH, len(self.dataset.train.labels))
+    return max(1, wanted // devices) * devices
+
+
+class Session:
+  """The mutable edge of a run: devices, files, the screen, signals.
+
+  Attributes:
+    setup: what stays the same.
+    progress: where the run is.
+    packed: the packed state on the devices.
+    meters: sums over the current epoch, on the devices.
+    signals: numbers of the signals received, most recent last.
+  """
+
+  def __init__(
+      self,
+      setup: Setup,
+      progress: Progress,
+      state: state_lib.TrainState,
+      meters: Any,
+      started: float,
+  ):
+    self.setup = setup
+    self.progress = progress
+    self.signals: list[int] = []
+    parallel = setup.task.parallel
+    self.programs = programs_lib.Programs(setup.task, self._on_compile)
+    self.train_data = parallel.replicate(
+        (setup.dataset.train.images, setup.dataset.train.labels)
+    )
+    self.load(state)
+    self.meters = parallel.replicate(meters)
+    self._accounted = started
+    self._saved = started
+    self._pending: list[tuple[str, float]] = []
+    self.history = logs.History(setup.workdir / 'history.jsonl')
+    self.history.truncate_to(progress.history)
+    self.tensorboard = logs.TensorBoard(
+        setup.workdir / 'tensorboard', resume_step=int(state.step)
+    )
+    self.screen = logs.Progress()
+
+  @property
+  def layout(self) -> view.Layout:
+    return view.layout(self.progress.architecture)
+
+  @property
+  def step(self) -> int:
+    return int(self.setup.task.parallel.fetch(self.packed.step))
+
+  def load(self, state: state_lib.TrainState) -> None:
+    """Puts a canonical state on the devices."""
+    self.packed = self.setup.task.parallel.replicate(
+        view.pack(state, self.layout)
+    )
+
+  def fetch(self) -> state_lib.TrainState:
+    """The canonical state."""
+    return view.unpack(
+        self.setup.task.parallel.fetch(self.packed), self.layout
+    )
+
+  def record(self, event: str, **values: Any) -> None:
+    """Writes a record everywhere."""
+    self.progress = self.progress.recorded(event, self.step, **values)
+    record = self.progress.history[-1]
+    self.history.append(record)
+    self.tensorboard.write(record)
+    self.screen.record(record)
+
+  def charge(self, ledger: costs.Ledger) -> None:
+    """Replaces the ledger, with the wall time since the last call."""
+    now = time.monotonic()
+    ledger = ledger.elapsed(now - self._accounted)
+    self._accounted = now
+    self.progress = dataclasses.replace(self.progress, ledger=ledger)
+
+  def flush_compilations(self) -> None:
+    """Records the compilations since the last call."""
+    pending, self._pending = self._pending, []
+    for name, seconds in pending:
+      self.charge(self.progress.ledger.compiled(seconds))
+      self.record('compile', what=name, seconds=round(seconds, 3))
+
+  def save(self) -> None:
+    """Writes a checkpoint."""
+    self.charge(self.progress.ledger)
+    state = self.fetch()
+    meters = self.setup.task.parallel.fetch(self.meters)
+    check_finite(
+        self, (meters['loss_sum'], state.params, state.stats['network'])
+    )
+    self.setup.checkpoints.save(
+        int(state.step),
+        {'state': state, 'meters': meters},
+        {
+            **self.progress.to_documents(),
+            'config': self.setup.config.to_json(),
+            'preprocessing': dataclasses.asdict(
+                self.setup.dataset.preprocessing
+            ),
+        },
+    )
+    self._saved = time.monotonic()
+
+  def maybe_save(self, epoch: int | None) -> None:
+    """Saves if it is time; `epoch` is None within one."""
+    cadence = config_lib.Cadence.parse(self.setup.config.checkpoints.every)
+    if cadence.due(epoch=epoch, seconds=time.monotonic() - self._saved):
+      self.save()
+
+  def stop_if_asked(self) -> None:
+    """Saves and raises `Interrupted` if a signal came."""
+    if self.signals:
+      self.save()
+      name = signal.Signals(self.signals[-1]).name
+      raise Interrupted(
+          f'{name}: saved after epoch {self.progress.epoch}, step {self.step} '
+          f'in {self.setup.workdir}; the same command continues.',
+          self.signals[-1],
+      )
+
+  def close(self) -> None:
+    self.screen.close()
+    self.tensorboard.close()
+    self.history.close()
+
+  def _on_compile(self, name: str, seconds: float) -> None:
+    self._pending.append((name, seconds))
+
+
+def set_up(
+    config: RunConfig,
+    dataset: data.Dataset,
+    workdir: pathlib.Path,
+    *,
+    method: base.Method | None = None,
+    policy: policies.Policy | None = None,
+) -> Setup:
+  """What stays the same during the run of a resolved configuration."""
+  schedule = optimizers.Schedule(
+      learning_rate=config.schedule.learning_rate,
+      growing=config.schedule.growing,
+      interval=config.policy.interval,
+      finetune_epochs=config.schedule.finetune_epochs,
+      milestones=config.network.stem,
+  )
+  task = programs_lib.Task(
+      method=method or config.method,
+      tx=optimizers.make(config.optimizer),
+      preprocessing=dataset.preprocessing,
+      dtype=jnp.dtype(config.devices.precision),
+      parallel=parallel_lib.make(
+          config.devices.parallel, config.devices.num_devices
+      ),
+  )
+  checkpoints = checkpoint.Checkpoints(
+      workdir / 'checkpoints', keep=config.checkpoints.keep
+  )
+  policy = policy or config.make_policy(config.network.depths)
+  return Setup(
+      config, dataset, schedule, task, policy, checkpoints, workdir
+  )
+
+
+def restore_or_start(
+    setup: Setup,
+) -> tuple[Progress, state_lib.TrainState, Any]:
+  """Continues from the newest good checkpoint, or starts."""
+  config, task = setup.config, setup.task
+  restored = setup.checkpoints.restore(
+      lambda documents: trained.abstract_arrays(documents, config, task.method)
+  )
+  if restored is not None:
+    for line in restored.refusals:
+      logs.Progress().write(f'warning: {line}')
+    saved = restored.documents['policy']
+    progress = Progress.from_documents(
+        restored.documents,
+        type(setup.policy).from_json(saved),
+    )
+    logs.Progress().write(
+        f'continuing {setup.workdir} from step {restored.step}, epoch '
+        f'{progress.epoch}'
+    )
+    return progress, restored.state['state'], restored.state['meters']
+  architecture, known = start(setup)
+  state = state_lib.create_state(
+      architecture,
+      task.tx,
+      key=jax.random.key(config.seed),
+      extra=task.method.extra,
+      known=known,
+  )
+  policy = setup.policy
+  progress = Progress(
+      architecture=architecture,
+      policy=policy,
+      phase=(
+          'training'
+          if policy.finished or isinstance(policy, policies.Fixed)
+          else 'growing'
+      ),
+      epoch=0,
+      phase_epoch=0,
+      best=0,
+      ledger=costs.Ledger(),
+      history=(),
+  )
+  return progress, state, programs_lib.new_meters()
+
+
+def start(setup: Setup) -> tuple[Architecture, dict[str, Any] | None]:
+  """What a run starts from.
+
+  Args:
+    setup: the run's.
+
+  Returns:
+    The architecture, and {part: (weights, statistics)} if they are known from
+    another run.
+  """
+  if setup.config.init_from is None:
+    return seed_architecture(setup.config, setup.dataset), None
+  network = trained.load(setup.config.init_from)
+  return network.architecture, network.parts()
+
+
+def seed_architecture(
+    config: RunConfig, dataset: data.Dataset
+) -> Architecture:
+  """The architecture that a configuration starts from."""
+  network = networks.get(config.network.name)
+  return network.seed(
+      config.network.depths or (1,) * len(network.widths),
+      input_shape=dataset.input_shape,
+      classes=dataset.classes,
+      options=config.network.options(),
+  )
+
+
+def claim(config: RunConfig) -> pathlib.Path:
+  """Makes the work directory this run's own, or sees that it is."""
+  workdir = pathlib.Path(config.workdir)
+  path = workdir / 'config.json'
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if (known := logs.read_json(path)) is None:
+      # A kill may have left the file that was to become config.json.
+      if any(item.name != 'config.json.new' for item in workdir.iterdir()):
+        raise ValueError(
+            f'Work directory {workdir} is not empty and holds no run; choose '
+            'another.'
+        )
+      logs.write_json(path, config.to_json())
+      return workdir
+  except OSError as error:
+    raise ValueError(
+        f'Work directory {workdir} cannot be used: {error.strerror}; choose '
+        'another with --workdir.'
+    ) from error
+  neutral = ('workdir', 'checkpoints')  # What does not change the outcome.
+  strip = lambda value: {
+      name: item for name, item in value.items() if name not in neutral
+  }
+  if changed := config_lib.differences(
+      strip(known), strip(json.loads(logs.dumps(config.to_json())))
+  ):
+    raise ValueError(
+        f'Work directory {workdir} holds another run ('
+        + '; '.join(changed)
+        + '); choose another, or repeat its configuration to continue it.'
+    )
+  return workdir
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+  """Collects SIGTERM and SIGINT; a second one interrupts at once."""
+  received: list[int] = []
+  if threading.current_thread() is not threading.main_thread():
+    yield received
+    return
+
+  def receive(signum, frame):
+    del frame
+    if received:
+      raise KeyboardInterrupt
+    received.append(signum)
+
+  previous = {
+      number: signal.signal(number, receive)
+      for number in (signal.SIGTERM, signal.SIGINT)
+  }
+  try:
+    yield received
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+def check_finite(session: Session, values: Any) -> None:
+  """Raises `Diverged` unless all numbers in a tree are finite."""
+  if all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(values)):
+    return
+  growths = [
+      item for item in session.progress.history if item['event'] == 'grow'
+  ]
+  after = (
+      f'after the growth to {"-".join(map(str, growths[-1]["depths"]))} at '
+      f'epoch {growths[-1]["epoch"]}'
+      if growths
+      else 'before any growth'
+  )
+  steps = session.setup.checkpoints.steps()
+  kept = f'step {steps[-1]} is kept' if steps else 'none was written yet'
+  epoch = -(-session.step // session.setup.steps_per_epoch)
+  raise Diverged(
+      f'Training diverged in epoch {epoch}, {after}: the loss or a parameter '
+      'is not finite; lower --learning_rate or set --clip_norm. Last good '
+      f'checkpoint: {kept}.'
+  )
