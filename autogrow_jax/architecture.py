@@ -11,8 +11,9 @@ shared by all that reads or writes it), `s1b3.mid` (private to block `s1b3`),
 parameter path means the same for ever.
 """
 
-import dataclasses
 from collections.abc import Mapping
+import dataclasses
+import numbers
 from typing import Any, Self
 
 Option = str | int | tuple[int, ...]
@@ -125,8 +126,12 @@ class Architecture:
     """Gives named axes new sizes."""
     if unknown := sorted(set(sizes) - set(dict(self.sizes))):
       raise ValueError(f'No axes {unknown} in {self}.')
+    new = {
+        axis: int(size) if isinstance(size, numbers.Integral) else size
+        for axis, size in sizes.items()
+    }
     return dataclasses.replace(
-        self, sizes=tuple(sorted({**dict(self.sizes), **sizes}.items()))
+        self, sizes=tuple(sorted({**dict(self.sizes), **new}.items()))
     )
 
   def to_json(self) -> dict[str, Any]:

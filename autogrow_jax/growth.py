@@ -31,10 +31,11 @@ TrainState = state_lib.TrainState
 
 NEW = -1  # In a source vector: a unit without a parent.
 
-# Names of optimizer moments that hold squares. Zero would make the first
-# updates of a new unit several times those of an old one, so new units start
-# from the mean over the old ones.
-SQUARED_MOMENTS = ('nu', 'nu_max', 'sum_of_squares')
+# Names of optimizer moments that hold squares of gradients. Zero would make the
+# first updates of a new unit several times those of an old one, so new units
+# start from the mean over the old ones, and new leaves from the mean over the
+# same layer's in other blocks.
+SQUARED_MOMENTS = frozenset({'nu', 'nu_max', 'sum_of_squares'})
 
 Patch = Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]
 
@@ -157,10 +158,10 @@ def carry(
   Returns:
     The state, and counts of optimizer leaves by what happened to them.
   """
-  before = {
-      state_lib.names(path): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(old)
-  }
+  leaves = jax.tree_util.tree_leaves_with_path(old)
+  before = {state_lib.names(path): leaf for path, leaf in leaves}
+  if len(before) != len(leaves):
+    raise ValueError('Two leaves of the state have the same path.')
   counts = dict.fromkeys(('kept', 'changed', 'new', 'dropped'), 0)
   seen = set()
 
@@ -170,7 +171,7 @@ def carry(
     seen.add(path)
     if path not in before:
       counts['new'] += is_moment
-      return new
+      return _mean_of_siblings(path, new, before) if is_moment else new
     leaf = before[path]
     moved = _gather(
         path, leaf, new, state_lib.find_axes(path, table), sources
@@ -220,12 +221,21 @@ def scale_readers(
 def scale_readers_patch(
     architecture: Architecture, vectors: Mapping[str, np.ndarray]
 ) -> Patch:
-  """The patch that scales all readers of some axes, with their momentum."""
+  """The patch that scales all readers of some axes, with their momentum.
+
+  Squares and sums of gradients are left alone: the gradient of a reader does
+  not change when its weight and that of its twin are halved.
+  """
   table = state_lib.axis_table(architecture)
 
   def patch(state, key):
     del key
-    return scale_readers(state, table, vectors), {}
+    scaled = scale_readers(state, table, vectors)
+    gradients = {*SQUARED_MOMENTS, 'acc_grads'}
+    keep = lambda path, old, new: (
+        old if gradients & set(state_lib.names(path)) else new
+    )
+    return jax.tree_util.tree_map_with_path(keep, state, scaled), {}
 
   return patch
 
@@ -336,19 +346,41 @@ def _gather(
     shape = [1] * old.ndim
     shape[dim] = -1
     is_new = is_new | (source == NEW).reshape(shape)
-  if moved.shape != fresh.shape or moved.dtype != fresh.dtype:
+  if moved.dtype != fresh.dtype:
     raise ValueError(
-        f'Leaf {where} would be {moved.dtype}{moved.shape}, but the '
-        f'architecture says {fresh.dtype}{fresh.shape}: an axis changed its '
-        'size without sources.'
+        f'Leaf {where} is {moved.dtype}; it should be {fresh.dtype}.'
+    )
+  if moved.shape != fresh.shape:
+    raise ValueError(
+        f'Leaf {where} would have shape {moved.shape}, but the architecture '
+        f'says {fresh.shape}: an axis changed its size without sources.'
     )
   if is_new.any():
-    if path[0] == 'opt_state' and set(path) & set(SQUARED_MOMENTS):
+    if path[0] == 'opt_state' and SQUARED_MOMENTS & set(path):
       fresh = np.full_like(fresh, old.mean(dtype=np.float64))
     elif path[-1] == 'select':
       fresh = np.zeros_like(fresh)  # A shortcut without parameters stays so.
     moved = np.where(is_new, fresh, moved)
   return moved
+
+
+def _mean_of_siblings(
+    path: tuple[str, ...],
+    fresh: np.ndarray,
+    before: Mapping[tuple[str, ...], np.ndarray],
+) -> np.ndarray:
+  """A new optimizer leaf: squares like those of the same layer elsewhere."""
+  if not SQUARED_MOMENTS & set(path):
+    return fresh
+  means = [
+      leaf.mean(dtype=np.float64)
+      for other, leaf in before.items()
+      if len(other) == len(path)
+      and other[:-3] == path[:-3]
+      and other[-2:] == path[-2:]
+      and leaf.shape == fresh.shape
+  ]
+  return np.full_like(fresh, np.mean(means)) if means else fresh
 
 
 def _check_shapes(state: TrainState, expected: TrainState) -> None:

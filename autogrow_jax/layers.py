@@ -168,9 +168,8 @@ class Norm(nn.Module):
     factor = scale * lax.rsqrt(var + self.epsilon)
     shift = bias - mean * factor
     channels = (1,) * (x.ndim - 1) + shape
-    return x * factor.astype(x.dtype).reshape(channels) + shift.astype(
-        x.dtype
-    ).reshape(channels)
+    y = x.astype(jnp.float32) * factor.reshape(channels)
+    return (y + shift.reshape(channels)).astype(x.dtype)
 
 
 class Dense(nn.Module):

@@ -54,7 +54,8 @@ class Schedule:
     interval: epochs between the policy's checks.
     finetune_epochs: N, length of the final phase.
     milestones: 'small' drops tenfold at 1/2 and 3/4 of a phase, 'imagenet' at
-      1/3 and 2/3 (Wen et al. 2020).
+      1/3 and 2/3 (Wen et al. 2020), rounded down: a phase of one epoch has the
+      lowest rate only.
   """
 
   learning_rate: float

@@ -171,7 +171,7 @@ class Programs:
     """
     self._task = task
     self._on_compile = on_compile
-    self._compiled: dict[view.Bucket, dict[str, Compiled]] = {}
+    self._compiled: dict[view.Bucket, dict[Any, Compiled]] = {}
 
   def train_step(self, bucket: view.Bucket, arguments: Any) -> Compiled:
     """`train_step` for arguments like these; consumes the packed state."""
@@ -188,12 +188,14 @@ class Programs:
     self._compiled[bucket] = known
     while len(self._compiled) > 2:
       del self._compiled[next(iter(self._compiled))]
-    if name not in known:
-      known[name], seconds = self._task.parallel.compile(
+    # A method's own leaves are not packed and may differ within a bucket.
+    key = name, jax.tree.structure(arguments)
+    if key not in known:
+      known[key], seconds = self._task.parallel.compile(
           functools.partial(function, self._task, bucket),
           arguments,
           outputs=outputs,
           donate=donate,
       )
       self._on_compile(name, seconds)
-    return known[name]
+    return known[key]

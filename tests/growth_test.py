@@ -1,6 +1,7 @@
 """Tests of growth: what is carried, what is new, what stays the same."""
 
 import copy
+import dataclasses
 import functools
 import re
 from unittest import mock
@@ -122,22 +123,40 @@ class CarryTest(parameterized.TestCase):
                 state_lib.abstract_state(change.architecture, tx)
             ),
         )
-        self.assert_moments_follow(tiny_networks.leaves(grown), before)
+        gathered, _ = grow(
+            state, dataclasses.replace(change, patch=growth.no_patch), tx
+        )
+        self.assert_moments_follow(
+            tiny_networks.leaves(grown), tiny_networks.leaves(gathered), before
+        )
         # The old state is as it was.
         for path, leaf in tiny_networks.leaves(state).items():
           np.testing.assert_array_equal(leaf, before[path], path)
 
-  def assert_moments_follow(self, grown, before):
+  def assert_moments_follow(self, grown, gathered, before):
     """Moments are where their parameters are; new ones as documented."""
     moments = 0
     for path, leaf in grown.items():
       if not path.startswith('opt_state/') or '/weights/' not in path:
         continue
       moments += 1
-      parameter = grown['params/weights/' + path.partition('/weights/')[2]]
+      # Momentum is scaled with its parameter; what sums gradients is not.
+      is_gradient = {'nu', 'acc_grads'} & set(path.split('/'))
+      parameters = gathered if is_gradient else grown
+      parameter = parameters['params/weights/' + path.partition('/weights/')[2]]
       default = 0.0
-      if 'nu' in path.split('/') and path in before:
-        default = np.float32(before[path].mean(dtype=np.float64))
+      if 'nu' in path.split('/'):
+        *slot, _, layer, name = path.split('/')
+        same = [path] if path in before else [
+            other
+            for other, old in before.items()
+            if other.split('/')[:-3] == slot
+            and other.split('/')[-2:] == [layer, name]
+            and old.shape == leaf.shape
+        ]
+        default = np.float32(
+            np.mean([before[other].mean(dtype=np.float64) for other in same])
+        )
       np.testing.assert_array_equal(
           leaf, np.where(parameter == FRESH, default, parameter), path
       )

@@ -23,7 +23,7 @@ from autogrow_jax import trained
 # the bytes written.
 _KILLER = '''
 import importlib, json, os, signal, sys
-from autogrow_jax import checkpoint, config, logs, train
+from autogrow_jax import checkpoint, config, growth, logs, programs, report, train
 import sklearn.datasets
 
 def die():
@@ -59,13 +59,13 @@ for where, number, when, every_step in deaths:
       if every_step:
         config.Cadence.due = always
       if where == 'a training step':
-        compiled = train.programs_lib.Programs.train_step
+        compiled = programs.Programs.train_step
         def train_step(self, bucket, arguments):
           program = compiled(self, bucket, arguments)
           return lambda *arguments: step(program, *arguments)
         def step(program, *arguments):
           return program(*arguments)
-        train.programs_lib.Programs.train_step = train_step
+        programs.Programs.train_step = train_step
         arm(sys.modules[__name__], 'step', number, when)
       elif where:
         owner, _, name = where.rpartition('.')
@@ -148,15 +148,15 @@ class ResumeTest(parameterized.TestCase):
         ('os.replace', 1, 'before', False),
         ('a training step', 5, 'before', False),
         # The first growth, at both ends.
-        ('train.growth.grow', 1, 'before', False),
-        ('train.growth.grow', 1, 'after', False),
+        ('growth.grow', 1, 'before', False),
+        ('growth.grow', 1, 'after', False),
         # The first save: nothing written, all but its name, then complete.
         ('checkpoint._write', 1, 'before', False),
         ('checkpoint._write', 1, 'after', False),
-        ('train.checkpoint.Checkpoints.save', 1, 'after', False),
+        ('checkpoint.Checkpoints.save', 1, 'after', False),
         # In the second epoch, and in its growth.
         ('a training step', 9, 'after', False),
-        ('train.growth.grow', 1, 'after', False),
+        ('growth.grow', 1, 'after', False),
         # In line 4 of what it appends to the history: a cut line.
         ('logs.History._write', 4, 'half', False),
     )
@@ -168,8 +168,8 @@ class ResumeTest(parameterized.TestCase):
         ('a training step', 13, 'before', True),
         ('checkpoint._write', 10, 'after', True),
         # All trained and saved: without a report, and without a result.
-        ('train.report.write', 1, 'before', False),
-        ('train.logs.write_json', 1, 'before', False),
+        ('report.write', 1, 'before', False),
+        ('logs.write_json', 1, 'before', False),
     )
     (end,) = runs.records(self.workdir, 'end')
     self.assertEqual(end['step'], 5 * runs.STEPS)
@@ -179,7 +179,7 @@ class ResumeTest(parameterized.TestCase):
         (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 3)
     ):
       process = runs.start('autogrow', *flags_of(self.workdir))
-      self.wait_for_epochs(epochs)
+      self.wait_for_epochs(process, epochs)
       process.send_signal(signum)
       outcome = runs.finish(process)
       self.assertEqual(outcome.status, status, outcome)
@@ -192,14 +192,14 @@ class ResumeTest(parameterized.TestCase):
     runs.quietly(runs.tiny(self.workdir))
     self.assert_undisturbed()
 
-  def wait_for_epochs(self, number):
-    """Waits for an epoch to be over."""
-    for _ in range(3000):
+  def wait_for_epochs(self, process, number):
+    """Waits until the history of a process has so many epochs."""
+    while process.poll() is None:
       if (self.workdir / 'history.jsonl').exists():
         if len(runs.records(self.workdir, 'epoch')) >= number:
           return
       time.sleep(0.02)
-    self.fail('It does not train.')
+    self.fail(f'It ended too early: {runs.finish(process)}')
 
   def test_full_disk(self):
     # No room for the next checkpoint; then not even for the history.

@@ -19,6 +19,7 @@ from unittest import mock
 from autogrow_jax import config as config_lib
 from autogrow_jax import logs
 from autogrow_jax import programs
+from autogrow_jax import report
 from autogrow_jax import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -102,7 +103,7 @@ def quietly(
   train.cache_compilations(CACHE)
   with contextlib.ExitStack() as stack:
     if not with_report:
-      stack.enter_context(mock.patch.object(train.report, 'write'))
+      stack.enter_context(mock.patch.object(report, 'write'))
     stack.enter_context(contextlib.redirect_stdout(stdout or io.StringIO()))
     return train.run(config, **arguments)
 

@@ -17,12 +17,15 @@ import jax
 import numpy as np
 import runs
 
+from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import evaluation
+from autogrow_jax import logs
 from autogrow_jax import optimizers
 from autogrow_jax import policies
+from autogrow_jax import randomness
 from autogrow_jax import train
 from autogrow_jax import trained
 
@@ -134,7 +137,7 @@ class ResultTest(RunTest):
 
   def test_ledger(self):
     spent = {'train': 0, 'eval': 0}
-    architecture = train.Architecture.from_json(RESULT['architecture'])
+    architecture = architecture_lib.Architecture.from_json(RESULT['architecture'])
     self.assertEqual(RESULT['macs'], costs.macs(architecture))
     self.assertEqual(RESULT['params'], costs.params(architecture))
     macs = {}
@@ -286,7 +289,7 @@ class SameRunTest(RunTest):
     expected = []
     for epoch in range(3):
       permutation = data.epoch_permutation(
-          train.randomness.stream(jax.random.key(0), 'data'), epoch, 1077
+          randomness.stream(jax.random.key(0), 'data'), epoch, 1077
       )
       expected += [
           np.asarray(data.batch_indices(permutation, step, 64))
@@ -569,7 +572,7 @@ class StopTest(RunTest):
     self.assertEqual(result['train_macs'], RESULT['train_macs'])
 
   def test_signal_at_the_very_end_is_heard(self):
-    write = train.logs.write_json
+    write = logs.write_json
 
     def write_json(path, value):
       if path.name == 'result.json':
@@ -577,7 +580,7 @@ class StopTest(RunTest):
       write(path, value)
 
     changes = {'policy': {'name': 'fixed'}, 'schedule': {'finetune_epochs': 1}}
-    with mock.patch.object(train.logs, 'write_json', write_json):
+    with mock.patch.object(logs, 'write_json', write_json):
       with self.assertRaises(train.Interrupted):
         self.run_tiny(**changes)
     self.assertEqual(self.run_tiny(**changes)['epochs'], 1)
