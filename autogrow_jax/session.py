@@ -406,7 +406,8 @@ def claim(config: RunConfig) -> pathlib.Path:
     ) from error
   neutral = ('workdir', 'checkpoints')  # What does not change the outcome.
   strip = lambda value: {
-      name: item for name, item in value.items() if name not in neutral
+      **{name: item for name, item in value.items() if name not in neutral},
+      'data': {**value['data'], 'data_dir': None},
   }
   if changed := config_lib.differences(
       strip(known), strip(json.loads(logs.dumps(config.to_json())))

@@ -293,6 +293,7 @@ def _finish_epoch(session: session_lib.Session) -> None:
       loss=score.loss_sum / score.total,
       correct=score.correct,
       total=score.total,
+      select_on=setup.config.data.select_on,
       best=session.progress.best,
       params=costs.params(before.architecture),
       macs=macs,

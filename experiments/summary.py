@@ -58,8 +58,8 @@ def of_run(
     band = result['null_band']
     lines += [
         '',
-        f'  {result["growths"]} growths in {result["growing_epochs"]} epochs, '
-        f'{sum(policies.parse_depths(result["found"]))} sub-modules. '
+        f'  Growths: {result["growths"]} in {result["growing_epochs"]} epochs, '
+        f'to {sum(policies.parse_depths(result["found"]))} sub-modules. '
         'Without a signal',
         f'  the same policy finds {result["floor"]} (floor: constant accuracy) '
         f'or {_band(band["submodules"])} sub-modules',

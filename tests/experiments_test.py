@@ -53,7 +53,7 @@ BAD_AUTOGROW = (
     ('--threshold=nan', "'nan'; it must be percentage points"),
     ('--max_growing_epochs=0', 'is 0; it must be an int, at least 1'),
     ('--batch_size=0', 'batch_size is at least 1, got 0'),
-    ('--batch_size=1078', r'larger than .* \(1077 examples\); take at most 1077'),
+    ('--batch_size=1078', r'larger than .* \(1077 .*; take at most 1077'),
     ('--holdout=0', 'holdout must be a whole number >= 1, got 0'),
     ('--holdout=1437', 'holdout must be below 1437.*got 1437'),
     ('--holdout=9 --select_on=test', "no use with select_on='test'"),

@@ -23,7 +23,8 @@ from autogrow_jax import trained
 # the bytes written.
 _KILLER = '''
 import importlib, json, os, signal, sys
-from autogrow_jax import checkpoint, config, growth, logs, programs, report, train
+from autogrow_jax import checkpoint, config, growth, logs, programs, report
+from autogrow_jax import train
 import sklearn.datasets
 
 def die():

@@ -1,6 +1,5 @@
 """Tests of `train.run`, in this process, on tiny runs."""
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -137,7 +136,9 @@ class ResultTest(RunTest):
 
   def test_ledger(self):
     spent = {'train': 0, 'eval': 0}
-    architecture = architecture_lib.Architecture.from_json(RESULT['architecture'])
+    architecture = architecture_lib.Architecture.from_json(
+        RESULT['architecture']
+    )
     self.assertEqual(RESULT['macs'], costs.macs(architecture))
     self.assertEqual(RESULT['params'], costs.params(architecture))
     macs = {}
