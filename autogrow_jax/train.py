@@ -19,6 +19,7 @@ import dataclasses
 import os
 import time
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -210,7 +211,14 @@ def _check_origin(
 
 
 def cache_compilations(directory: str | os.PathLike[str]) -> None:
-  """Keeps compiled programs in a directory, for the next process."""
+  """Keeps compiled programs in a directory, for the next process.
+
+  An entry that was damaged by a kill, or that a full disk has no room for, only
+  costs its compilation.
+  """
+  warnings.filterwarnings(
+      'ignore', 'Error (reading|writing) persistent compilation cache'
+  )
   jax.config.update('jax_compilation_cache_dir', os.fspath(directory))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

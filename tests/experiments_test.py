@@ -196,7 +196,7 @@ class AutogrowTest(parameterized.TestCase):
           rf'{name} +{result["found"]} .* {result["val_accuracy"]:.2f} % +'
           rf'{result["test_accuracy"]:.2f} %\n',
       )
-    self.assertIn(self.result['floor'], summary[summary.index('growths in'):])
+    self.assertIn(self.result['floor'], summary[summary.index('Growths:'):])
     for word in ('floor', 'null band', '10-90 %'):
       self.assertIn(word, summary)
     self.assertIn(f'Everything is in {self.workdir}', summary)

@@ -12,7 +12,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -23,9 +22,7 @@ from autogrow_jax import report
 from autogrow_jax import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CACHE = os.path.join(
-    tempfile.gettempdir(), f'autogrow_jax_{os.getuid()}', 'compilations'
-)
+CACHE = os.environ['JAX_COMPILATION_CACHE_DIR']  # See conftest.py.
 
 # 1437 - 360 training images in batches of 64.
 STEPS = 16
