@@ -5,10 +5,9 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
 
 * 'epoch': phase ('growing', 'finetuning' or 'training'), learning_rate;
   train_loss (mean), train_correct, train_total; loss, correct, total of the
-  selection data, and select_on ('holdout' or
-  'test'); best (largest count so far); params, macs; train_macs and
-  eval_macs (multiply-adds so far); wall_seconds, compile_seconds and
-  compile_count (so far); images_per_second.
+  selection data, and select_on ('holdout' or 'test'); best (largest count so
+  far); params, macs; train_macs and eval_macs (multiply-adds so far);
+  wall_seconds, compile_seconds and compile_count (so far); images_per_second.
 * 'grow': stage, block, depths (after), note; params, macs and loss, each with
   _before and _after; logits_change_eval and logits_change_train (largest
   absolute change on one fixed batch); optimizer (leaves {'kept', 'new',

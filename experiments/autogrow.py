@@ -141,7 +141,8 @@ def walk(run_config: config.RunConfig) -> None:
   seconds = sum(stop.compile_seconds for stop in stops)
   print(
       f'{len(stops)} architectures compiled in {seconds:.0f} s; the checkpoint '
-      'of the last one was saved and restored. A run without progress ends there.'
+      'of the last one was saved and restored. A run without progress ends '
+      'there.'
   )
 
 
