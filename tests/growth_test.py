@@ -484,7 +484,7 @@ class FunctionTest(parameterized.TestCase):
       got, _ = tiny_networks.forward(
           change.architecture, grown, x, train=train
       )
-      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
   @parameterized.parameters(*tiny_networks.VARIANTS)
   def test_closed_gates_equal_slices(self, family, options):
