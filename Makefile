@@ -16,13 +16,15 @@ help:
 	@echo 'make clean      remove the virtual environment'
 
 .venv/ready: setup.cfg requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and f"Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and f"Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
+	@echo 'Building the virtual environment .venv (once)'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --upgrade pip
 ifneq ($(HAS_GPU),0)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@echo 'NVIDIA GPU found: installing the CUDA 12 build of JAX'
+	@$(BIN)/python -m pip install -qq -r requirements.txt
 endif
-	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@$(BIN)/python -m pip install -qq -e '.[test]'
 	@touch $@
 
 demo: .venv/ready
