@@ -86,7 +86,7 @@ def walk(
     )
     policy, epoch = setup.policy, 0
     yield _try_step(setup, architecture, state, epoch)
-    while not policy.finished:
+    while not policy.finished and not isinstance(policy, policies.Fixed):
       epoch += 1
       policy, decision = policy.update(
           policies.Observation(

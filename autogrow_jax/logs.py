@@ -10,8 +10,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   wall_seconds, compile_seconds and compile_count (so far); images_per_second.
 * 'grow': stage, block, depths (after), note; params, macs and loss, each with
   _before and _after; logits_change_eval and logits_change_train (largest
-  absolute change on one fixed batch); optimizer (leaves {'kept', 'new',
-  'dropped'}); initializer (its report).
+  absolute change on one fixed batch); optimizer (leaves {'kept',
+  'changed', 'new', 'dropped'}); initializer (its report); seconds.
 * 'stop': stage, reason ('window' or 'cap').
 * 'phase': name.
 * 'compile': what, seconds.
@@ -356,6 +356,11 @@ def format_growth(record: Record) -> str:
         f'{count} {name}' for name, count in record['optimizer'].items()
     )
     lines.append(f'optimizer state: {states}')
+  if record.get('initializer'):
+    report = ', '.join(
+        f'{name} {value}' for name, value in record['initializer'].items()
+    )
+    lines.append(f'initializer: {report}')
   return '\n  '.join(lines)
 
 

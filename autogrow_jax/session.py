@@ -405,6 +405,7 @@ def claim(config: RunConfig) -> pathlib.Path:
         'another with --workdir.'
     ) from error
   neutral = ('workdir', 'checkpoints')  # What does not change the outcome.
+  config_lib.RunConfig.from_json(known)  # Refuses what is no configuration.
   strip = lambda value: {
       **{name: item for name, item in value.items() if name not in neutral},
       'data': {**value['data'], 'data_dir': None},

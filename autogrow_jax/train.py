@@ -25,11 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import evaluation
 from autogrow_jax import growth
+from autogrow_jax import logs
 from autogrow_jax import networks
 from autogrow_jax import parallel as parallel_lib
 from autogrow_jax import policies
@@ -73,8 +75,7 @@ def run(
   """
   started = time.monotonic()
   dataset = dataset or data.load(config.data, seed=config.seed)
-  if policy is not None:
-    config = _naming(config, policy)
+  config = _naming(config, dataset, policy)
   config = resolve(config, dataset)
   policy = policy or config.make_policy(config.network.depths)
   workdir = session_lib.claim(config)
@@ -484,15 +485,29 @@ def _conclude(session: session_lib.Session) -> dict[str, Any]:
   )
 
 
-def _naming(config: RunConfig, policy: policies.Policy) -> RunConfig:
-  """The configuration with the name of a policy that `run` was given."""
-  kind = type(policy)
-  return dataclasses.replace(
-      config,
-      policy=dataclasses.replace(
-          config.policy, name=f'{kind.__module__}:{kind.__qualname__}'
-      ),
-  )
+def _naming(
+    config: RunConfig, dataset: data.Dataset, policy: policies.Policy | None
+) -> RunConfig:
+  """The configuration with the identity of objects that `run` was given.
+
+  Without it, another run on other arrays would pass for this one.
+  """
+  if dataset.name != config.data.dataset:
+    arrays = [
+        (split.images, split.labels)
+        for split in (dataset.train, dataset.holdout)
+    ]
+    name = f'{dataset.name}:{checkpoint.digest(arrays)[:16]}'
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, dataset=name)
+    )
+  if policy is not None:
+    kind, start = type(policy), logs.dumps(policy.to_json())
+    name = f'{kind.__module__}:{kind.__qualname__} {start}'
+    config = dataclasses.replace(
+        config, policy=dataclasses.replace(config.policy, name=name)
+    )
+  return config
 
 
 def _is_done(progress: session_lib.Progress, config: RunConfig) -> bool:

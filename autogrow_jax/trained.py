@@ -97,18 +97,17 @@ class TrainedNetwork:
   @functools.cached_property
   def _forward(self) -> Any:
     layout = view.layout(self.architecture)
-    weights = view.pack(self.weights, layout)
-    stats = view.pack(self.stats, layout)
+    arrays = jax.device_put(view.pack((self.weights, self.stats), layout))
     dtype = jnp.dtype(self.config.devices.precision)
 
     @jax.jit
-    def logits(images):
+    def logits(weights, stats, images):
       x = data.preprocess(images, self.preprocessing, dtype=dtype)
       return networks_base.apply(
           layout.bucket, weights, stats, x, train=False
       )[0]
 
-    return lambda images: np.asarray(logits(images))
+    return lambda images: np.asarray(logits(*arrays, images))
 
 
 def load(

@@ -53,6 +53,11 @@ and real images, once TFDS has prepared them:
 def main() -> None:
   flags.use_compilation_cache()
   run_config = flags.make_config(FIELDS)
+  if run_config.policy.name == 'fixed':
+    raise ValueError(
+        '--policy is periodic or convergent; fixed networks are '
+        "experiments.baseline's."
+    )
   if unknown := set(COMPARE.value) - {'seed', 'found'}:
     raise ValueError(
         f'--compare names seed, found or both, not {", ".join(unknown)}.'

@@ -231,6 +231,8 @@ def make_config(
         value = parse_depths(name, value)
       changes[field] = value
   preset = base(presets.get(FLAGS.preset))
+  if 'network.name' in changes:  # Whose learning rate is its own.
+    changes.setdefault('schedule.learning_rate', None)
   caps = changes.get('policy.max_depths')
   if caps is not None and len(caps) == 1:  # One number for all stages.
     network = networks.get(changes.get('network.name', preset.network.name))
@@ -276,13 +278,6 @@ def run_main(main: Callable[[], None]) -> None:
     except train.Interrupted as error:
       print(error, file=sys.stderr)
       return 128 + error.signum
-    except KeyboardInterrupt:
-      print(
-          'interrupted at once; the same command continues from the last '
-          'checkpoint.',
-          file=sys.stderr,
-      )
-      return 130
     except KeyboardInterrupt:  # Before training, or pressed twice.
       print('interrupted; the same command continues.', file=sys.stderr)
       return 128 + signal.SIGINT

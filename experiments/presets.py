@@ -51,7 +51,7 @@ def get(name: str) -> RunConfig:
     name: a key of `PRESETS`, or the path of a run's config.json.
 
   Returns:
-    Its configuration, with an empty work directory.
+    Its configuration; the work directory of a preset is empty.
 
   Raises:
     ValueError: if there is none of that name.

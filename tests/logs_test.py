@@ -183,6 +183,7 @@ class FormatTest(parameterized.TestCase):
             '  loss 0.4567 -> 0.4567',
             '  largest change of the logits 0 (evaluation), 1.2e-07 (training)',
             '  optimizer state: 24 kept, 6 new, 0 dropped',
+            '  initializer: name zero',
         ],
     )
 

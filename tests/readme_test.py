@@ -50,6 +50,9 @@ assert kernel.shape == (5, 5, 4, 4), kernel.shape
       )
     self.assertEqual(done.returncode, 0, done.stderr[-3000:])
 
+  def test_has_no_placeholders(self):
+    self.assertNotIn('@@', (ROOT / 'README.md').read_text())
+
   def test_command_lines_name_existing_binaries(self):
     text = (ROOT / 'README.md').read_text()
     names = set(re.findall(r'python -m experiments\.(\w+)', text))

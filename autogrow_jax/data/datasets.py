@@ -27,7 +27,8 @@ class DataConfig:
   """Which data, and how it is divided; JSON-able.
 
   Attributes:
-    dataset: a key of `sources.SOURCES`.
+    dataset: a key of `sources.SOURCES`; of arrays that a run was given,
+      'name:digest'.
     data_dir: where TFDS data sets are prepared; None for TFDS's own default,
       the environment variable TFDS_DATA_DIR or else ~/tensorflow_datasets.
     holdout: how many examples to hold out from training; None for the data
@@ -45,7 +46,7 @@ class DataConfig:
   select_on: str = 'holdout'
 
   def __post_init__(self):
-    if self.dataset not in sources.SOURCES:
+    if ':' not in self.dataset and self.dataset not in sources.SOURCES:
       raise ValueError(
           f'Unknown data set {self.dataset!r}; there are '
           f'{", ".join(sources.SOURCES)}.'
@@ -143,6 +144,10 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
     ValueError: it is not prepared (and how to do so), or it cannot be divided
       like that.
   """
+  if config.dataset not in sources.SOURCES:
+    raise ValueError(
+        f'The data {config.dataset} are arrays of your own: pass them to `run`.'
+    )
   source = sources.SOURCES[config.dataset]
   read = source.open(config.data_dir)
   if config.select_on == 'test':

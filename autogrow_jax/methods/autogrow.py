@@ -139,8 +139,9 @@ def adam_last_norm(
 
   Whole epochs of ordinary batches, until the accuracy over an epoch exceeds the
   shallower network's last one minus half a point, at most ten. Running
-  statistics of all norms move; neither these epochs nor their accuracies count
-  for the policy, and the run's optimizer state is untouched.
+  statistics of all norms move, and batch norm sees the whole batch on one
+  device, whatever the run's parallelism. Neither these epochs nor their
+  accuracies count for the policy, and the run's optimizer state is untouched.
   """
 
   def patch(state, key):
@@ -177,7 +178,7 @@ def adam_last_norm(
           correct + hits,
       )
 
-    weights = state.params['weights']
+    weights = jax.device_put(state.params['weights'])
     network = view.pack(state.stats['network'], layout)
     trained = weights[block][norm]
     opt_state = tx.init(trained)
