@@ -405,7 +405,12 @@ def claim(config: RunConfig) -> pathlib.Path:
         'another with --workdir.'
     ) from error
   neutral = ('workdir', 'checkpoints')  # What does not change the outcome.
-  config_lib.RunConfig.from_json(known)  # Refuses what is no configuration.
+  try:
+    config_lib.RunConfig.from_json(known)
+  except ValueError as error:
+    raise ValueError(
+        f'{path} is not of a run: {error} Choose another work directory.'
+    ) from error
   strip = lambda value: {
       **{name: item for name, item in value.items() if name not in neutral},
       'data': {**value['data'], 'data_dir': None},
