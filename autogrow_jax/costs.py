@@ -111,12 +111,12 @@ class Ledger:
     """Adds forward passes outside training."""
     return dataclasses.replace(self, eval_macs=self.eval_macs + macs * images)
 
-  def compiled(self, seconds: float) -> Self:
-    """Adds one compilation."""
+  def compiled(self, seconds: float, count: int = 1) -> Self:
+    """Adds compilations."""
     return dataclasses.replace(
         self,
         compile_seconds=self.compile_seconds + seconds,
-        compile_count=self.compile_count + 1,
+        compile_count=self.compile_count + count,
     )
 
   def elapsed(self, seconds: float) -> Self:

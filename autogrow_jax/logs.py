@@ -7,14 +7,15 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   train_loss (mean), train_correct, train_total; loss, correct, total of the
   selection data, and select_on ('holdout' or 'test'); best (largest count so
   far); params, macs; train_macs and eval_macs (multiply-adds so far);
-  wall_seconds, compile_seconds and compile_count (so far); images_per_second.
+  wall_seconds, compile_seconds and compile_count (so far); images_per_second
+  (missing where an epoch's last step had been done before a restart).
 * 'grow': stage, block, depths (after), note; params, macs and loss, each with
   _before and _after; logits_change_eval and logits_change_train (largest
   absolute change on one fixed batch); optimizer (leaves {'kept',
   'changed', 'new', 'dropped'}); initializer (its report); seconds.
 * 'stop': stage, reason ('window' or 'cap').
 * 'phase': name.
-* 'compile': what, seconds.
+* 'compile': what, seconds; count where several programs were compiled.
 * 'end'.
 
 Of several hosts only the first one opens any of these.
@@ -288,7 +289,10 @@ def format_record(record: Record) -> str:
   if event == 'phase':
     return f"phase {record['name']} at {format_depths(record['depths'])}"
   if event == 'compile':
-    return f"compiled {record['what']} in {record['seconds']:.1f} s"
+    return (
+        f"compiled {record['what']} in {record['seconds']:.1f} s"
+        + (f" ({record['count']} programs)" if 'count' in record else '')
+    )
   return ''
 
 

@@ -10,11 +10,13 @@ are those of one device. The step is written once for all three: it calls
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import time
 from typing import Any, Literal
 
 import jax
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import state as state_lib
@@ -42,8 +44,20 @@ class Parallel:
       raise ValueError(f'single mode has one device, not {len(self.devices)}.')
 
   def mean(self, tree: Any) -> Any:
-    """Averages over devices, inside a compiled function."""
-    return lax.pmean(tree, AXIS) if self.mode == 'pmap' else tree
+    """Averages over devices, inside a compiled function.
+
+    Leaves that are no real numbers, such as counters, are the same everywhere.
+    """
+    if self.mode != 'pmap':
+      return tree
+    return jax.tree.map(
+        lambda leaf: (
+            lax.pmean(leaf, AXIS)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+            else leaf
+        ),
+        tree,
+    )
 
   def sum(self, tree: Any) -> Any:
     """Sums over devices, inside a compiled function."""
@@ -134,19 +148,23 @@ class Parallel:
   def _sharding(self, *, sharded: bool) -> jax.sharding.Sharding:
     if self.mode == 'single':
       return jax.sharding.SingleDeviceSharding(self.devices[0])
-    mesh = jax.make_mesh(
-        (len(self.devices),),
-        (AXIS,),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=self.devices,
-    )
     spec = jax.sharding.PartitionSpec(*([AXIS] if sharded else []))
-    return jax.sharding.NamedSharding(mesh, spec)
+    return jax.sharding.NamedSharding(_mesh(self.devices), spec)
 
   def _put(self, tree: Any, *, sharded: bool) -> Any:
     # `may_alias=False`: an alias of host memory could not be donated.
     sharding = self._sharding(sharded=sharded)
     return jax.device_put(tree, sharding, may_alias=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _mesh(devices: tuple[jax.Device, ...]) -> jax.sharding.Mesh:
+  return jax.make_mesh(
+      (len(devices),),
+      (AXIS,),
+      axis_types=(jax.sharding.AxisType.Auto,),
+      devices=devices,
+  )
 
 
 def make(mode: str = 'auto', num_devices: int | None = None) -> Parallel:

@@ -4,7 +4,8 @@ Both are written once, for all networks, methods and ways of parallelism, and
 compiled per bucket of architectures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -43,6 +44,38 @@ class Task:
   preprocessing: data.Preprocessing
   dtype: Any
   parallel: parallel_lib.Parallel
+
+
+@dataclasses.dataclass
+class Compilations:
+  """What `compilations` saw: how many, and how long they took."""
+
+  count: int = 0
+  seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Compilations]:
+  """Counts all that JAX compiles meanwhile, or takes out of its cache."""
+  spent = Compilations()
+  _watching.append(spent)
+  try:
+    yield spent
+  finally:
+    _watching.remove(spent)
+
+
+_watching: list[Compilations] = []
+
+
+def _on_duration(event: str, seconds: float, **unused_labels: Any) -> None:
+  if event == '/jax/core/compile/backend_compile_duration':
+    for spent in _watching:
+      spent.count += 1
+      spent.seconds += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_duration)
 
 
 def new_meters() -> dict[str, np.ndarray]:

@@ -227,6 +227,19 @@ class Session:
       self.charge(self.progress.ledger.compiled(seconds))
       self.record('compile', what=name, seconds=round(seconds, 3))
 
+  def record_compilations(
+      self, what: str, spent: programs_lib.Compilations
+  ) -> None:
+    """Records the compilations within something else, if there were any."""
+    if spent.count:
+      self.charge(self.progress.ledger.compiled(spent.seconds, spent.count))
+      self.record(
+          'compile',
+          what=what,
+          seconds=round(spent.seconds, 3),
+          count=spent.count,
+      )
+
   def save(self) -> None:
     """Writes a checkpoint."""
     self.charge(self.progress.ledger)

@@ -13,7 +13,7 @@ JSON) and the arrays. Killed anywhere and started again, a run continues from
 its last checkpoint and ends as if undisturbed, bit for bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import os
@@ -84,15 +84,17 @@ def run(
   setup = session_lib.set_up(
       config, dataset, workdir, method=method, policy=policy
   )
-  progress, state, meters = session_lib.restore_or_start(setup)
+  with programs_lib.compilations() as spent:
+    progress, state, meters = session_lib.restore_or_start(setup)
   with contextlib.ExitStack() as stack:
     session = session_lib.Session(setup, progress, state, meters, started)
     stack.callback(session.close)
     session.signals = stack.enter_context(session_lib.catch_signals())
     session.screen.write(_headline(setup, progress))
+    session.record_compilations('initialisation', spent)
     while not _is_done(session.progress, config):
-      _train_epoch(session)
-      _finish_epoch(session)
+      images_per_second = _train_epoch(session)
+      _finish_epoch(session, images_per_second)
     result = _conclude(session)
     session.stop_if_asked()  # Nobody else would hear of a signal until here.
     return result
@@ -127,14 +129,9 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
     The fully resolved configuration.
   """
   network = networks.get(config.network.name)
-  widths = config.network.widths
   if config.init_from is not None:
-    origin = trained.load(config.init_from)
-    _check_origin(origin, config, dataset)
-    architecture = origin.architecture
-    widths = origin.config.network.widths
-  else:
-    architecture = session_lib.seed_architecture(config, dataset)
+    config = dataclasses.replace(config, network=_from_origin(config, dataset))
+  architecture = session_lib.seed_architecture(config, dataset)
   option = dict(architecture.options)
   examples = len(dataset.train.labels)
   if config.batch_size > examples:
@@ -158,10 +155,10 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
           name=network.name if ':' not in config.network.name
           else config.network.name,
           depths=architecture.depths,
-          stem=option['stem'],
-          shortcut=option.get('shortcut'),
-          bn_scale_init=option['bn_scale_init'],
-          widths=widths,
+          **{
+              name: option.get(name)
+              for name in ('stem', 'shortcut', 'bn_scale_init')
+          },
       ),
       data=dataclasses.replace(
           config.data,
@@ -179,6 +176,31 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   if resolved.policy.is_named:
     resolved.make_policy(architecture.depths)
   return resolved
+
+
+def _from_origin(
+    config: RunConfig, dataset: data.Dataset
+) -> config_lib.NetworkConfig:
+  """The network of `init_from`, in full.
+
+  A run that has begun knows it from its own directory, and needs its origin no
+  longer.
+  """
+  own = logs.read_json(os.path.join(config.workdir, 'config.json')) or {}
+  if own.get('init_from') == config.init_from:
+    known = RunConfig.from_json(own).network
+  else:
+    origin = trained.load(config.init_from)
+    _check_origin(origin, config, dataset)
+    known = dataclasses.replace(
+        origin.config.network, depths=origin.architecture.depths
+    )
+  given = {
+      name: value
+      for name, value in dataclasses.asdict(config.network).items()
+      if value is not None
+  }
+  return dataclasses.replace(known, **given)
 
 
 def _check_origin(
@@ -225,8 +247,12 @@ def cache_compilations(directory: str | os.PathLike[str]) -> None:
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
-def _train_epoch(session: session_lib.Session) -> None:
-  """Trains to the end of the current epoch, from wherever it is."""
+def _train_epoch(session: session_lib.Session) -> float | None:
+  """Trains to the end of the current epoch, from wherever it is.
+
+  Returns:
+    Images per second, compilation left out; None if no step was left.
+  """
   setup, progress = session.setup, session.progress
   parallel, config = setup.task.parallel, setup.config
   step, steps = session.step, setup.steps_per_epoch
@@ -256,6 +282,8 @@ def _train_epoch(session: session_lib.Session) -> None:
     )
     program = session.programs.train_step(session.layout.bucket, arguments)
     session.flush_compilations()
+    if index == first:
+      started = time.perf_counter()
     session.packed, session.meters = program(*arguments)
     if late is not None:  # One step late, so that the device never waits.
       meters = parallel.fetch(late)
@@ -267,9 +295,16 @@ def _train_epoch(session: session_lib.Session) -> None:
     late = session.meters
     if index + 1 < steps:
       session.maybe_save(None)
+  if late is None:
+    return None
+  jax.block_until_ready(late)
+  images = (steps - first) * config.batch_size
+  return images / (time.perf_counter() - started)
 
 
-def _finish_epoch(session: session_lib.Session) -> None:
+def _finish_epoch(
+    session: session_lib.Session, images_per_second: float | None
+) -> None:
   """Evaluates, decides, grows, records and saves."""
   setup, before = session.setup, session.progress
   parallel = setup.task.parallel
@@ -279,9 +314,7 @@ def _finish_epoch(session: session_lib.Session) -> None:
   session.progress = dataclasses.replace(
       before, epoch=before.epoch + 1, phase_epoch=before.phase_epoch + 1
   )
-  seconds = -session.progress.ledger.wall_seconds
   session.charge(session.progress.ledger.trained(macs, images))
-  seconds += session.progress.ledger.wall_seconds
   session_lib.check_finite(session, meters['loss_sum'])
   score = _evaluate(session, setup.dataset.selection)
   session_lib.check_finite(session, score.loss_sum)
@@ -311,19 +344,48 @@ def _finish_epoch(session: session_lib.Session) -> None:
       wall_seconds=round(ledger.wall_seconds, 3),
       compile_seconds=round(ledger.compile_seconds, 3),
       compile_count=ledger.compile_count,
-      images_per_second=round(images / max(seconds, 1e-9), 1),
+      **(
+          {'images_per_second': round(images_per_second, 1)}
+          if images_per_second
+          else {}
+      ),
   )
-  session.meters = parallel.replicate(programs_lib.new_meters())
+  undecided = dataclasses.replace(
+      before,
+      ledger=dataclasses.replace(
+          before.ledger, wall_seconds=session.progress.ledger.wall_seconds
+      ),
+  )
+  epoch_meters, session.meters = (
+      session.meters,
+      parallel.replicate(programs_lib.new_meters()),
+  )
+
+  def stop_if_asked():
+    if session.signals:  # A restart decides again.
+      session.progress, session.meters = undecided, epoch_meters
+      session.stop_if_asked()
+
   if before.phase == 'growing':
-    _decide(session, score, meters)
+    _decide(session, score, meters, stop_if_asked)
   session.maybe_save(session.progress.epoch)
   session.stop_if_asked()
 
 
 def _decide(
-    session: session_lib.Session, score: evaluation.Score, meters: Any
+    session: session_lib.Session,
+    score: evaluation.Score,
+    meters: Any,
+    stop_if_asked: Callable[[], None],
 ) -> None:
-  """Lets the policy decide, and carries it out."""
+  """Lets the policy decide, and carries it out.
+
+  Args:
+    session: at the end of an epoch.
+    score: on the selection data.
+    meters: of the epoch.
+    stop_if_asked: called before each batch that the method draws.
+  """
   setup, progress = session.setup, session.progress
   policy, decision = progress.policy.update(
       policies.Observation(
@@ -341,12 +403,14 @@ def _decide(
   situation = base.Situation(
       architecture=progress.architecture,
       state=session.fetch(),
-      batches=lambda: _extra_batches(setup, progress.epoch),
+      batches=lambda: _extra_batches(setup, progress.epoch, stop_if_asked),
       batches_per_epoch=setup.steps_per_epoch,
       train_accuracy=int(meters['correct']) / int(meters['total']),
       weight_decay=setup.config.optimizer.weight_decay,
   )
-  change = setup.task.method.propose(decision, situation)
+  with programs_lib.compilations() as spent:
+    change = setup.task.method.propose(decision, situation)
+  session.record_compilations('proposal', spent)
   if change is not None:
     _apply(session, change, situation.state, decision)
   for stage in decision.capped:
@@ -372,14 +436,16 @@ def _apply(
       session.progress.epoch,
   )
   started = time.perf_counter()
-  state, carried = growth.grow(
-      state, change, setup.task.tx, key=key, extra=setup.task.method.extra
-  )
+  with programs_lib.compilations() as spent:
+    state, carried = growth.grow(
+        state, change, setup.task.tx, key=key, extra=setup.task.method.extra
+    )
   seconds = time.perf_counter() - started
   session.progress = dataclasses.replace(
       session.progress, architecture=change.architecture
   )
   session.load(state)
+  session.record_compilations('growth', spent)
   images = carried.report.get('images', 0)
   session.charge(
       session.progress.ledger.trained(costs.macs(change.architecture), images)
@@ -470,12 +536,11 @@ def _forward(
 def _conclude(session: session_lib.Session) -> dict[str, Any]:
   """Reads the test set, once, and writes what is left to write."""
   dataset = session.setup.dataset
+  session.save()  # What follows is done again if it is interrupted.
   selection = _evaluate(session, dataset.selection)
   test = _evaluate(session, dataset.read_test())
   session.flush_compilations()
-  if all(item['event'] != 'end' for item in session.progress.history):
-    session.record('end')
-  session.save()
+  session.record('end')
   return results.conclude(
       session.setup,
       session.progress,
@@ -518,7 +583,7 @@ def _is_done(progress: session_lib.Progress, config: RunConfig) -> bool:
 
 
 def _extra_batches(
-    setup: session_lib.Setup, epoch: int
+    setup: session_lib.Setup, epoch: int, stop_if_asked: Callable[[], None]
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
   """Endless augmented batches from a stream of their own."""
   key = jax.random.fold_in(
@@ -540,6 +605,7 @@ def _extra_batches(
         data.epoch_permutation(key, step, len(train.labels))
     )
     for index in range(setup.steps_per_epoch):
+      stop_if_asked()
       chosen = data.batch_indices(permutation, index, size)
       yield (
           prepare(jax.random.fold_in(key, step), train.images[chosen]),

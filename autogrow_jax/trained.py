@@ -72,7 +72,7 @@ class TrainedNetwork:
             images[start : start + PREDICTION_BATCH],
             PREDICTION_BATCH,
         )
-        for start in range(0, len(images), PREDICTION_BATCH)
+        for start in range(0, max(1, len(images)), PREDICTION_BATCH)
     ])
 
   def score(self, split: data.Split) -> evaluation.Score:

@@ -189,6 +189,18 @@ class PlacementTest(parameterized.TestCase):
     )
     np.testing.assert_array_equal(placement.gather(run(index)), [0, 1] * 8)
 
+  def test_pmap_averages_real_numbers_only(self):
+    placement = parallel.make('pmap', DEVICES)
+    tree = {
+        'mean': placement.shard(np.arange(DEVICES, dtype='f4')),
+        'count': placement.replicate(np.int32(7)),
+    }
+    run, _ = placement.compile(placement.mean, (tree,), outputs='replicated')
+    done = placement.fetch(run(tree))
+    self.assertEqual(float(done['mean'][0]), (DEVICES - 1) / 2)
+    self.assertEqual(done['count'].dtype, np.int32)
+    self.assertEqual(int(done['count']), 7)
+
   @parameterized.parameters(
       ('pmap', 4, 'pmap'),
       ('jit', 1, 'jit'),

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import tempfile
 import unittest
@@ -118,7 +119,11 @@ class ResultTest(RunTest):
     growing = [item for item in epochs if item['phase'] == 'growing']
     self.assertLen(growing, RESULT['growing_epochs'])
     self.assertLen(runs.records(BASE, 'grow'), RESULT['growths'])
-    self.assertLen(runs.records(BASE, 'compile'), RESULT['compile_count'])
+    compilations = runs.records(BASE, 'compile')
+    self.assertEqual(
+        sum(item.get('count', 1) for item in compilations),
+        RESULT['compile_count'],
+    )
     self.assertLen(runs.records(BASE, 'end'), 1)
     last = epochs[-1]
     self.assertEqual(
@@ -207,6 +212,7 @@ class ResultTest(RunTest):
       correct = int(np.sum(np.argmax(logits, -1) == split.labels))
       self.assertEqual(100 * correct / len(split), accuracy)
       self.assertEqual(network.score(split).correct, correct)
+    self.assertEqual(network.predict(split.images[:0]).shape, (0, 10))
     for images in (split.images[..., 0], split.images.astype(np.float32)):
       with self.assertRaisesRegex(ValueError, r'uint8 \(examples, 8, 8, 1\)'):
         network.predict(images)
@@ -391,11 +397,12 @@ class VariantTest(RunTest):
     self.assertGreaterEqual(min(gains[:-1]), 1)
 
   def test_adam_initializer(self):
-    result = self.run_tiny(
-        method={'initializer': 'adam'},
-        policy={'max_depths': [2, 1, 1]},
-        schedule={'finetune_epochs': 0},
-    )
+    changes = {
+        'method': {'initializer': 'adam'},
+        'policy': {'max_depths': [2, 1, 1]},
+        'schedule': {'finetune_epochs': 0},
+    }
+    result = self.run_tiny(**changes)
     (growth,) = runs.records(self.workdir, 'grow')
     report = growth['initializer']
     self.assertBetween(report['adam_epochs'], 1, 10)
@@ -411,6 +418,26 @@ class VariantTest(RunTest):
     # Its epochs are not the policy's, nor the schedule's.
     self.assertLen(epochs, result['growing_epochs'])
     self.assertEqual(epochs[1]['step'], 2 * runs.STEPS)
+    # A signal does not wait for them, and a restart repeats the growth.
+    undisturbed, course = result['params_digest'], runs.course(self.workdir)
+    self.workdir = self.workdir.with_name('disturbed')
+    calls, batch_indices = 0, data.batch_indices
+
+    def stop(*arguments):
+      nonlocal calls
+      calls += 1
+      if calls == runs.STEPS + 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return batch_indices(*arguments)
+
+    with mock.patch.object(data, 'batch_indices', stop):
+      with self.assertRaises(train.Interrupted):
+        self.run_tiny(**changes)
+    self.assertEqual(calls, runs.STEPS + 3)
+    self.assertEmpty(runs.records(self.workdir, 'grow'))
+    result = self.run_tiny(**changes)
+    self.assertEqual(result['params_digest'], undisturbed)
+    self.assertEqual(runs.course(self.workdir), course)
 
   def test_plain_network(self):
     result = self.run_tiny(
@@ -504,6 +531,30 @@ class InitFromTest(RunTest):
     self.assertEqual((growth['epoch'], growth['depths']), (1, [2, 1, 1]))
     first = runs.records(self.workdir, 'epoch')[0]
     self.assertGreater(first['train_correct'], 0.8 * first['train_total'])
+
+  def test_continues_without_its_origin(self):
+    origin = self.workdir.with_name('origin')
+    changes = {
+        'init_from': str(origin),
+        'network': {'depths': None},
+        'policy': {'name': 'fixed'},
+    }
+    runs.quietly(runs.tiny(origin, policy={'name': 'fixed'}))
+    expected = runs.quietly(
+        runs.tiny(self.workdir.with_name('undisturbed'), **changes)
+    )
+
+    def stop(count, unused_arguments):
+      if count == runs.STEPS + 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with runs.watch_steps(stop), self.assertRaises(train.Interrupted):
+      self.run_tiny(**changes)
+    shutil.rmtree(origin)
+    with self.assertRaisesRegex(ValueError, 'depths'):
+      self.run_tiny(**{**changes, 'network': {'depths': [3, 1, 1]}})
+    result = self.run_tiny(**changes)
+    self.assertEqual(result['params_digest'], expected['params_digest'])
 
   @parameterized.parameters(
       ({'network': {'name': 'plain3net'}}, 'network basic3resnet, but'),
