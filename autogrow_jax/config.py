@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import fractions
 import re
 import types
 import typing
@@ -15,7 +16,7 @@ from autogrow_jax.methods import autogrow
 from autogrow_jax.networks import common
 
 PRECISIONS = ('float32', 'bfloat16')
-POLICIES = ('periodic', 'convergent', 'fixed')
+POLICIES = ('periodic', 'convergent', 'sequential', 'oneshot', 'fixed')
 GROWING_SCHEDULES = ('constant', 'staircase')
 
 
@@ -54,21 +55,29 @@ class PolicyConfig:
   """When and where to grow.
 
   Attributes:
-    name: 'periodic', 'convergent', or 'fixed' to not grow; of a policy object
-      that `run` is given, 'module:class'.
-    interval: K, epochs between checks.
-    window: J, epochs over which a stage must have helped (periodic).
-    threshold: tau, percentage points, as a decimal text.
+    name: 'periodic', 'convergent', 'sequential', 'oneshot', or 'fixed' to not
+      grow; of a policy object that `run` is given, 'module:class'.
+    interval: K, epochs between checks; None for the paper's rule,
+      `default_interval`.
+    window: J, epochs over which a stage must have helped (periodic and
+      sequential).
+    threshold: tau, percentage points, as a decimal text (periodic and
+      convergent).
     max_depths: per stage, the deepest allowed; None for 200 each.
     max_epochs: growing epochs after which growing ends; None for no limit.
+    error_rate: alpha, the probability with which a check finds an improvement
+      where there is none, as a decimal text (sequential).
+    target: depths per stage after the one growth (oneshot).
   """
 
   name: str = 'periodic'
-  interval: int = 3
+  interval: int | None = None
   window: int = 100
   threshold: str = '0.05'
   max_depths: tuple[int, ...] | None = None
   max_epochs: int | None = None
+  error_rate: str = '0.05'
+  target: tuple[int, ...] | None = None
 
   def __post_init__(self):
     if self.is_named:
@@ -117,17 +126,23 @@ class DeviceConfig:
     num_devices: None for all accelerators, or one CPU.
     precision: type of activations, 'float32' or 'bfloat16'; parameters,
       statistics and logits are float32 always.
+    decode_workers: processes that decode streamed images; 0 for threads.
   """
 
   parallel: str = 'auto'
   num_devices: int | None = None
   precision: str = 'float32'
+  decode_workers: int = 0
 
   def __post_init__(self):
     common.check_choice('parallel', self.parallel, ('auto', 'pmap', 'jit'))
     common.check_choice('precision', self.precision, PRECISIONS)
     if self.num_devices is not None and self.num_devices < 1:
       raise ValueError(f'num_devices is at least 1, got {self.num_devices}.')
+    if self.decode_workers < 0:
+      raise ValueError(
+          f'decode_workers is at least 0, got {self.decode_workers}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +220,8 @@ class RunConfig:
     batch_size: images per step, over all devices.
     seed: of everything random.
     init_from: work directory of a run whose final network to start from.
+    paper_compat: the paper's own protocol as a whole, see `in_paper_protocol`;
+      what contradicts it is refused.
   """
 
   workdir: str
@@ -219,8 +236,14 @@ class RunConfig:
   batch_size: int = 128
   seed: int = 0
   init_from: str | None = None
+  paper_compat: bool = False
 
   def __post_init__(self):
+    if self.paper_compat and (conflicts := _protocol_conflicts(self)):
+      raise ValueError(
+          f"paper_compat is the paper's own protocol as a whole; it excludes "
+          f'{", ".join(conflicts)}. Leave out the one or the other.'
+      )
     if self.batch_size < 1:
       raise ValueError(f'batch_size is at least 1, got {self.batch_size}.')
     if not 0 <= self.seed < 2**32:
@@ -232,25 +255,43 @@ class RunConfig:
     if self.policy.is_named:
       self.make_policy(depths)
 
+  @property
+  def interval(self) -> int:
+    """K, epochs between checks, as given or by the rule."""
+    given = self.policy.interval
+    return default_interval(self.data.fraction) if given is None else given
+
+  @property
+  def protocol(self) -> str:
+    """'holdout', 'test' if that decides, or 'paper_compat'."""
+    return 'paper_compat' if self.paper_compat else self.data.select_on
+
   def make_policy(self, depths: tuple[int, ...]) -> policies.Policy:
     """The policy, at its start from a network of some depths."""
-    policy = self.policy
+    policy = dataclasses.replace(self.policy, interval=self.interval)
     if not policy.is_named:
       raise ValueError(
           f'The policy {policy.name} is one of your own: pass it to `run`.'
       )
     if policy.name == 'fixed':
       return policies.Fixed(depths=depths)
+    if policy.name == 'oneshot':
+      return _one_shot(policy, depths)
     shared = {
         'interval': policy.interval,
-        'threshold': policy.threshold,
         'depths': depths,
         'caps': policy.max_depths,
         'max_epochs': policy.max_epochs,
     }
+    if policy.name == 'sequential':
+      return policies.Sequential(
+          window=policy.window, error_rate=policy.error_rate, **shared
+      )
     if policy.name == 'convergent':
-      return policies.Convergent(**shared)
-    return policies.Periodic(window=policy.window, **shared)
+      return policies.Convergent(threshold=policy.threshold, **shared)
+    return policies.Periodic(
+        window=policy.window, threshold=policy.threshold, **shared
+    )
 
   def to_json(self) -> dict[str, Any]:
     """As plain dictionaries and lists."""
@@ -260,6 +301,88 @@ class RunConfig:
   def from_json(cls, value: Mapping[str, Any]) -> Self:
     """The inverse of `to_json`; refuses unknown fields by name."""
     return _from_json(cls, value, '')
+
+
+def _one_shot(
+    policy: PolicyConfig, depths: tuple[int, ...]
+) -> policies.OneShot:
+  for name in ('max_depths', 'max_epochs'):
+    if getattr(policy, name) is not None:
+      raise ValueError(
+          f'The policy oneshot grows once, after its interval; {name} means '
+          'nothing to it, so leave it out.'
+      )
+  if policy.target is None:
+    raise ValueError(
+        'The policy oneshot needs the depths to grow to; give --target_depths, '
+        "such as '5-5-5'."
+    )
+  return policies.OneShot(
+      interval=policy.interval, depths=depths, target=policy.target
+  )
+
+
+def default_interval(fraction: fractions.Fraction) -> int:
+  """K of the paper: 3 epochs on all the data, longer on a part of it.
+
+  Its dataset-size study (Wen et al. 2020, Table 8) divides K by the fraction,
+  so that the images between two checks stay as many: 3, 4, 6 and 12 at 100,
+  75, 50 and 25 %. The window J stays.
+
+  Args:
+    fraction: part of the training data that is used.
+
+  Returns:
+    Epochs.
+  """
+  return round(3 / fraction)
+
+
+def in_paper_protocol(config: RunConfig) -> RunConfig:
+  """A configuration under the protocol of Wen et al. 2020.
+
+  Decisions are taken on the test set, nothing is held out, and the best test
+  accuracy of all epochs is reported. Pixels are normalised with the paper's
+  constants. Batch norm scales of small-image networks start uniform in [0, 1],
+  as they very likely did with the authors' library version; those of ImageNet
+  networks are ones, as their code says, which `train.resolve` finds out.
+
+  Args:
+    config: any configuration.
+
+  Returns:
+    The same with all of that, and `paper_compat` set.
+  """
+  return dataclasses.replace(
+      config,
+      data=dataclasses.replace(
+          config.data, select_on='test', holdout=None, normalization='paper'
+      ),
+      network=dataclasses.replace(config.network, bn_scale_init=None),
+      paper_compat=True,
+  )
+
+
+def paper_scale_init(stem: str) -> str:
+  """Start of batch norm scales in the paper's runs, by the kind of stem."""
+  return 'ones' if stem == 'imagenet' else 'uniform01'
+
+
+def _protocol_conflicts(config: RunConfig) -> list[str]:
+  """What of a configuration contradicts the paper's protocol."""
+  wanted = [
+      ('select_on', config.data.select_on, ('test',)),
+      ('holdout', config.data.holdout, (None,)),
+      ('normalization', config.data.normalization, ('paper',)),
+  ]
+  network = config.network
+  if network.bn_scale_init is not None and network.stem is not None:
+    allowed = (paper_scale_init(network.stem),)
+    wanted.append(('bn_scale_init', network.bn_scale_init, allowed))
+  return [
+      f'{name}={value}' for name, value, allowed in wanted
+      if value not in allowed
+  ]
 
 
 def differences(

@@ -1,23 +1,35 @@
 """Walks a whole growth schedule on one batch, without training.
 
 The policy sees a constant accuracy, so that the walk ends at its floor. Every
-architecture on the way is grown, compiled and run for one step on one batch;
-the last one's checkpoint is saved and restored.
+architecture on the way is grown and tried, in one of two ways:
+
+* in full: compiled and run for one step; the last one's checkpoint is saved and
+  restored. On a CPU that takes seconds to minutes for each architecture.
+* by shapes: the training step is traced with shapes in place of arrays, which
+  must lead to a state of the same shapes; nothing is computed or compiled.
 """
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import pathlib
 import tempfile
+import time
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax import feeds
 from autogrow_jax import growth
+from autogrow_jax import paired
+from autogrow_jax import parallel as parallel_lib
 from autogrow_jax import policies
 from autogrow_jax import programs as programs_lib
 from autogrow_jax import session
@@ -26,6 +38,27 @@ from autogrow_jax import train
 from autogrow_jax import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
+
+Architecture = architecture_lib.Architecture
+
+# Images per batch while a stream is measured: small, so that it starts soon.
+_BURST = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+  """What one compiled step on one batch showed.
+
+  Attributes:
+    memory: bytes on each device for the step's arguments, results and
+      temporary arrays, as the compiler states them; without the data set.
+    compile_seconds: of the training step.
+    loss: on the batch; finite.
+  """
+
+  memory: int
+  compile_seconds: float
+  loss: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,36 +70,35 @@ class Stop:
     depths: blocks per stage.
     params: parameters.
     macs: multiply-adds of one image's forward pass.
-    memory: bytes on each device for the step's arguments, results and
-      temporary arrays, as the compiler states them; without the data set.
-    compile_seconds: of the training step.
-    loss: on the batch; finite.
+    tried: what its step showed; None by shapes.
   """
 
   epoch: int
   depths: tuple[int, ...]
   params: int
   macs: int
-  memory: int
-  compile_seconds: float
-  loss: float
+  tried: Tried | None
 
 
 def walk(
-    config: config_lib.RunConfig, dataset: data.Dataset | None = None
+    config: config_lib.RunConfig,
+    dataset: data.Dataset | None = None,
+    *,
+    shapes: bool = False,
 ) -> Iterator[Stop]:
   """Yields every architecture of a growth schedule as it is tried.
 
   Args:
     config: the run's configuration; nothing is written to its work directory.
-    dataset: one's own data in place of `config.data`.
+    dataset: one's own data in place of `config.data`, or `stand_in`.
+    shapes: only trace the training steps.
 
   Yields:
     One `Stop` per architecture.
 
   Raises:
-    ValueError: if the configuration is wrong, a step's loss is not finite, or
-      the checkpoint is not restored bit for bit.
+    ValueError: if the configuration is wrong, a step's loss is not finite or
+      changes shapes, or the checkpoint is not restored bit for bit.
   """
   dataset = dataset or data.load(config.data, seed=config.seed)
   config = train.resolve(config, dataset)
@@ -76,23 +108,13 @@ def walk(
     )
   with tempfile.TemporaryDirectory() as directory:
     setup = session.set_up(config, dataset, pathlib.Path(directory))
-    architecture, known = session.start(setup)
-    state = state_lib.create_state(
-        architecture,
-        setup.task.tx,
-        key=jax.random.key(config.seed),
-        extra=setup.task.method.extra,
-        known=known,
-    )
-    policy, epoch = setup.policy, 0
-    yield _try_step(setup, architecture, state, epoch)
-    while not policy.finished and not isinstance(policy, policies.Fixed):
-      epoch += 1
-      policy, decision = policy.update(
-          policies.Observation(
-              epoch=epoch, step=0, correct=1, total=2, loss_sum=0.0, cost=0
-          )
-      )
+    rehearsal = _Shapes(setup) if shapes else _Full(setup)
+    architecture, state = rehearsal.start()
+    stop = functools.partial(_stop, rehearsal)
+    yield stop(0, architecture, state)
+    for epoch, decision in decisions(
+        setup.policy, trained=config.init_from is not None
+    ):
       change = setup.task.method.propose(
           decision,
           base.Situation(
@@ -105,78 +127,274 @@ def walk(
           ),
       )
       if change is not None:
-        state, _ = growth.grow(
-            state,
-            change,
-            setup.task.tx,
-            key=jax.random.fold_in(jax.random.key(config.seed), epoch),
-            extra=setup.task.method.extra,
-        )
+        state = rehearsal.grow(state, change, epoch)
         architecture = change.architecture
-        yield _try_step(setup, architecture, state, epoch)
-    _try_checkpoint(setup, architecture, state)
+        yield stop(epoch, architecture, state)
+    rehearsal.try_checkpoint(architecture, state)
 
 
-def _try_step(
-    setup: session.Setup,
-    architecture: session.Architecture,
-    state: state_lib.TrainState,
-    epoch: int,
-) -> Stop:
-  """Compiles and runs one step, whose result is thrown away."""
-  parallel, size = setup.task.parallel, setup.config.batch_size
+def input_rate(
+    stream: data.Stream, *, workers: int, seconds: float = 3.0
+) -> float:
+  """How many images a second a stream alone delivers, on an idle machine.
+
+  Args:
+    stream: of a data set.
+    workers: processes that decode; 0 for threads.
+    seconds: to measure for.
+
+  Returns:
+    Images per second, once it is under way.
+  """
+  size = min(_BURST, len(stream.indices))
+  batches = stream(jax.random.key(0), 0, size, workers=workers)
+  try:
+    for _ in range(2 * batches.ahead):  # These were begun before the clock.
+      next(batches)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+      next(batches)
+      count += size
+    return count / (time.perf_counter() - started)
+  finally:
+    batches.close()
+
+
+def decisions(
+    policy: policies.Policy, *, trained: bool = False
+) -> Iterator[tuple[int, policies.Decision]]:
+  """What a policy decides while accuracy never moves; ends at its floor.
+
+  Args:
+    policy: as it is before its first epoch.
+    trained: whether the network is as good from the start; see
+      `controls.floor`.
+
+  Yields:
+    (growing epoch, decision) up to its end; nothing for a fixed one.
+  """
+  if isinstance(policy, policies.Fixed):
+    return
+  total = 1000  # Enough for a rise of all of them to be significant.
+  rises = isinstance(policy, policies.Sequential) and not trained
+  epoch = 0
+  while not policy.finished:
+    epoch += 1
+    right = not rises or epoch > policy.interval
+    policy, decision = policy.update(
+        policies.Observation(
+            epoch=epoch,
+            step=0,
+            correct=total * right,
+            total=total,
+            loss_sum=0.0,
+            cost=0,
+            hits=paired.pack_hits(np.full(total, right)),
+        )
+    )
+    yield epoch, decision
+
+
+def trace_step(
+    task: programs_lib.Task,
+    architecture: Architecture,
+    *,
+    batch_size: int,
+    image_shape: tuple[int, ...],
+) -> None:
+  """Traces a training step, with shapes in place of arrays.
+
+  Args:
+    task: what to train; its devices do not matter.
+    architecture: of the network.
+    batch_size: images per step.
+    image_shape: (height, width, channel) of raw images.
+
+  Raises:
+    ValueError: if the state after the step is of other shapes or types.
+  """
+  task = dataclasses.replace(
+      task, parallel=parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
+  )
   layout = view.layout(architecture)
-  compilations = []
-  programs = programs_lib.Programs(
-      setup.task, lambda name, seconds: compilations.append(seconds)
+  state = state_lib.abstract_state(
+      architecture, task.tx, extra=task.method.extra
   )
-  images = setup.dataset.train.images[:size]
-  labels = setup.dataset.train.labels[:size]
-  arguments = (
-      parallel.replicate(view.pack(state, layout)),
-      parallel.replicate(programs_lib.new_meters()),
-      parallel.replicate(images),
-      parallel.replicate(labels),
-      parallel.shard(np.arange(size, dtype=np.int32)),
-      parallel.replicate(np.float32(setup.config.schedule.learning_rate)),
+  packed = jax.eval_shape(
+      lambda state: view.pack(state, layout, stack=jnp.stack), state
   )
-  program = programs.train_step(layout.bucket, arguments)
-  _, meters = program(*arguments)
-  meters = parallel.fetch(meters)
-  loss = float(meters['loss_sum']) / int(meters['total'])
-  if not np.isfinite(loss):
-    raise ValueError(f'The loss of {architecture} on one batch is {loss}.')
-  memory = program.memory_analysis()
+  meters = programs_lib.new_meters()
+  shape = jax.ShapeDtypeStruct
+  after = jax.eval_shape(
+      functools.partial(programs_lib.train_step, task, layout.bucket),
+      packed,
+      meters,
+      shape((batch_size, *image_shape), np.uint8),
+      shape((batch_size,), np.int32),
+      shape((batch_size,), np.int32),
+      shape((), np.float32),
+  )
+  if _signature(after) != _signature((packed, meters)):
+    raise ValueError(
+        f'A training step of {architecture} changes shapes or types of its '
+        'state.'
+    )
+
+
+class _Rehearsal(Protocol):
+  """One of the two ways to try architectures."""
+
+  def start(self) -> tuple[Architecture, Any]:
+    """What the run starts from: the architecture and its state."""
+
+  def grow(self, state: Any, change: growth.Growth, epoch: int) -> Any:
+    """The state after a growth."""
+
+  def try_step(self, architecture: Architecture, state: Any) -> Tried | None:
+    """Tries a step, whose result is thrown away."""
+
+  def try_checkpoint(self, architecture: Architecture, state: Any) -> None:
+    """Tries to store a state."""
+
+
+class _Full:
+  """Compiles and runs."""
+
+  def __init__(self, setup: session.Setup):
+    self._setup = setup
+
+  def start(self) -> tuple[Architecture, state_lib.TrainState]:
+    return session.start(self._setup)
+
+  def grow(
+      self, state: state_lib.TrainState, change: growth.Growth, epoch: int
+  ) -> state_lib.TrainState:
+    task, seed = self._setup.task, self._setup.config.seed
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    return growth.grow(
+        state, change, task.tx, key=key, extra=task.method.extra
+    )[0]
+
+  def try_step(
+      self, architecture: Architecture, state: state_lib.TrainState
+  ) -> Tried:
+    setup = self._setup
+    parallel = setup.task.parallel
+    layout = view.layout(architecture)
+    compilations = []
+    programs = programs_lib.Programs(
+        setup.task, lambda name, seconds: compilations.append(seconds)
+    )
+    arguments = (
+        parallel.replicate(view.pack(state, layout)),
+        parallel.replicate(programs_lib.new_meters()),
+        *self._examples(),
+        parallel.replicate(np.float32(setup.config.schedule.learning_rate)),
+    )
+    program = programs.train_step(layout.bucket, arguments)
+    _, meters = program(*arguments)
+    meters = parallel.fetch(meters)
+    loss = float(meters['loss_sum']) / int(meters['total'])
+    if not np.isfinite(loss):
+      raise ValueError(f'The loss of {architecture} on one batch is {loss}.')
+    memory = program.memory_analysis()
+    return Tried(
+        memory=(
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+        ),
+        compile_seconds=compilations[0],
+        loss=loss,
+    )
+
+  def _examples(self) -> feeds.Examples:
+    """A batch, placed as in training."""
+    parallel, size = self._setup.task.parallel, self._setup.config.batch_size
+    dataset = self._setup.dataset
+    batch = dataset.train.images[:size], dataset.train.labels[:size]
+    if dataset.stream is not None:
+      return feeds.Examples(*parallel.shard(batch), None)
+    index = np.arange(size, dtype=np.int32)
+    return feeds.Examples(*parallel.replicate(batch), parallel.shard(index))
+
+  def try_checkpoint(
+      self, architecture: Architecture, state: state_lib.TrainState
+  ) -> None:
+    """Saves a checkpoint, restores it from its directory, and compares."""
+    setup = self._setup
+    arrays = {'state': state, 'meters': programs_lib.new_meters()}
+    setup.checkpoints.save(
+        int(state.step), arrays, {'architecture': architecture.to_json()}
+    )
+    restored = setup.checkpoints.restore(
+        lambda documents: trained.abstract_arrays(
+            documents, setup.config, setup.task.method
+        )
+    )
+    if checkpoint.digest(restored.state) != checkpoint.digest(arrays):
+      raise ValueError(f'The checkpoint of {architecture} changed on its way.')
+
+
+class _Shapes:
+  """Traces; its states are of `jax.ShapeDtypeStruct`s."""
+
+  def __init__(self, setup: session.Setup):
+    self._setup = setup
+
+  def start(self) -> tuple[Architecture, Any]:
+    setup = self._setup
+    architecture = session.seed_architecture(setup.config, setup.dataset)
+    return architecture, self._abstract(architecture)
+
+  def grow(self, state: Any, change: growth.Growth, epoch: int) -> Any:
+    del state, epoch
+    return self._abstract(change.architecture)
+
+  def try_step(self, architecture: Architecture, state: Any) -> None:
+    del state
+    setup = self._setup
+    trace_step(
+        setup.task,
+        architecture,
+        batch_size=setup.config.batch_size,
+        image_shape=setup.dataset.train.images.shape[1:],
+    )
+
+  def try_checkpoint(self, architecture: Architecture, state: Any) -> None:
+    """Sees that a checkpoint's documents lead to the same shapes."""
+    setup = self._setup
+    arrays = trained.abstract_arrays(
+        {'architecture': architecture.to_json()},
+        setup.config,
+        setup.task.method,
+    )
+    if _signature(arrays['state']) != _signature(state):
+      raise ValueError(
+          f'A checkpoint of {architecture} would be restored in other shapes.'
+      )
+
+  def _abstract(self, architecture: Architecture) -> Any:
+    task = self._setup.task
+    return state_lib.abstract_state(
+        architecture, task.tx, extra=task.method.extra
+    )
+
+
+def _stop(
+    rehearsal: _Rehearsal, epoch: int, architecture: Architecture, state: Any
+) -> Stop:
   return Stop(
       epoch=epoch,
       depths=architecture.depths,
       params=costs.params(architecture),
       macs=costs.macs(architecture),
-      memory=(
-          memory.argument_size_in_bytes
-          + memory.output_size_in_bytes
-          - memory.alias_size_in_bytes
-          + memory.temp_size_in_bytes
-      ),
-      compile_seconds=compilations[0],
-      loss=loss,
+      tried=rehearsal.try_step(architecture, state),
   )
 
 
-def _try_checkpoint(
-    setup: session.Setup,
-    architecture: session.Architecture,
-    state: state_lib.TrainState,
-) -> None:
-  """Saves a checkpoint, restores it from its directory, and compares."""
-  arrays = {'state': state, 'meters': programs_lib.new_meters()}
-  setup.checkpoints.save(
-      int(state.step), arrays, {'architecture': architecture.to_json()}
-  )
-  restored = setup.checkpoints.restore(
-      lambda documents: trained.abstract_arrays(
-          documents, setup.config, setup.task.method
-      )
-  )
-  if checkpoint.digest(restored.state) != checkpoint.digest(arrays):
-    raise ValueError(f'The checkpoint of {architecture} changed on its way.')
+def _signature(tree: Any) -> Any:
+  """Structure, shapes and types of a tree of arrays."""
+  leaves, structure = jax.tree.flatten(tree)
+  return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 
 from autogrow_jax import data
+from autogrow_jax import paired
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +17,13 @@ class Score:
     correct: number of correct examples.
     total: number of examples.
     loss_sum: sum of cross-entropies, nats.
+    hits: which examples are correct, one bit each; see `paired.pack_hits`.
   """
 
   correct: int
   total: int
   loss_sum: float
+  hits: bytes
 
   @property
   def accuracy(self) -> float:
@@ -47,17 +50,31 @@ def score(
     batch_size: the last batch is filled up, and cut again, to this size.
 
   Returns:
-    The counts.
+    The counts, over all images that are not damaged.
+
+  Raises:
+    ValueError: all are.
   """
-  correct, loss_sum = 0, 0.0
+  hits, loss_sum = np.zeros(len(split.labels), bool), 0.0
+  good = np.ones(len(split.labels), bool)
   for start in range(0, len(split.labels), batch_size):
     labels = split.labels[start : start + batch_size]
     logits = logits_of(
         forward, split.images[start : start + batch_size], batch_size
     )
-    correct += int(np.sum(np.argmax(logits, -1) == labels))
-    loss_sum += float(np.sum(cross_entropy(logits, labels)))
-  return Score(correct, len(split.labels), loss_sum)
+    hits[start : start + batch_size] = np.argmax(logits, -1) == labels
+    good[list(split.damaged)] = False
+    kept = good[start : start + batch_size]
+    loss_sum += float(np.sum(cross_entropy(logits[kept], labels[kept])))
+  hits = hits[good]
+  if good.size and not hits.size:
+    raise ValueError(f'All {len(good)} images are damaged.')
+  return Score(
+      correct=int(np.count_nonzero(hits)),
+      total=len(hits),
+      loss_sum=loss_sum,
+      hits=paired.pack_hits(hits),
+  )
 
 
 def logits_of(

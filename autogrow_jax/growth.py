@@ -12,7 +12,7 @@ change, an integer vector that says from which old unit each new one comes.
 these vectors alone, since all of them know the names of their axes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -280,8 +280,16 @@ def prune(architecture: Architecture, axis: str, kept: np.ndarray) -> Growth:
 
 def append(architecture: Architecture, stage: int) -> Growth:
   """Appends a freshly initialised block to a stage."""
-  grown = architecture.with_block(stage)
-  return Growth(grown, note=f'append {grown.stages[stage][-1]}')
+  return append_all(architecture, [stage])
+
+
+def append_all(architecture: Architecture, stages: Sequence[int]) -> Growth:
+  """Appends one freshly initialised block for each mention of a stage."""
+  grown, names = architecture, []
+  for stage in stages:
+    grown = grown.with_block(stage)
+    names.append(grown.stages[stage][-1])
+  return Growth(grown, note=f'append {", ".join(names)}')
 
 
 def _checked_units(

@@ -5,10 +5,13 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
 
 * 'epoch': phase ('growing', 'finetuning' or 'training'), learning_rate;
   train_loss (mean), train_correct, train_total; loss, correct, total of the
-  selection data, and select_on ('holdout' or 'test'); best (largest count so
-  far); params, macs; train_macs and eval_macs (multiply-adds so far);
-  wall_seconds, compile_seconds and compile_count (so far); images_per_second
-  (missing where an epoch's last step had been done before a restart).
+  selection data, select_on ('holdout' or 'test') and protocol (the same, or
+  'paper_compat'); best (largest count so far); params, macs; train_macs and
+  eval_macs (multiply-adds so far); wall_seconds, compile_seconds and
+  compile_count (so far); images_per_second (missing where an epoch's last step
+  had been done before a restart); of a stream input_wait_seconds (for which the
+  devices had no batch to work on, since the restart); skipped (damaged training
+  images, if there were any).
 * 'grow': stage, block, depths (after), note; params, macs and loss, each with
   _before and _after; logits_change_eval and logits_change_train (largest
   absolute change on one fixed batch); optimizer (leaves {'kept',
@@ -33,6 +36,9 @@ import numpy as np
 import tqdm
 
 Record = Mapping[str, Any]
+
+# Percent of the time; less is not worth mentioning.
+_MUCH_WAITING = 10
 
 
 class History:
@@ -128,7 +134,7 @@ def _plain(value: Any) -> Any:
 
 
 class TensorBoard:
-  """Scalars of each epoch and a text of each growth."""
+  """Scalars of each epoch, texts of each growth and of a test-set protocol."""
 
   def __init__(
       self,
@@ -156,6 +162,10 @@ class TensorBoard:
     if record['event'] == 'epoch':
       for name, value in scalars(record).items():
         self._writer.add_scalar(name, value, step)
+      if record['epoch'] == 1 and record.get('select_on') == 'test':
+        protocol = record.get('protocol', 'test')
+        text = f'{protocol}: decisions are taken on the test set'
+        self._writer.add_text('protocol', text, step)
       self._writer.flush()
     elif record['event'] == 'grow':
       text = format_growth(record).replace('\n', '\n\n')
@@ -313,6 +323,12 @@ def format_epoch(record: Record) -> str:
   ]
   if record.get('select_on') == 'test':
     columns[-1] += ' ON TEST'
+    if record.get('protocol') == 'paper_compat':
+      columns[-1] += ' (paper_compat)'
+  if (waiting := _waiting(record)) > _MUCH_WAITING:
+    columns.append(f'{waiting:.0f}% waiting')
+  if record.get('skipped'):
+    columns.append(f"{record['skipped']} skipped")
   if record.get('learning_rate') is not None:
     columns.append(f"lr {float(record['learning_rate']):.2g}")
   if record.get('params') is not None:
@@ -327,8 +343,10 @@ def format_epoch(record: Record) -> str:
 def format_growth(record: Record) -> str:
   """The receipt of a growth: a headline and a few short lines."""
   block = f" by {record['block']}" if record.get('block') else ''
+  stage = record['stage']  # None if several grow at once.
+  where = 'at once' if stage is None else f'stage {stage}'
   lines = [
-      f"grow stage {record['stage']}{block} ->"
+      f"grow {where}{block} ->"
       f" {format_depths(record['depths'])}"
       + (f"  ({record['note']})" if record.get('note') else '')
   ]
@@ -387,6 +405,16 @@ def format_count(count: float) -> str:
 def format_depths(depths: Iterable[int]) -> str:
   """(3, 2, 2) -> '3-2-2'."""
   return '-'.join(str(depth) for depth in depths)
+
+
+def _waiting(record: Record) -> float:
+  """Part of an epoch's training for which it waited for input, percent."""
+  rate, seconds = (
+      record.get(key) for key in ('images_per_second', 'input_wait_seconds')
+  )
+  if not rate or not seconds:
+    return 0.0
+  return 100 * seconds * rate / record['train_total']
 
 
 def _number(value: Any, digits: int = 3) -> str:

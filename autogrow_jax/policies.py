@@ -7,22 +7,25 @@ nor networks.
 
 `Periodic` and `Convergent` are the two policies of AutoGrow (Wen et al. 2020,
 "AutoGrow: Automatic Layer Growing in Deep Convolutional Networks", KDD, Alg. 1
-and section 2.3). In their notation and ours:
+and section 2.3), `OneShot` is the network morphism that it is compared with.
+`Sequential` grows like `Periodic`, but its stop is a test that knows of noise.
+In their notation and ours:
 
-  K    `interval`, epochs between two checks
-  J    `window`, epochs over which the stop check measures the gain
-  tau  `threshold`, percentage points; a gain below it is no gain
-  M    number of stages (the paper's sub-networks)
+  K      `interval`, epochs between two checks
+  J      `window`, epochs over which the stop check measures the gain
+  tau    `threshold`, percentage points; a gain below it is no gain
+  alpha  `error_rate`, how often noise alone may pass for a gain (ours)
+  M      number of stages (the paper's sub-networks)
 """
 
 import abc
 import dataclasses
 import fractions
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol, Self, final
 
-import numpy as np
+from autogrow_jax import paired
 
 DEFAULT_CAP = 200  # Sub-modules per stage: a safety limit, not in the paper.
 
@@ -39,6 +42,8 @@ class Observation:
     total: predictions on the selection set.
     loss_sum: sum of the losses of these predictions.
     cost: multiply-adds spent on training so far.
+    hits: which predictions are correct, one bit for each example, always in the
+      same order; see `paired.pack_hits`. None if not known.
   """
 
   epoch: int
@@ -47,6 +52,7 @@ class Observation:
   total: int
   loss_sum: float
   cost: int
+  hits: bytes | None = None
 
   def __post_init__(self):
     _require_int('The epoch', self.epoch, 1)
@@ -57,6 +63,8 @@ class Observation:
           f'The number of correct predictions is {self.correct}; it must be at '
           f'most the total, {self.total}.'
       )
+    if self.hits is not None:
+      paired.check_hits(self.hits, correct=self.correct, total=self.total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +79,15 @@ class Decision:
       leaves it to the method what grows.
     closed: stages that this check's stop closed for ever.
     capped: stages that this growth brought to their cap, which closes them too.
+    target: sub-modules per stage after a growth of several at once; None if at
+      most one stage grows, by one.
   """
 
   action: Literal['keep', 'grow', 'finish']
   stage: int | None = None
   closed: tuple[int, ...] = ()
   capped: tuple[int, ...] = ()
+  target: tuple[int, ...] | None = None
 
   def __post_init__(self):
     if self.action not in ('keep', 'grow', 'finish'):
@@ -84,10 +95,18 @@ class Decision:
           f"Action {self.action!r} is unknown; the actions are 'keep', 'grow' "
           "and 'finish'."
       )
-    if self.action != 'grow' and (self.stage is not None or self.capped):
+    if self.action != 'grow' and (
+        self.stage is not None or self.capped or self.target is not None
+    ):
       raise ValueError(
-          f'A decision to {self.action} names stage {self.stage} and capped '
-          f'stages {self.capped}; only a decision to grow has them.'
+          f'A decision to {self.action} names stage {self.stage}, capped '
+          f'stages {self.capped} and target {self.target}; only a decision to '
+          'grow has them.'
+      )
+    if self.stage is not None and self.target is not None:
+      raise ValueError(
+          f'A decision names both stage {self.stage} and target {self.target}; '
+          'it must name one of them.'
       )
 
 
@@ -141,53 +160,42 @@ class Policy(Protocol):
 class RoundRobin(abc.ABC):
   """One check every K epochs: close what did not help, grow the next in turn.
 
-  The base of `Periodic` and `Convergent`, which share its attributes.
+  The base of `Periodic`, `Convergent` and `Sequential`, which share its
+  attributes.
 
-  Wen et al. 2020, Alg. 1. The signal is the running maximum of the accuracy on
-  the selection set. A check first may close the stage that was grown last, and
-  ends growing if no stage is left open; else it may append one sub-module to
-  the open stage that is next in circular order. Subclasses say when either
-  happens.
+  Wen et al. 2020, Alg. 1. A check first may close the stage that was grown
+  last, and ends growing if no stage is left open; else it may append one
+  sub-module to the open stage that is next in circular order. Subclasses say
+  when either happens, and what they remember for it.
 
-  The running maximum is kept as its records, the (epoch, correct) at which it
-  rose, and only as far back as a check looks. Before a check's window is full
-  the gain is measured from zero, as in the authors' code.
-
-  Unlike the paper, a stage also closes when it reaches its cap, accuracies are
-  compared as integer counts, and an epoch limit ends growing without a last
-  growth that would never be trained.
+  Unlike the paper, a stage also closes when it reaches its cap, and an epoch
+  limit ends growing without a last growth that would never be trained.
 
   Attributes:
     interval: K, epochs between checks.
-    threshold: tau, percentage points, exact: a decimal string, an int or a
-      Fraction, never a float.
     depths: sub-modules per stage: the seed's at first, then the current ones.
     caps: the most sub-modules per stage; None means 200 each.
     max_epochs: the growing epoch that ends growing whatever the curve; None
       means no limit.
     epoch: progress, as are all fields below: number of epochs seen.
     total: predictions per epoch, None before the first one.
-    records: the (epoch, correct) at which the running maximum rose.
     open_stages: stages that may still grow, ascending.
     grown: the stage that was grown last, None before the first growth.
     last_growth: the epoch of that growth.
   """
 
   interval: int
-  threshold: fractions.Fraction | str | int
   depths: tuple[int, ...]
   caps: tuple[int, ...] | None = None
   max_epochs: int | None = None
   epoch: int = 0
   total: int | None = None
-  records: tuple[tuple[int, int], ...] = ()
   open_stages: tuple[int, ...] | None = None
   grown: int | None = None
   last_growth: int | None = None
 
   def __post_init__(self):
     _require_int('The growing interval K (epochs)', self.interval, 1)
-    _set(self, 'threshold', _exact_threshold(self.threshold))
     _set(self, 'depths', _exact_depths('depths', self.depths))
     if self.caps is None:
       _set(self, 'caps', (DEFAULT_CAP,) * len(self.depths))
@@ -209,14 +217,17 @@ class RoundRobin(abc.ABC):
       _set(self, 'open_stages', self._below_caps())
     self._require_possible_progress()
 
-  @property
-  @abc.abstractmethod
-  def _reach(self) -> int:
-    """How many epochs back a check looks."""
-
   @abc.abstractmethod
   def _judge(self) -> tuple[bool, bool]:
     """Whether the stop check fires, and whether the grow check does."""
+
+  @abc.abstractmethod
+  def _remembered(self, observation: Observation) -> dict[str, Any]:
+    """The subclass's own fields after an observation."""
+
+  @abc.abstractmethod
+  def _require_possible_memory(self):
+    """Raises ValueError unless the subclass's own fields fit the others."""
 
   @property
   def finished(self) -> bool:
@@ -254,14 +265,11 @@ class RoundRobin(abc.ABC):
           f'Epoch {observation.epoch} has {observation.total} predictions, the '
           f'epochs before it {self.total}; the selection set must not change.'
       )
-    epoch, correct = observation.epoch, observation.correct
-    records = self.records
-    if not records or correct > records[-1][1]:
-      records = (*records, (epoch, correct))
-    while len(records) > 1 and records[1][0] <= epoch - self._reach:
-      records = records[1:]
     return dataclasses.replace(
-        self, epoch=epoch, total=observation.total, records=records
+        self,
+        epoch=observation.epoch,
+        total=observation.total,
+        **self._remembered(observation),
     )
 
   def _checked(self) -> tuple[Self, Decision]:
@@ -297,13 +305,6 @@ class RoundRobin(abc.ABC):
         last_growth=self.epoch,
     )
 
-  def _flat(self, window: int) -> bool:
-    """Whether the gain over the last epochs is below tau, decided exactly."""
-    past = self.epoch - window
-    then = next((c for e, c in reversed(self.records) if e <= past), 0)
-    gain = self.records[-1][1] - then
-    return gain * 100 < self.threshold * self.total
-
   def _below_caps(self) -> tuple[int, ...]:
     pairs = enumerate(zip(self.depths, self.caps))
     return tuple(stage for stage, (depth, cap) in pairs if depth < cap)
@@ -313,11 +314,7 @@ class RoundRobin(abc.ABC):
       raise ValueError(f'Total {self.total!r} does not fit epoch {self.epoch}.')
     if self.total is not None:
       _require_int('The total number of predictions', self.total, 1)
-    if not self._has_possible_records():
-      raise ValueError(
-          f'The records {self.records!r} are not those of a running maximum of '
-          f'counts up to {self.total} over epochs up to {self.epoch}.'
-      )
+    self._require_possible_memory()
     if not _is_subsequence(self.open_stages, self._below_caps()):
       raise ValueError(
           f'The open stages {self.open_stages!r} must be among the stages '
@@ -335,6 +332,57 @@ class RoundRobin(abc.ABC):
     if self.grown >= len(self.depths):
       raise ValueError(
           f'Stage {self.grown} does not exist; there are {len(self.depths)}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunningMaximum(RoundRobin):
+  """What improves is the running maximum of the accuracy: the paper's signal.
+
+  The base of `Periodic` and `Convergent`. The maximum is kept as its records,
+  the (epoch, correct) at which it rose, and only as far back as a check looks.
+  Before a check's window is full the gain is measured from zero, as in the
+  authors' code. Unlike the paper, accuracies are compared as integer counts.
+
+  Attributes:
+    threshold: tau, percentage points, exact: a decimal string, an int or a
+      Fraction, never a float.
+    records: progress: the (epoch, correct) at which the running maximum rose.
+  """
+
+  threshold: fractions.Fraction | str | int
+  records: tuple[tuple[int, int], ...] = ()
+
+  def __post_init__(self):
+    _set(self, 'threshold', _exact_threshold(self.threshold))
+    super().__post_init__()
+
+  @property
+  @abc.abstractmethod
+  def _reach(self) -> int:
+    """How many epochs back a check looks."""
+
+  def _remembered(self, observation: Observation) -> dict[str, Any]:
+    epoch, correct = observation.epoch, observation.correct
+    records = self.records
+    if not records or correct > records[-1][1]:
+      records = (*records, (epoch, correct))
+    while len(records) > 1 and records[1][0] <= epoch - self._reach:
+      records = records[1:]
+    return {'records': records}
+
+  def _flat(self, window: int) -> bool:
+    """Whether the gain over the last epochs is below tau, decided exactly."""
+    past = self.epoch - window
+    then = next((c for e, c in reversed(self.records) if e <= past), 0)
+    gain = self.records[-1][1] - then
+    return gain * 100 < self.threshold * self.total
+
+  def _require_possible_memory(self):
+    if not self._has_possible_records():
+      raise ValueError(
+          f'The records {self.records!r} are not those of a running maximum of '
+          f'counts up to {self.total} over epochs up to {self.epoch}.'
       )
 
   def _has_possible_records(self) -> bool:
@@ -355,7 +403,7 @@ class RoundRobin(abc.ABC):
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Periodic(RoundRobin):
+class Periodic(RunningMaximum):
   """p-AutoGrow, the paper's final method: every check grows (Wen et al. 2020).
 
   The stop check fires if the running maximum rose by less than tau over the
@@ -363,7 +411,7 @@ class Periodic(RoundRobin):
   depths=(1, 1, 1))` is the paper's setting for small images.
 
   Attributes:
-    window: J, epochs, at least K. The others are those of `RoundRobin`.
+    window: J, epochs, at least K. The others are those of `RunningMaximum`.
   """
 
   window: int
@@ -371,11 +419,7 @@ class Periodic(RoundRobin):
   def __post_init__(self):
     _require_int('The stop window J (epochs)', self.window, 1)
     super().__post_init__()
-    if self.window < self.interval:
-      raise ValueError(
-          f'The stop window J is {self.window} epochs; it must be at least the '
-          f'growing interval K, {self.interval}.'
-      )
+    _require_window(self)
 
   @property
   def _reach(self) -> int:
@@ -387,7 +431,7 @@ class Periodic(RoundRobin):
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Convergent(RoundRobin):
+class Convergent(RunningMaximum):
   """c-AutoGrow: grow when the curve is flat (Wen et al. 2020).
 
   A check grows if the running maximum rose by less than tau since the check
@@ -411,6 +455,189 @@ class Convergent(RoundRobin):
   def _judge(self) -> tuple[bool, bool]:
     flat = self._flat(self.interval)
     return flat and self.last_growth == self.epoch - self.interval, flat
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sequential(RoundRobin):
+  """Grows at every check until an exact paired test finds no improvement.
+
+  Not in the paper. The running maximum of noisy accuracies creeps upwards
+  although nothing is learned, and `Periodic` takes every small record for a
+  gain. This policy compares the same images before and after: for each one, how
+  often the last K epochs' evaluations got it right against how often those of
+  the interval that ended J epochs ago did (J rounded up to whole intervals), or
+  those of the first interval as long as there is none that old. Images that are
+  right more often now are gains, less often losses. The stop check fires unless
+  the one-sided sign test
+
+    p = P(Binomial(gains + losses, 1/2) >= gains) <= alpha
+
+  finds an improvement; p is computed in integers. Sums over an interval are
+  compared, and not single epochs, since one epoch's training noise moves many
+  images at once and averages out.
+
+  The error rate. Call a check unwarranted if since the earlier interval every
+  image is as likely to have gained as to have lost. If images also do so
+  independently of one another, an unwarranted check grows on with a probability
+  of at most alpha. If epochs are independent, too, then checks that share no
+  interval err independently, as any J / K consecutive ones do once the window
+  is full. So, unless there are more than that, the number of unwarranted checks
+  until all M stages are closed is at most negative binomial: M / (1 - alpha) on
+  average, each but the last with a growth. M - 1 of these growths are Alg. 1's
+  own, since a check closes one stage and grows another; those due to chance are
+  at most M alpha / (1 - alpha) on average, 0.16 for three stages and alpha =
+  0.05.
+
+  What this does not cover. A gain that is real but older than the last growth:
+  as with `Periodic`, what was learned within the last J epochs, or since the
+  start, warrants a growth. A network that the last growth has set back: where
+  `Periodic` remembers the best epoch, an interval that is no better on average
+  closes a stage, so that K must leave time to recover from random initialisers,
+  and J must be long enough for a gain.
+
+  Nor training noise that is common to all images: where weights fluctuate from
+  epoch to epoch so that the accuracy of the whole population has standard
+  deviation s, the error rate is larger than alpha, the more so the more images
+  there are and the fewer of them change, and at most 1/2 while that noise is
+  symmetric. Simulated for alpha = 0.05, K = 3 and 94 % right, with s of 0.1,
+  0.3 and 0.5 percentage points: 5, 9 and 18 % of 5,000 images that all change
+  alike (28 % of them do from interval to interval), 6, 22 and 29 % if most are
+  always right or always wrong (5 % change). A larger K averages more of it out;
+  see `controls.null_band`, whose `common_sigma` is s.
+
+  Attributes:
+    window: J, epochs, at least K. The others are those of `RoundRobin`.
+    error_rate: alpha, exact: a decimal string or a Fraction, never a float;
+      above 0 and below 1/2.
+    tallies: progress: per interval, the oldest first and the one under way
+      last, how often each image was right (see `paired.add_hits`); those that a
+      check can still need. With 50,000 images, K = 3 and J = 100 they are 35
+      times 17 KB.
+  """
+
+  window: int
+  error_rate: fractions.Fraction | str
+  tallies: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    _require_int('The stop window J (epochs)', self.window, 1)
+    _set(self, 'error_rate', _exact_error_rate(self.error_rate))
+    super().__post_init__()
+    _require_window(self)
+
+  @property
+  def _kept(self) -> int:
+    """How many tallies a check looks at, the first and the last of them."""
+    return -(-self.window // self.interval) + 1
+
+  def _remembered(self, observation: Observation) -> dict[str, Any]:
+    if observation.hits is None:
+      raise ValueError(
+          'The sequential policy compares single examples, but the observation '
+          f'of epoch {observation.epoch} has only counts; it needs its hits.'
+      )
+    size = {'total': observation.total, 'most': self.interval}
+    if self.epoch % self.interval == 0:  # Another interval begins.
+      finished, current = self.tallies, paired.empty_tally(**size)
+    else:
+      *finished, current = self.tallies
+    current = paired.add_hits(current, observation.hits, **size)
+    return {'tallies': (*finished, current)[-self._kept :]}
+
+  def _judge(self) -> tuple[bool, bool]:
+    if len(self.tallies) < 2:
+      return False, True
+    before, after = (
+        paired.counts_of(tally, total=self.total, most=self.interval)
+        for tally in (self.tallies[0], self.tallies[-1])
+    )
+    p_value = paired.p_value(*paired.gains_and_losses(before, after))
+    return p_value > self.error_rate, True
+
+  def _require_possible_memory(self):
+    begun = -(-self.epoch // self.interval)
+    wanted = min(begun, self._kept)
+    if not isinstance(self.tallies, tuple) or len(self.tallies) != wanted:
+      raise ValueError(
+          f'There must be {wanted} tallies after epoch {self.epoch}, got '
+          f'{self.tallies!r:.60}.'
+      )
+    for tally in self.tallies:
+      paired.counts_of(tally, total=self.total, most=self.interval)
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneShot:
+  """Trains for K epochs, then grows all stages at once, and is finished.
+
+  Network morphism as in Wen et al. 2020, Table 2: the seed is trained to
+  convergence, which is what the 'staircase' schedule does within K epochs, and
+  fine-tuning follows the growth.
+
+  Attributes:
+    interval: K, epochs before the growth.
+    depths: sub-modules per stage: the seed's at first, then the target's.
+    target: sub-modules per stage after the growth, at least the seed's.
+    epoch: progress: number of epochs seen.
+  """
+
+  interval: int
+  depths: tuple[int, ...]
+  target: tuple[int, ...]
+  epoch: int = 0
+
+  def __post_init__(self):
+    _require_int('The growing interval K (epochs)', self.interval, 1)
+    _set(self, 'depths', _exact_depths('depths', self.depths))
+    _set(self, 'target', _exact_depths('target depths', self.target))
+    depths, target = format_depths(self.depths), format_depths(self.target)
+    if len(self.target) != len(self.depths):
+      raise ValueError(
+          f'The target depths {target} and the depths {depths} differ in their '
+          'number of stages.'
+      )
+    if any(goal < depth for goal, depth in zip(self.target, self.depths)):
+      raise ValueError(
+          f'The target depths {target} are below the depths {depths} in some '
+          'stage; one-shot growth only appends.'
+      )
+    _require_int('The epoch', self.epoch, 0)
+    if self.epoch > self.interval:
+      raise ValueError(
+          f'Epoch {self.epoch} is beyond the growth at epoch {self.interval}.'
+      )
+    if (self.target == self.depths) != self.finished:
+      raise ValueError(
+          f'The depths are {depths} and the target depths {target} at epoch '
+          f'{self.epoch}; they must differ before the growth at epoch '
+          f'{self.interval}, and be equal from then on.'
+      )
+
+  @property
+  def finished(self) -> bool:
+    """Whether the growth has happened."""
+    return self.epoch == self.interval
+
+  def update(self, observation: Observation) -> tuple[Self, Decision]:
+    """See `Policy.update`."""
+    _require_next(self, observation)
+    if observation.epoch < self.interval:
+      return dataclasses.replace(self, epoch=observation.epoch), KEEP
+    grown = dataclasses.replace(
+        self, epoch=observation.epoch, depths=self.target
+    )
+    return grown, Decision('grow', target=self.target)
+
+  def to_json(self) -> dict[str, Any]:
+    """See `Policy.to_json`."""
+    return _to_json(self)
+
+  @classmethod
+  def from_json(cls, data: Mapping[str, Any]) -> Self:
+    """See `Policy.from_json`."""
+    return _from_json(cls, data)
 
 
 @final
@@ -499,6 +726,8 @@ class Fixed:
 _POLICIES = {
     'periodic': Periodic,
     'convergent': Convergent,
+    'sequential': Sequential,
+    'oneshot': OneShot,
     'every_epochs': EveryEpochs,
     'fixed': Fixed,
 }
@@ -511,123 +740,6 @@ def from_json(data: Mapping[str, Any]) -> Policy:
     ValueError: if the data is not what a policy wrote.
   """
   return _from_json(_stored_kind(data), data)
-
-
-@dataclasses.dataclass(frozen=True)
-class Floor:
-  """What a policy finds if nothing ever improves.
-
-  Attributes:
-    depths: sub-modules per stage.
-    epochs: growing epochs.
-  """
-
-  depths: tuple[int, ...]
-  epochs: int
-
-
-def floor(policy: RoundRobin) -> Floor:
-  """Runs a policy on a constant accuracy.
-
-  No stop can happen before the window J is full, so a periodic policy reaches
-  about 1 + J / (K M) sub-modules per stage on *any* data: a network found there
-  says nothing about the data.
-
-  Args:
-    policy: as it is before its first epoch.
-
-  Returns:
-    The depths found, and the growing epochs spent.
-  """
-  policy = _run(policy, _repeat(1), total=1)
-  return Floor(policy.depths, policy.epoch)
-
-
-@dataclasses.dataclass(frozen=True)
-class Percentiles:
-  """The 10th, 50th and 90th percentile of a count over runs."""
-
-  p10: int
-  p50: int
-  p90: int
-
-
-@dataclasses.dataclass(frozen=True)
-class NullBand:
-  """What a policy finds in pure noise.
-
-  Attributes:
-    runs: number of runs behind the percentiles.
-    sigma: standard deviation of an epoch's accuracy, percentage points.
-    epochs: growing epochs.
-    submodules: sub-modules of the found network, all stages together.
-    depths: sub-modules of each stage.
-  """
-
-  runs: int
-  sigma: float
-  epochs: Percentiles
-  submodules: Percentiles
-  depths: tuple[Percentiles, ...]
-
-
-def null_band(
-    policy: RoundRobin,
-    *,
-    total: int,
-    accuracy: float,
-    runs: int = 400,
-    seed: int = 0,
-    sigma: float | None = None,
-) -> NullBand:
-  """Runs a policy on noise around a constant accuracy: the null model.
-
-  It controls for depth that the policy finds by itself. A running maximum of
-  noisy accuracies keeps creeping upwards although nothing is learned, each
-  small record postpones the stop, and a periodic policy grows at every check
-  meanwhile. So a growing phase of a length within this band could have come
-  from evaluation noise alone, and its depth is no evidence that the data asked
-  for depth. With K = 3, J = 100 and M = 3 the median is about 15 to 19
-  sub-modules per stage for sigma from 0.1 to 1 percentage points, and 13 of the
-  20 growing phases of Wen et al. 2020, Table 4, lie within the band. The null
-  model has no learning curve, so it is if anything short. Report it beside
-  every found network, together with `floor`.
-
-  Args:
-    policy: as it is before its first epoch.
-    total: size of the selection set, in predictions.
-    accuracy: probability that a prediction is correct, 0 to 1. Each epoch draws
-      its count afresh from the binomial distribution.
-    runs: number of runs.
-    seed: of the noise.
-    sigma: percentage points; if given, the counts are normal with this standard
-      deviation instead, rounded and clipped to 0..total.
-
-  Returns:
-    Percentiles over the runs. Each is a value that some run took.
-  """
-  _require_int('The total number of predictions', total, 1)
-  _require_int('The number of runs', runs, 1)
-  if not 0 <= accuracy <= 1:
-    raise ValueError(f'Accuracy {accuracy} must be a fraction from 0 to 1.')
-  if sigma is not None and not 0 <= sigma < float('inf'):
-    raise ValueError(
-        f'Sigma {sigma} must be finite percentage points, at least 0.'
-    )
-  rng = np.random.default_rng(seed)
-  noise = _noise(rng, total, accuracy, sigma)
-  found = [_run(policy, noise, total=total) for _ in range(runs)]
-  if sigma is None:
-    sigma = 100 * (accuracy * (1 - accuracy) / total) ** 0.5
-  return NullBand(
-      runs=runs,
-      sigma=sigma,
-      epochs=_percentiles([end.epoch for end in found]),
-      submodules=_percentiles([sum(end.depths) for end in found]),
-      depths=tuple(
-          _percentiles(list(stage)) for stage in zip(*(f.depths for f in found))
-      ),
-  )
 
 
 def format_depths(depths: tuple[int, ...]) -> str:
@@ -643,51 +755,6 @@ def parse_depths(text: str) -> tuple[int, ...]:
         "per stage, such as '3-2-2'."
     )
   return tuple(map(int, text.split('-')))
-
-
-def _run(
-    policy: RoundRobin, counts: Iterator[int], *, total: int
-) -> RoundRobin:
-  """Feeds a policy, before its first epoch, counts until it is finished."""
-  if policy.epoch:
-    raise ValueError(
-        f'The policy has seen {policy.epoch} epochs; it must be given as it '
-        'was before its first.'
-    )
-  while not policy.finished:
-    observation = Observation(
-        epoch=policy.epoch + 1,
-        step=policy.epoch + 1,
-        correct=next(counts),
-        total=total,
-        loss_sum=0.0,
-        cost=0,
-    )
-    policy, _ = policy.update(observation)
-  return policy
-
-
-def _repeat(count: int) -> Iterator[int]:
-  while True:
-    yield count
-
-
-def _noise(
-    rng: np.random.Generator, total: int, accuracy: float, sigma: float | None
-) -> Iterator[int]:
-  while True:
-    if sigma is None:
-      counts = rng.binomial(total, accuracy, size=1024)
-    else:
-      counts = rng.normal(accuracy * total, sigma / 100 * total, size=1024)
-      counts = np.clip(np.rint(counts), 0, total).astype(np.int64)
-    yield from counts.tolist()
-
-
-def _percentiles(values: list[int]) -> Percentiles:
-  return Percentiles(
-      *np.percentile(values, (10, 50, 90), method='inverted_cdf').tolist()
-  )
 
 
 def _set(instance: Any, name: str, value: Any):
@@ -713,6 +780,14 @@ def _require_limited(epoch: Any, max_epochs: Any):
     )
 
 
+def _require_window(policy: 'Periodic | Sequential'):
+  if policy.window < policy.interval:
+    raise ValueError(
+        f'The stop window J is {policy.window} epochs; it must be at least the '
+        f'growing interval K, {policy.interval}.'
+    )
+
+
 def _require_next(policy: Policy, observation: Observation):
   if policy.finished:
     raise ValueError(
@@ -727,10 +802,24 @@ def _require_next(policy: Policy, observation: Observation):
 
 
 def _exact_threshold(value: Any) -> fractions.Fraction:
+  return _exact_number('threshold', 'percentage points', value)
+
+
+def _exact_error_rate(value: Any) -> fractions.Fraction:
+  rate = _exact_number('error rate', 'a fraction', value)
+  if not 0 < rate < fractions.Fraction(1, 2):
+    raise ValueError(
+        f'The error rate is {value!r}; it must be above 0 and below 0.5, such '
+        "as '0.05'."
+    )
+  return rate
+
+
+def _exact_number(what: str, unit: str, value: Any) -> fractions.Fraction:
   if isinstance(value, float):
     raise ValueError(
-        f'The threshold is the float {value!r}, which may not be exactly what '
-        "was meant; give percentage points as a string, such as '0.05'."
+        f'The {what} is the float {value!r}, which may not be exactly what '
+        f"was meant; give {unit} as a string, such as '0.05'."
     )
   if isinstance(value, str) and re.fullmatch(
       r'[0-9]+(\.[0-9]*)?|\.[0-9]+|[0-9]+/0*[1-9][0-9]*', value
@@ -740,8 +829,8 @@ def _exact_threshold(value: Any) -> fractions.Fraction:
     value = fractions.Fraction(value)
   if not isinstance(value, fractions.Fraction) or value < 0:
     raise ValueError(
-        f'The threshold is {value!r}; it must be percentage points, at least '
-        "0, as a decimal string, such as '0.05'."
+        f'The {what} is {value!r}; it must be {unit}, at least 0, as a decimal '
+        "string, such as '0.05'."
     )
   return value
 

@@ -94,7 +94,7 @@ def train_step(
     meters: Any,
     images: jax.Array,
     labels: jax.Array,
-    index: jax.Array,
+    index: jax.Array | None,
     learning_rate: jax.Array,
 ) -> tuple[Any, Any]:
   """One step on one batch.
@@ -104,10 +104,11 @@ def train_step(
     bucket: static, the chain to run.
     packed: the packed `TrainState`.
     meters: see `new_meters`.
-    images: the whole training set, uint8 (examples, height, width, channel).
+    images: the whole training set, uint8 (examples, height, width, channel),
+      or the batch alone.
     labels: (examples,) int32.
-    index: (batch,) int32, into the training set; in `pmap` mode, this
-      device's share.
+    index: (batch,) int32, into the training set; None if it is the batch
+      alone. In `pmap` mode, index or batch are this device's share.
     learning_rate: scalar.
 
   Returns:
@@ -117,14 +118,16 @@ def train_step(
   augment_key = jax.random.fold_in(
       randomness.stream(key, 'augment'), packed.step
   )
+  if index is not None:
+    images, labels = images[index], labels[index]
+  y = labels
   x = data.augment(
       augment_key,
-      images[index],
+      images,
       task.preprocessing,
-      first=task.parallel.first(index.size),
+      first=task.parallel.first(y.size),
   )
   x = data.preprocess(x, task.preprocessing, dtype=task.dtype)
-  y = labels[index]
 
   def forward(weights, stats, gates):
     return networks_base.apply(

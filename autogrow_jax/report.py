@@ -35,12 +35,16 @@ _SUMMARY = {
     'macs': 'Multiply-adds per example', 'layers': 'Layers',
     'growths': 'Growths', 'growing_epochs': 'Growing epochs',
     'epochs': 'Epochs', 'val_accuracy': 'Validation accuracy (%)',
-    'test_accuracy': 'Test accuracy (%)', 'select_on': 'Decisions taken on',
+    'best_val_accuracy': 'Best validation accuracy of any epoch (%)',
+    'test_accuracy': 'Test accuracy (%)',
+    'best_test_accuracy': 'Best test accuracy of any epoch (%)',
+    'select_on': 'Decisions taken on', 'protocol': 'Protocol',
+    'data_fraction': 'Fraction of the training data',
     'train_macs': 'Training multiply-adds', 'wall_seconds': 'Wall time (s)',
     'compile_seconds': 'Compilation (s)', 'compile_count': 'Compilations',
     'floor': 'Floor', 'null_band': 'Null band', 'comparison': 'Comparison',
     'architecture': 'Architecture', 'params_digest': 'SHA-256 of parameters',
-    'versions': 'Versions',
+    'devices': 'Devices', 'versions': 'Versions',
 }
 _COUNTS = ('params', 'macs', 'train_macs', 'eval_macs')
 
@@ -56,9 +60,10 @@ h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; padding-bottom: .25rem;
 p { margin: .5rem 0; }
 .lead { color: #57606a; margin-top: 0; }
 .cards { display: grid; gap: .75rem; margin: 1.25rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); }
 .card { border: 1px solid #d8dee4; border-radius: .5rem; padding: .6rem .8rem; }
-.card b { display: block; font-size: 1.35rem; line-height: 1.3; }
+.card b { display: block; font-size: 1.25rem; line-height: 1.4;
+  white-space: nowrap; }
 .card span { color: #57606a; font-size: .85rem; }
 .warning { border-left: .4rem solid #d55e00; background: #fff1e5;
   padding: .75rem 1rem; border-radius: .25rem; margin: 1rem 0; }
@@ -185,6 +190,14 @@ def _heading(result: Mapping[str, Any]) -> str:
 def _warning(result: Mapping[str, Any]) -> str:
   if result.get('select_on') != 'test':
     return ''
+  if result.get('protocol') == 'paper_compat':
+    return (
+        '<p class="warning" role="alert"><b>The protocol of the paper'
+        ' (--paper_compat).</b> When to grow and when to stop was decided on'
+        ' the test set, and the best test accuracy of any epoch is what the'
+        ' paper reports. Compare it with the paper, not with a test accuracy'
+        ' measured once, at the end.</p>'
+    )
   return (
       '<p class="warning" role="alert"><b>Decisions were taken on the test set'
       ' (--select_on=test).</b> When to grow, when to stop and which epoch'
@@ -195,10 +208,15 @@ def _warning(result: Mapping[str, Any]) -> str:
 
 def _cards(result: Mapping[str, Any]) -> str:
   cards = []
+  selection = (
+      ('best_test_accuracy', 'best test accuracy of any epoch')
+      if 'best_test_accuracy' in result
+      else ('val_accuracy', 'validation accuracy')
+  )
   for key, label in (
-      ('found', 'depth found'), ('test_accuracy', 'test accuracy'),
-      ('val_accuracy', 'validation accuracy'), ('params', 'parameters'),
-      ('macs', 'multiply-adds'), ('wall_seconds', 'wall time'),
+      ('found', 'depth found'), ('test_accuracy', 'test accuracy'), selection,
+      ('params', 'parameters'), ('macs', 'multiply-adds'),
+      ('wall_seconds', 'wall time'),
   ):
     value = result.get(key)
     if value is None:
@@ -293,10 +311,11 @@ def _growth_row(record: logs.Record) -> str:
       _significant(record.get(f'logits_change_{mode}'))
       for mode in ('eval', 'train')
   ]
+  stage = record.get('stage')
+  stage = '–' if stage is None else str(stage)  # None if several grow at once.
   cells = [
       str(record['epoch']),
-      f"{record.get('stage', '–')} ({record['block']})"
-      if record.get('block') else str(record.get('stage', '–')),
+      f"{stage} ({record['block']})" if record.get('block') else stage,
       logs.format_depths(record['depths']),
       _before_after(record, 'params'),
       _before_after(record, 'macs'),

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from autogrow_jax import checkpoint
+from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import evaluation
 from autogrow_jax import logs
@@ -65,6 +66,8 @@ def conclude(
       'test_accuracy': test.accuracy,
       'test_total': test.total,
       'select_on': config.data.select_on,
+      'protocol': config.protocol,
+      'data_fraction': config.data.data_fraction,
       'train_macs': ledger.train_macs,
       'eval_macs': ledger.eval_macs,
       'wall_seconds': round(ledger.wall_seconds, 3),
@@ -73,10 +76,22 @@ def conclude(
       'params_digest': checkpoint.digest(
           {'params': state.params, 'stats': state.stats}
       ),
+      'devices': {
+          'parallel': setup.task.parallel.mode,
+          'number': len(setup.task.parallel.devices),
+          'precision': config.devices.precision,
+      },
       'versions': _versions(),
   }
+  if config.paper_compat:  # Where the selection data are the test set.
+    result['best_test_accuracy'] = result['best_val_accuracy']
   if isinstance(setup.policy, policies.RoundRobin):
-    result |= _controls(setup.policy, epochs, selection.total)
+    result |= _controls(
+        setup.policy,
+        epochs,
+        selection.total,
+        trained=config.init_from is not None,
+    )
   result = json.loads(logs.dumps(result))  # As it will be read again.
   _write_result(
       setup.workdir, config.to_json(), progress.history, result
@@ -96,10 +111,10 @@ def add_comparisons(
   workdir = pathlib.Path(workdir)
   keys = (
       'found', 'params', 'macs', 'epochs', 'val_accuracy', 'test_accuracy',
-      'train_macs', 'wall_seconds', 'compile_seconds',
+      'best_test_accuracy', 'train_macs', 'wall_seconds', 'compile_seconds',
   )
   comparison = {
-      name: {key: result[key] for key in keys}
+      name: {key: result[key] for key in keys if key in result}
       for name, result in comparisons.items()
   }
   _write_result(
@@ -132,7 +147,11 @@ def _write_result(
 
 
 def _controls(
-    policy: policies.RoundRobin, epochs: Sequence[dict[str, Any]], total: int
+    policy: policies.RoundRobin,
+    epochs: Sequence[dict[str, Any]],
+    total: int,
+    *,
+    trained: bool,
 ) -> dict[str, Any]:
   """What the policy finds without a signal: the floor and the null band.
 
@@ -144,9 +163,12 @@ def _controls(
   if not recent:
     return {}
   correct = sum(item['correct'] for item in recent)
-  floor = policies.floor(policy)
-  band = policies.null_band(
-      policy, total=total, accuracy=correct / sum(x['total'] for x in recent)
+  floor = controls.floor(policy, trained=trained)
+  band = controls.null_band(
+      policy,
+      total=total,
+      accuracy=correct / sum(item['total'] for item in recent),
+      trained=trained,
   )
   return {
       'floor': policies.format_depths(floor.depths),

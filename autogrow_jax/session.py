@@ -5,7 +5,7 @@ is the one mutable thing: the arrays on the devices, the files, the screen, and
 the signals that ask a run to stop.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import json
@@ -24,12 +24,14 @@ from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax import feeds
 from autogrow_jax import logs
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import parallel as parallel_lib
 from autogrow_jax import policies
 from autogrow_jax import programs as programs_lib
+from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
 from autogrow_jax import trained
 from autogrow_jax import view
@@ -70,6 +72,7 @@ class Progress:
     best: largest number of correct selection examples after any epoch.
     ledger: costs so far.
     history: all records so far.
+    skipped: damaged training images skipped in the current epoch.
   """
 
   architecture: Architecture
@@ -80,6 +83,7 @@ class Progress:
   best: int
   ledger: costs.Ledger
   history: tuple[dict[str, Any], ...]
+  skipped: int = 0
 
   def recorded(self, event: str, step: int, **values: Any) -> Self:
     """Adds a record to the history."""
@@ -102,6 +106,7 @@ class Progress:
             'epoch': self.epoch,
             'phase_epoch': self.phase_epoch,
             'best': self.best,
+            'skipped': self.skipped,
             'ledger': dataclasses.asdict(self.ledger),
         },
         'history': list(self.history),
@@ -152,6 +157,7 @@ class Session:
   Attributes:
     setup: what stays the same.
     progress: where the run is.
+    feed: what training steps take from the data.
     packed: the packed state on the devices.
     meters: sums over the current epoch, on the devices.
     signals: numbers of the signals received, most recent last.
@@ -170,8 +176,12 @@ class Session:
     self.signals: list[int] = []
     parallel = setup.task.parallel
     self.programs = programs_lib.Programs(setup.task, self._on_compile)
-    self.train_data = parallel.replicate(
-        (setup.dataset.train.images, setup.dataset.train.labels)
+    self.feed = feeds.make(
+        setup.dataset,
+        parallel,
+        key=randomness.stream(jax.random.key(setup.config.seed), 'data'),
+        batch_size=setup.config.batch_size,
+        workers=setup.config.devices.decode_workers,
     )
     self.load(state)
     self.meters = parallel.replicate(meters)
@@ -184,6 +194,7 @@ class Session:
         setup.workdir / 'tensorboard', resume_step=int(state.step)
     )
     self.screen = logs.Progress()
+    self._warned: set[str] = set()
 
   @property
   def layout(self) -> view.Layout:
@@ -240,6 +251,22 @@ class Session:
           count=spent.count,
       )
 
+  def note_skipped(self) -> None:
+    """Counts and shows the images that the feed skipped."""
+    skipped, self.feed.damaged = self.feed.damaged, []
+    if skipped:
+      self.progress = dataclasses.replace(
+          self.progress, skipped=self.progress.skipped + len(skipped)
+      )
+      self.warn(skipped)
+
+  def warn(self, messages: Iterable[str]) -> None:
+    """Shows warnings, each of them once."""
+    for message in messages:
+      if message not in self._warned:
+        self._warned.add(message)
+        self.screen.write(f'warning: {message}')
+
   def save(self) -> None:
     """Writes a checkpoint."""
     self.charge(self.progress.ledger)
@@ -279,6 +306,7 @@ class Session:
       )
 
   def close(self) -> None:
+    self.feed.close()
     self.screen.close()
     self.tensorboard.close()
     self.history.close()
@@ -342,14 +370,7 @@ def restore_or_start(
         f'{progress.epoch}'
     )
     return progress, restored.state['state'], restored.state['meters']
-  architecture, known = start(setup)
-  state = state_lib.create_state(
-      architecture,
-      task.tx,
-      key=jax.random.key(config.seed),
-      extra=task.method.extra,
-      known=known,
-  )
+  architecture, state = start(setup)
   policy = setup.policy
   progress = Progress(
       architecture=architecture,
@@ -368,20 +389,22 @@ def restore_or_start(
   return progress, state, programs_lib.new_meters()
 
 
-def start(setup: Setup) -> tuple[Architecture, dict[str, Any] | None]:
-  """What a run starts from.
-
-  Args:
-    setup: the run's.
-
-  Returns:
-    The architecture, and {part: (weights, statistics)} if they are known from
-    another run.
-  """
+def start(setup: Setup) -> tuple[Architecture, state_lib.TrainState]:
+  """What a run starts from: drawn afresh, or another run's network."""
   if setup.config.init_from is None:
-    return seed_architecture(setup.config, setup.dataset), None
-  network = trained.load(setup.config.init_from)
-  return network.architecture, network.parts()
+    architecture = seed_architecture(setup.config, setup.dataset)
+    known = None
+  else:
+    network = trained.load(setup.config.init_from)
+    architecture, known = network.architecture, network.parts()
+  state = state_lib.create_state(
+      architecture,
+      setup.task.tx,
+      key=jax.random.key(setup.config.seed),
+      extra=setup.task.method.extra,
+      known=known,
+  )
+  return architecture, state
 
 
 def seed_architecture(
@@ -418,19 +441,22 @@ def claim(config: RunConfig) -> pathlib.Path:
         'another with --workdir.'
     ) from error
   neutral = ('workdir', 'checkpoints')  # What does not change the outcome.
-  try:
-    config_lib.RunConfig.from_json(known)
+  try:  # Of an earlier version it lacks fields, which had their defaults.
+    known = config_lib.RunConfig.from_json(known)
   except ValueError as error:
     raise ValueError(
         f'{path} is not of a run: {error} Choose another work directory.'
     ) from error
-  strip = lambda value: {
-      **{name: item for name, item in value.items() if name not in neutral},
-      'data': {**value['data'], 'data_dir': None},
-  }
-  if changed := config_lib.differences(
-      strip(known), strip(json.loads(logs.dumps(config.to_json())))
-  ):
+
+  def strip(config):
+    value = json.loads(logs.dumps(config.to_json()))
+    return {
+        **{name: item for name, item in value.items() if name not in neutral},
+        'data': {**value['data'], 'data_dir': None},
+        'devices': {**value['devices'], 'decode_workers': 0},
+    }
+
+  if changed := config_lib.differences(strip(known), strip(config)):
     raise ValueError(
         f'Work directory {workdir} holds another run ('
         + '; '.join(changed)

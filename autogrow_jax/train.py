@@ -16,6 +16,7 @@ its last checkpoint and ends as if undisturbed, bit for bit.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from typing import Any
@@ -76,7 +77,7 @@ def run(
   started = time.monotonic()
   dataset = dataset or data.load(config.data, seed=config.seed)
   config = _naming(config, dataset, policy)
-  config = resolve(config, dataset)
+  asked, config = config, resolve(config, dataset)
   policy = policy or config.make_policy(config.network.depths)
   workdir = session_lib.claim(config)
   if (result := read_result(workdir)) is not None:
@@ -90,31 +91,39 @@ def run(
     session = session_lib.Session(setup, progress, state, meters, started)
     stack.callback(session.close)
     session.signals = stack.enter_context(session_lib.catch_signals())
-    session.screen.write(_headline(setup, progress))
+    session.screen.write(_headline(setup, progress, asked))
     session.record_compilations('initialisation', spent)
     while not _is_done(session.progress, config):
-      images_per_second = _train_epoch(session)
-      _finish_epoch(session, images_per_second)
+      pace = _train_epoch(session)
+      _finish_epoch(session, pace)
     result = _conclude(session)
     session.stop_if_asked()  # Nobody else would hear of a signal until here.
     return result
 
 
 def _headline(
-    setup: session_lib.Setup, progress: session_lib.Progress
+    setup: session_lib.Setup, progress: session_lib.Progress, asked: RunConfig
 ) -> str:
-  """What a run says first."""
+  """What a run says first; `asked` is its configuration as it was given."""
   dataset, devices = setup.dataset, setup.task.parallel.devices
-  selection = (
-      'DECIDING ON THE TEST SET'
-      if setup.config.data.select_on == 'test'
-      else f'{len(dataset.holdout.labels)} held out'
-  )
+  selection = {
+      'holdout': f'{len(dataset.holdout.labels)} held out',
+      'test': 'DECIDING ON THE TEST SET',
+      'paper_compat': "THE PAPER'S PROTOCOL (paper_compat): DECIDING ON THE "
+      'TEST SET, THE BEST TEST ACCURACY REPORTED',
+  }[setup.config.protocol]
+  rule = ''
+  by_rule = asked.policy.is_named and asked.policy.interval is None
+  if progress.phase == 'growing' and by_rule:
+    rule = (
+        f'; K = {setup.config.interval}, by the rule 3 / '
+        f'{float(setup.config.data.fraction):g} of the data'
+    )
   return (
       f'{progress.architecture} on {dataset.name}: '
       f'{len(dataset.train.labels)} training images, {selection}; '
       f'{len(devices)} {devices[0].platform} device'
-      f'{"s" if len(devices) > 1 else ""}; results in {setup.workdir}'
+      f'{"s" if len(devices) > 1 else ""}{rule}; results in {setup.workdir}'
   )
 
 
@@ -128,7 +137,14 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   Returns:
     The fully resolved configuration.
   """
+  if config.data.select_on != dataset.select_on:
+    raise ValueError(
+        f'The data are divided to decide on {dataset.select_on}, but the '
+        f'configuration has select_on={config.data.select_on}.'
+    )
   network = networks.get(config.network.name)
+  if config.paper_compat and config.network.bn_scale_init is None:
+    config = _with_paper_scales(config, dataset)
   if config.init_from is not None:
     config = dataclasses.replace(config, network=_from_origin(config, dataset))
   architecture = session_lib.seed_architecture(config, dataset)
@@ -167,7 +183,9 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
               if config.data.select_on == 'holdout'
               else None
           ),
+          digest=dataset.digest,
       ),
+      policy=dataclasses.replace(config.policy, interval=config.interval),
       schedule=dataclasses.replace(
           config.schedule,
           learning_rate=network.learning_rate if rate is None else rate,
@@ -176,6 +194,15 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   if resolved.policy.is_named:
     resolved.make_policy(architecture.depths)
   return resolved
+
+
+def _with_paper_scales(config: RunConfig, dataset: data.Dataset) -> RunConfig:
+  """The batch norm scales that the paper's runs started from."""
+  option = dict(session_lib.seed_architecture(config, dataset).options)
+  start = config_lib.paper_scale_init(option.get('stem', 'small'))
+  return dataclasses.replace(
+      config, network=dataclasses.replace(config.network, bn_scale_init=start)
+  )
 
 
 def _from_origin(
@@ -247,43 +274,48 @@ def cache_compilations(directory: str | os.PathLike[str]) -> None:
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
-def _train_epoch(session: session_lib.Session) -> float | None:
+@dataclasses.dataclass(frozen=True)
+class _Pace:
+  """How fast an epoch went, compilation left out.
+
+  Attributes:
+    images_per_second: in training.
+    input_wait_seconds: for which the devices had nothing to do, because a batch
+      was not there yet.
+  """
+
+  images_per_second: float
+  input_wait_seconds: float
+
+
+def _train_epoch(session: session_lib.Session) -> _Pace | None:
   """Trains to the end of the current epoch, from wherever it is.
 
   Returns:
-    Images per second, compilation left out; None if no step was left.
+    Its pace; None if no step was left.
   """
   setup, progress = session.setup, session.progress
   parallel, config = setup.task.parallel, setup.config
   step, steps = session.step, setup.steps_per_epoch
-  permutation = np.asarray(
-      data.epoch_permutation(
-          randomness.stream(jax.random.key(config.seed), 'data'),
-          progress.epoch,
-          len(setup.dataset.train.labels),
-      )
-  )
   rate = parallel.replicate(
       np.float32(setup.schedule.rate(progress.phase, progress.phase_epoch))
   )
-  first = step - progress.epoch * steps
+  end = (progress.epoch + 1) * steps
   session.screen.start_epoch(
       progress.epoch + 1, steps, progress.architecture.depths
   )
-  session.screen.update(first)
+  session.screen.update(steps - (end - step))
   late = None
-  for index in range(first, steps):
+  started, session.feed.waited = time.perf_counter(), 0.0
+  for number in range(step, end):
     session.stop_if_asked()
-    batch = parallel.shard(
-        data.batch_indices(permutation, index, config.batch_size)
-    )
-    arguments = (
-        session.packed, session.meters, *session.train_data, batch, rate
-    )
+    examples = session.feed.take(number, late)
+    session.note_skipped()
+    arguments = (session.packed, session.meters, *examples, rate)
+    compiling = time.perf_counter()
     program = session.programs.train_step(session.layout.bucket, arguments)
     session.flush_compilations()
-    if index == first:
-      started = time.perf_counter()
+    started += time.perf_counter() - compiling
     session.packed, session.meters = program(*arguments)
     if late is not None:  # One step late, so that the device never waits.
       meters = parallel.fetch(late)
@@ -293,17 +325,19 @@ def _train_epoch(session: session_lib.Session) -> float | None:
           accuracy=100 * int(meters['correct']) / int(meters['total']),
       )
     late = session.meters
-    if index + 1 < steps:
+    if number + 1 < end:
       session.maybe_save(None)
   if late is None:
     return None
   jax.block_until_ready(late)
-  images = (steps - first) * config.batch_size
-  return images / (time.perf_counter() - started)
+  return _Pace(
+      (end - step) * config.batch_size / (time.perf_counter() - started),
+      session.feed.waited,
+  )
 
 
 def _finish_epoch(
-    session: session_lib.Session, images_per_second: float | None
+    session: session_lib.Session, pace: _Pace | None
 ) -> None:
   """Evaluates, decides, grows, records and saves."""
   setup, before = session.setup, session.progress
@@ -312,7 +346,10 @@ def _finish_epoch(
   images = int(meters['total'])
   macs = costs.macs(before.architecture)
   session.progress = dataclasses.replace(
-      before, epoch=before.epoch + 1, phase_epoch=before.phase_epoch + 1
+      before,
+      epoch=before.epoch + 1,
+      phase_epoch=before.phase_epoch + 1,
+      skipped=0,
   )
   session.charge(session.progress.ledger.trained(macs, images))
   session_lib.check_finite(session, meters['loss_sum'])
@@ -336,6 +373,7 @@ def _finish_epoch(
       correct=score.correct,
       total=score.total,
       select_on=setup.config.data.select_on,
+      protocol=setup.config.protocol,
       best=session.progress.best,
       params=costs.params(before.architecture),
       macs=macs,
@@ -344,11 +382,8 @@ def _finish_epoch(
       wall_seconds=round(ledger.wall_seconds, 3),
       compile_seconds=round(ledger.compile_seconds, 3),
       compile_count=ledger.compile_count,
-      **(
-          {'images_per_second': round(images_per_second, 1)}
-          if images_per_second
-          else {}
-      ),
+      **_pace_values(setup, pace),
+      **({'skipped': before.skipped} if before.skipped else {}),
   )
   undecided = dataclasses.replace(
       before,
@@ -370,6 +405,18 @@ def _finish_epoch(
     _decide(session, score, meters, stop_if_asked)
   session.maybe_save(session.progress.epoch)
   session.stop_if_asked()
+
+
+def _pace_values(
+    setup: session_lib.Setup, pace: _Pace | None
+) -> dict[str, float]:
+  """The keys of an epoch's record that tell its pace."""
+  if pace is None:
+    return {}
+  values = {'images_per_second': round(pace.images_per_second, 1)}
+  if setup.dataset.stream is not None:
+    values['input_wait_seconds'] = round(pace.input_wait_seconds, 3)
+  return values
 
 
 def _decide(
@@ -395,6 +442,7 @@ def _decide(
           total=score.total,
           loss_sum=score.loss_sum,
           cost=progress.ledger.train_macs,
+          hits=score.hits,
       )
   )
   session.progress = dataclasses.replace(progress, policy=policy)
@@ -510,6 +558,7 @@ def _evaluate(
       split,
       session.setup.eval_batch,
   )
+  session.warn(split.damaged.values())
   session.charge(
       session.progress.ledger.evaluated(
           costs.macs(session.progress.architecture), len(split.labels)
@@ -589,7 +638,6 @@ def _extra_batches(
   key = jax.random.fold_in(
       randomness.stream(jax.random.key(setup.config.seed), 'growth data'), epoch
   )
-  train, size = setup.dataset.train, setup.config.batch_size
 
   @jax.jit
   def prepare(key, images):
@@ -599,18 +647,33 @@ def _extra_batches(
         dtype=setup.task.dtype,
     )
 
-  step = 0
-  while True:
-    permutation = np.asarray(
-        data.epoch_permutation(key, step, len(train.labels))
-    )
-    for index in range(setup.steps_per_epoch):
+  batches = _raw_batches(setup, key)
+  try:
+    for step in itertools.count():
       stop_if_asked()
-      chosen = data.batch_indices(permutation, index, size)
-      yield (
-          prepare(jax.random.fold_in(key, step), train.images[chosen]),
-          jnp.asarray(train.labels[chosen]),
+      images, labels, *_ = next(batches)
+      yield prepare(jax.random.fold_in(key, step), images), jnp.asarray(labels)
+  finally:
+    batches.close()
+
+
+def _raw_batches(setup: session_lib.Setup, key: jax.Array) -> Iterator[Any]:
+  """Endless training batches on the host; can be closed."""
+  dataset, size = setup.dataset, setup.config.batch_size
+  if dataset.stream is not None:
+    workers = setup.config.devices.decode_workers
+    return dataset.stream(key, 0, size, workers=workers)
+  train, steps = dataset.train, setup.steps_per_epoch
+
+  def generate():
+    for first in itertools.count(step=steps):
+      permutation = np.asarray(
+          data.epoch_permutation(key, first, len(train.labels))
       )
-      step += 1
+      for index in range(steps):
+        chosen = data.batch_indices(permutation, index, size)
+        yield train.images[chosen], train.labels[chosen]
+
+  return generate()
 
 

@@ -2,6 +2,11 @@
 
     python -m experiments.autogrow                      # digits, minutes
     python -m experiments.autogrow --preset=cifar10 --data_dir=DIR
+
+A row of the paper's tables, at first without training:
+
+    python -m experiments.autogrow --preset=table5/basic3resnet-cifar10-k50 \\
+        --dry_run=shapes
 """
 
 from collections.abc import Mapping
@@ -34,11 +39,32 @@ COMPARE = absl_flags.DEFINE_list(
     'Fixed networks to train from scratch at equal training cost: seed, found, '
     "both (seed,found) or '' for none.",
 )
-DRY_RUN = absl_flags.DEFINE_bool(
-    'dry_run',
-    False,
-    'Walk the whole growth schedule on one batch: shapes, memory, compilations,'
-    ' a checkpoint saved and restored; no training.',
+
+
+class _DryRunParser(absl_flags.ArgumentParser):
+  """Reads --dry_run, --dry_run=shapes and --nodry_run."""
+
+  syntactic_help = ''
+
+  def parse(self, argument: str) -> str:
+    given = {'true': 'full', 'false': 'no'}.get(argument, argument)
+    if given not in ('no', 'full', 'shapes'):
+      raise ValueError('it is full, which --dry_run alone means, or shapes')
+    return given
+
+
+DRY_RUN = absl_flags.DEFINE_flag(
+    absl_flags.Flag(
+        _DryRunParser(),
+        absl_flags.ArgumentSerializer(),
+        'dry_run',
+        'no',
+        'Walk the whole growth schedule on one batch, without training. Alone '
+        'or as --dry_run=full every architecture is compiled and run, and a '
+        'checkpoint saved and restored; --dry_run=shapes only traces them, '
+        'within seconds or minutes. The data need not be there.',
+        boolean=True,  # So that it may stand alone.
+    )
 )
 
 NEXT = """
@@ -55,15 +81,15 @@ def main() -> None:
   run_config = flags.make_config(FIELDS)
   if run_config.policy.name == 'fixed':
     raise ValueError(
-        '--policy is periodic or convergent; fixed networks are '
-        "experiments.baseline's."
+        '--policy is periodic, convergent, sequential or oneshot; fixed '
+        "networks are experiments.baseline's."
     )
   if unknown := set(COMPARE.value) - {'seed', 'found'}:
     raise ValueError(
         f'--compare names seed, found or both, not {", ".join(unknown)}.'
     )
-  if DRY_RUN.value:
-    walk(run_config)
+  if DRY_RUN.value != 'no':
+    walk(run_config, shapes=DRY_RUN.value == 'shapes')
     return
   dataset = data.load(run_config.data, seed=run_config.seed)
   result = train.run(run_config, dataset=dataset)
@@ -126,28 +152,68 @@ def compare(
   )
 
 
-def walk(run_config: config.RunConfig) -> None:
+def walk(run_config: config.RunConfig, *, shapes: bool) -> None:
   """Prints a dry run."""
-  print(
-      'epoch  depths        parameters  multiply-adds  peak memory  compiling  '
-      'loss on one batch'
-  )
+  header = 'epoch  depths        parameters  multiply-adds'
+  tried = '  peak memory  compiling  loss on one batch'
   stops = []
-  for stop in dry_run.walk(run_config):
+  for stop in dry_run.walk(run_config, _any_data(run_config), shapes=shapes):
+    if not stops:  # Nothing is printed of a configuration that is wrong.
+      print(header if shapes else header + tried)
     stops.append(stop)
     print(
         f'{stop.epoch:5}  {policies.format_depths(stop.depths):12}  '
         f'{logs.format_count(stop.params):>10}  '
-        f'{logs.format_count(stop.macs):>13}  '
-        f'{logs.format_count(stop.memory):>10}B  '
-        f'{stop.compile_seconds:7.1f} s  {stop.loss:.3f}',
+        f'{logs.format_count(stop.macs):>13}'
+        + (_tried(stop.tried) if stop.tried else ''),
         flush=True,
     )
-  seconds = sum(stop.compile_seconds for stop in stops)
+  if shapes:
+    print(
+        f'{len(stops)} architectures traced; the checkpoint of the last one '
+        'has its shapes. A run without progress ends there.'
+    )
+    return
+  seconds = sum(stop.tried.compile_seconds for stop in stops)
   print(
       f'{len(stops)} architectures compiled in {seconds:.0f} s; the checkpoint '
       'of the last one was saved and restored. A run without progress ends '
       'there.'
+  )
+  _print_input_rate(run_config)
+
+
+def _print_input_rate(run_config: config.RunConfig) -> None:
+  """Says how fast a stream is, if the data set is one and is there."""
+  try:
+    stream = data.load(run_config.data, seed=run_config.seed).stream
+  except ValueError as error:
+    print(f'The input pipeline was not tried: {error}')
+    return
+  if stream is not None:
+    rate = dry_run.input_rate(
+        stream, workers=run_config.devices.decode_workers
+    )
+    print(f'The input pipeline alone delivers {rate:.0f} images per second.')
+
+
+def _any_data(run_config: config.RunConfig) -> data.Dataset:
+  """A known data set's shapes with noise in them, or the data themselves."""
+  if run_config.data.dataset not in data.SOURCES:
+    return data.load(run_config.data, seed=run_config.seed)
+  dataset = data.stand_in(run_config.data, seed=run_config.seed)
+  print(
+      f'Noise for {dataset.name}: {len(dataset.train.labels)} training '
+      f'images, {"x".join(map(str, dataset.input_shape))}, {dataset.classes} '
+      'classes.'
+  )
+  return dataset
+
+
+def _tried(tried: dry_run.Tried) -> str:
+  return (
+      f'  {logs.format_count(tried.memory):>10}B  '
+      f'{tried.compile_seconds:7.1f} s  {tried.loss:.3f}'
   )
 
 

@@ -2,6 +2,10 @@
 
     python -m experiments.describe --network=basic4resnet --depths=2-3-4-1 \\
         --input_shape=32x32x3 --classes=100
+
+or lists all configurations that --preset of the other binaries takes:
+
+    python -m experiments.describe --presets
 """
 
 import json
@@ -13,7 +17,11 @@ from autogrow_jax import costs
 from autogrow_jax import logs
 from autogrow_jax import networks
 from experiments import flags
+from experiments import presets
 
+PRESETS = absl_flags.DEFINE_bool(
+    'presets', False, 'List all presets in place of a network.'
+)
 NETWORK = absl_flags.DEFINE_string(
     'network',
     'basic3resnet',
@@ -41,6 +49,9 @@ FORMAT = absl_flags.DEFINE_enum(
 
 
 def main() -> None:
+  if PRESETS.value:
+    print(presets.listing())
+    return
   architecture = make_architecture()
   totals = {
       'params': costs.params(architecture),

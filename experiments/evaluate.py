@@ -42,6 +42,7 @@ def main() -> None:
           'found': result['found'],
           'split': SPLIT.value,
           'select_on': config.data.select_on,
+          'protocol': config.protocol,
           'correct': score.correct,
           'total': score.total,
           'accuracy': score.accuracy,

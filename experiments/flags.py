@@ -2,11 +2,13 @@
 
 A flag that is given overrides its field of the preset; one that is not leaves
 the preset alone. Defaults in `--help` are those of the preset 'digits'.
+`--paper_compat` sets several fields, and refuses flags that contradict it.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -31,7 +33,10 @@ RUN_FLAGS = {
     'dataset': (
         'data.dataset',
         'text',
-        'Data set: digits (embedded), mnist, fashion_mnist or cifar10 (TFDS).',
+        'Data set: digits (embedded); mnist, fashion_mnist, svhn_cropped, '
+        'cifar10, cifar100 or imagenet2012 (TFDS, as in the paper); any other '
+        'image classification set of TFDS by its name; or folder:PATH, with '
+        'one folder of images per class.',
     ),
     'data_dir': (
         'data.data_dir',
@@ -41,7 +46,39 @@ RUN_FLAGS = {
     'data_fraction': (
         'data.data_fraction',
         'text',
-        'Fraction of the training data to use, stratified and seeded: 0.25.',
+        'Fraction of the training data to use, stratified and seeded: 0.25. '
+        'For the same seed smaller parts lie within larger ones.',
+    ),
+    'image_size': (
+        'data.image_size',
+        'int',
+        'Size in pixels to which images are resized and cropped; by default '
+        "224 for imagenet2012, else the data set's own, which all its images "
+        'must then have.',
+    ),
+    'channels': (
+        'data.channels',
+        'int',
+        'Of folder:PATH and of other sets of TFDS: 1 (grey) or 3 (RGB), to '
+        'which images are converted; their own by default.',
+    ),
+    'normalization': (
+        'data.normalization',
+        'text',
+        "pixels (mean and std of the pixels) or paper (the paper's constants "
+        'where they differ: the std of cifar10).',
+    ),
+    'stream': (
+        'data.stream',
+        'text',
+        'Whether to decode images while training goes on: always, never (all '
+        'in memory at the start), or auto (if they are too large for memory).',
+    ),
+    'skip_damaged': (
+        'data.skip_damaged',
+        'bool',
+        'Leave out images that cannot be read, and count them, in place of '
+        'ending with an error that names them.',
     ),
     'holdout': (
         'data.holdout',
@@ -53,6 +90,14 @@ RUN_FLAGS = {
         'text',
         'What decides: holdout, or test (as in the paper; every output then '
         'says so).',
+    ),
+    'paper_compat': (
+        'paper_compat',
+        'bool',
+        "The paper's own protocol as a whole: decisions on the test set, best "
+        'test accuracy of any epoch reported, its normalisation, batch norm '
+        'scales of small-image networks uniform in [0, 1]. Every output says '
+        'so.',
     ),
     'network': (
         'network.name',
@@ -74,7 +119,8 @@ RUN_FLAGS = {
     'bn_scale_init': (
         'network.bn_scale_init',
         'text',
-        'Start of batch norm scales: ones or uniform01; ones by default.',
+        'Start of batch norm scales: ones or uniform01; ones by default, with '
+        '--paper_compat as the paper had it.',
     ),
     'widths': (
         'network.widths',
@@ -123,6 +169,11 @@ RUN_FLAGS = {
         'int',
         'Devices; all accelerators, or one CPU, by default.',
     ),
+    'decode_workers': (
+        'devices.decode_workers',
+        'int',
+        'Processes that decode streamed images; 0 for threads.',
+    ),
     'checkpoint_every': (
         'checkpoints.every',
         'text',
@@ -143,12 +194,33 @@ GROWING_FLAGS = {
         'depths',
         'Blocks per stage to start from, e.g. 1-1-1; one each by default.',
     ),
-    'policy': ('policy.name', 'text', 'periodic or convergent.'),
-    'grow_interval': ('policy.interval', 'int', 'K, epochs between checks.'),
+    'policy': (
+        'policy.name',
+        'text',
+        'periodic, convergent, sequential (stops when an exact paired test '
+        'finds no improvement) or oneshot (all stages at once).',
+    ),
+    'grow_interval': (
+        'policy.interval',
+        'int',
+        'K, epochs between checks. Where a preset leaves it open it is that of '
+        "the paper's dataset-size study: 3 / data_fraction, rounded.",
+    ),
     'stop_window': (
         'policy.window',
         'int',
         'J, epochs over which a stage must have helped; at least K.',
+    ),
+    'error_rate': (
+        'policy.error_rate',
+        'text',
+        "alpha of sequential's test: how often it may find an improvement "
+        'where there is none.',
+    ),
+    'target_depths': (
+        'policy.target',
+        'depths',
+        'Blocks per stage that oneshot grows to, e.g. 5-5-5.',
     ),
     'threshold': (
         'policy.threshold',
@@ -183,14 +255,16 @@ def define(fields: dict[str, tuple[str, str, str]]) -> None:
   flags.DEFINE_string(
       'preset',
       'digits',
-      f'Configuration: {", ".join(presets.PRESETS)}, or the config.json of a '
-      'run.',
+      f'Configuration: {", ".join(presets.PRESETS)}; a row of the paper, such '
+      'as table4/basic3resnet-cifar10 (python -m experiments.describe '
+      '--presets lists all); or the config.json of a run.',
   )
   flags.DEFINE_string(
       'workdir',
       None,
-      'Directory of all results; runs/NETWORK-DATASET-SEED by default. The '
-      'same command continues a run that was stopped.',
+      'Directory of all results; by default runs/NETWORK-DATASET-SEED, for a '
+      'row of the paper runs/ROW-SEED. The same command continues a run that '
+      'was stopped.',
   )
   flags.DEFINE_string(
       'compilation_cache',
@@ -204,6 +278,8 @@ def define(fields: dict[str, tuple[str, str, str]]) -> None:
       flags.DEFINE_integer(name, default, text)
     elif kind == 'float':
       flags.DEFINE_float(name, default, text)
+    elif kind == 'bool':
+      flags.DEFINE_bool(name, default, text)
     else:
       if kind == 'depths' and default is not None:
         default = policies.format_depths(default)
@@ -231,6 +307,9 @@ def make_config(
         value = parse_depths(name, value)
       changes[field] = value
   preset = base(presets.get(FLAGS.preset))
+  if changes.get('paper_compat'):
+    _refuse_contradictions(changes)
+    preset = config.in_paper_protocol(preset)
   if 'network.name' in changes:  # Whose learning rate is its own.
     changes.setdefault('schedule.learning_rate', None)
   caps = changes.get('policy.max_depths')
@@ -240,8 +319,8 @@ def make_config(
   result = _replace(preset, changes)
   workdir = FLAGS.workdir
   if workdir is None:
-    network, dataset = result.network.name, result.data.dataset
-    workdir = os.path.join('runs', f'{network}-{dataset}-{result.seed}')
+    name = run_name(FLAGS.preset, result)
+    workdir = os.path.join('runs', f'{name}-{result.seed}')
   return dataclasses.replace(result, workdir=workdir)
 
 
@@ -288,6 +367,43 @@ def run_main(main: Callable[[], None]) -> None:
       return USER_ERROR
 
   app.run(checked)
+
+
+def _refuse_contradictions(changes: dict[str, Any]) -> None:
+  """Raises if flags were given that --paper_compat excludes."""
+  allowed = {
+      'data.select_on': 'test',
+      'data.holdout': None,
+      'data.normalization': 'paper',
+      'network.bn_scale_init': 'uniform01',
+  }
+  contradictions = [
+      f'--{field.rpartition(".")[2]}={changes[field]}'
+      for field, value in allowed.items()
+      if field in changes and changes[field] != value
+  ]
+  if contradictions:
+    raise ValueError(
+        "--paper_compat is the paper's own protocol as a whole; it excludes "
+        f'{", ".join(contradictions)}. Leave out the one or the other.'
+    )
+
+
+def run_name(preset: str, run_config: config.RunConfig) -> str:
+  """What the directory of a run is called, before its seed.
+
+  Args:
+    preset: what --preset was.
+    run_config: what came of it and of the other flags.
+
+  Returns:
+    The preset's own name if it is a row of the paper, so that rows of the same
+    network and data do not meet in one directory.
+  """
+  if '/' in preset and not preset.endswith('.json'):
+    return preset
+  name = f'{run_config.network.name}-{run_config.data.dataset}'
+  return re.sub(r'[^\w.:-]+', '_', name)  # Of folder:PATH.
 
 
 def _get(value: Any, field: str) -> Any:

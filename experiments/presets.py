@@ -1,22 +1,21 @@
-"""Named configurations; every value can be overridden by a flag."""
+"""Named configurations; every value can be overridden by a flag.
+
+The rows of the paper's tables are in `paper.py`.
+"""
 
 import dataclasses
 
 from autogrow_jax import config
+from autogrow_jax import controls
 from autogrow_jax import data
 from autogrow_jax import logs
-from autogrow_jax import optimizers
+from autogrow_jax import networks
+from autogrow_jax import policies
+from experiments import paper
 
 RunConfig = config.RunConfig
 
-# Wen et al. 2020 on small images: K = 3, J = 100, tau = 0.05, N = 200.
-_PAPER = RunConfig(
-    workdir='',
-    policy=config.PolicyConfig(interval=3, window=100, threshold='0.05'),
-    schedule=config.ScheduleConfig(finetune_epochs=200),
-    optimizer=optimizers.OptimizerConfig(weight_decay=5e-4),
-    batch_size=128,
-)
+_PAPER = paper.defaults('digits')
 
 PRESETS: dict[str, RunConfig] = {
     # A first run: minutes on two CPU cores.
@@ -37,18 +36,21 @@ PRESETS: dict[str, RunConfig] = {
         schedule=config.ScheduleConfig(finetune_epochs=12),
         batch_size=64,
     ),
-    **{
-        name: dataclasses.replace(_PAPER, data=data.DataConfig(dataset=name))
-        for name in ('mnist', 'fashion_mnist', 'cifar10')
-    },
+    # Wen et al. 2020 on a data set.
+    **{name: paper.defaults(name) for name in paper.DATASETS},
 }
+
+
+def names() -> tuple[str, ...]:
+  """All presets: those above, and the rows of the paper's tables."""
+  return (*PRESETS, *paper.rows())
 
 
 def get(name: str) -> RunConfig:
   """The configuration of a name.
 
   Args:
-    name: a key of `PRESETS`, or the path of a run's config.json.
+    name: one of `names`, or the path of a run's config.json.
 
   Returns:
     Its configuration; the work directory of a preset is empty.
@@ -61,11 +63,15 @@ def get(name: str) -> RunConfig:
     if stored is None:
       raise ValueError(f'There is no configuration {name}.')
     return RunConfig.from_json(stored)
-  if name not in PRESETS:
+  if name in PRESETS:
+    return PRESETS[name]
+  if name not in paper.rows():
     raise ValueError(
-        f'Unknown preset {name!r}; there are {", ".join(PRESETS)}.'
+        f'Unknown preset {name!r}; there are {", ".join(PRESETS)}, and rows of '
+        'the paper such as table4/basic3resnet-cifar10; '
+        '`python -m experiments.describe --presets` lists all.'
     )
-  return PRESETS[name]
+  return paper.rows()[name].config
 
 
 def fixed(run_config: RunConfig) -> RunConfig:
@@ -73,4 +79,49 @@ def fixed(run_config: RunConfig) -> RunConfig:
   return dataclasses.replace(
       run_config,
       policy=dataclasses.replace(run_config.policy, name='fixed'),
+  )
+
+
+def listing() -> str:
+  """All presets as a table for people, with what the paper found."""
+  header = (
+      'preset', 'network', 'data', 'policy', 'K', 'J', 'initializer', 'floor',
+      "paper's depth", "paper's test %",
+  )
+  lines = [header, *(_described(name) for name in names())]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = '\n'.join(
+      '  '.join(
+          cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+      ).rstrip()
+      for line in lines
+  )
+  return f'{text}\n\n{paper.CAUTION}'
+
+
+def _described(name: str) -> tuple[str, ...]:
+  """The row of a preset in the listing."""
+  run_config = get(name)
+  network = networks.get(run_config.network.name)
+  depths = run_config.network.depths or (1,) * len(network.widths)
+  policy = run_config.make_policy(depths)
+  fraction = run_config.data.fraction
+  part = '' if fraction == 1 else f'{100 * float(fraction):g} % of '
+  grows = not isinstance(policy, policies.Fixed)
+  has_window = isinstance(policy, (policies.Periodic, policies.Sequential))
+  row = paper.rows().get(name)
+  return (
+      name,
+      f'{network.name} {policies.format_depths(depths)}',
+      part + run_config.data.dataset,
+      run_config.policy.name
+      + (', staircase' if run_config.schedule.growing != 'constant' else ''),
+      str(run_config.interval) if grows else '-',
+      str(run_config.policy.window) if has_window else '-',
+      run_config.method.initializer if grows else '-',
+      policies.format_depths(controls.floor(policy).depths)
+      if isinstance(policy, policies.RoundRobin)
+      else '-',
+      policies.format_depths(row.found) if row else '-',
+      '-' if row is None or row.accuracy is None else f'{row.accuracy:.2f}',
   )

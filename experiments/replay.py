@@ -14,8 +14,17 @@ The curve does not react: growing at another epoch would have changed what
 follows. Example:
 
   python -m experiments.replay --curve=runs/demo/history.jsonl --grow_interval=2
+
+With --noise in place of --curve the policies see nothing but noise around a
+constant accuracy, many times over. There is one line for each policy, with
+percentiles of the growing epochs and of the sub-modules per stage that it
+finds; that of 'sequential' comes twice, for an untrained and for a trained
+start. Example, for a hold-out of 5,000 images:
+
+  python -m experiments.replay --noise=94 --total=5000 --common_sigma=0.3
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -26,16 +35,30 @@ from typing import Any
 from absl import app
 from absl import flags
 
+from autogrow_jax import controls
 from autogrow_jax import policies
 
-_CURVE = flags.DEFINE_string(
-    'curve', None, 'File with the recorded curve.', required=True
+_CURVE = flags.DEFINE_string('curve', None, 'File with the recorded curve.')
+_NOISE = flags.DEFINE_float(
+    'noise', None, 'Accuracy, percent, around which there is only noise.'
 )
+_TOTAL = flags.DEFINE_integer(
+    'total', 5000, 'Size of the selection set of --noise, images.'
+)
+_COMMON_SIGMA = flags.DEFINE_float(
+    'common_sigma',
+    0.0,
+    'Standard deviation, percentage points, of the accuracy from epoch to '
+    'epoch in --noise, beside the noise of counting --total images.',
+)
+_RUNS = flags.DEFINE_integer('runs', 400, 'Simulated runs of --noise.')
 _POLICY = flags.DEFINE_enum(
     'policy',
     'periodic',
-    ['periodic', 'convergent'],
-    'Grow at every check (p-AutoGrow), or when converged (c-AutoGrow).',
+    ['periodic', 'convergent', 'sequential'],
+    'Grow at every check (p-AutoGrow), when converged (c-AutoGrow), or until '
+    'an exact test finds no improvement (--noise only). With --noise all '
+    'three unless one is named.',
 )
 _GROW_INTERVAL = flags.DEFINE_integer(
     'grow_interval', 3, 'K: epochs between two checks.'
@@ -43,10 +66,15 @@ _GROW_INTERVAL = flags.DEFINE_integer(
 _STOP_WINDOW = flags.DEFINE_integer(
     'stop_window',
     100,
-    'J: epochs over which the stop check measures the gain (periodic only).',
+    'J: epochs over which the stop check measures the gain (not convergent).',
 )
 _THRESHOLD = flags.DEFINE_string(
     'threshold', '0.05', 'tau: a gain below it is none; percentage points.'
+)
+_ERROR_RATE = flags.DEFINE_string(
+    'error_rate',
+    '0.05',
+    'alpha: how often noise may pass for a gain (sequential only).',
 )
 _SEED_DEPTHS = flags.DEFINE_string(
     'seed_depths', '1-1-1', 'Sub-modules per stage of the seed network.'
@@ -110,6 +138,25 @@ def read_curve(path: str) -> list[policies.Observation]:
   ]
 
 
+def protocol_of(path: str) -> dict[str, str]:
+  """What to add to the events of a curve that is of a test set.
+
+  Args:
+    path: of a curve that `read_curve` can read.
+
+  Returns:
+    {'protocol': 'test' or 'paper_compat'}, or nothing for a hold-out.
+  """
+  for line in pathlib.Path(path).read_text(encoding='utf-8').split('\n'):
+    try:
+      entry = json.loads(line)
+    except (ValueError, RecursionError):
+      continue  # Empty, or a line of one object over several.
+    if isinstance(entry, dict) and entry.get('select_on') == 'test':
+      return {'protocol': entry.get('protocol', 'test')}
+  return {}
+
+
 def main(argv: Sequence[str]) -> int:
   """Prints the events; returns the exit status."""
   try:
@@ -118,19 +165,64 @@ def main(argv: Sequence[str]) -> int:
           f'Unexpected argument {argv[1]!r}; the curve is given by '
           '--curve=FILE.'
       )
-    events = list(replay(_policy_of_flags(), read_curve(_CURVE.value)))
+    if (_CURVE.value is None) == (_NOISE.value is None):
+      raise ValueError('Give either --curve=FILE or --noise=PERCENT.')
+    if _NOISE.value is not None:
+      answers = list(_noise())
+    elif _POLICY.value == 'sequential':
+      raise ValueError(
+          'A curve has counts only, and --policy=sequential compares single '
+          'images; take another policy, or --noise.'
+      )
+    else:
+      policy = _policy_of_flags(_POLICY.value)
+      events = list(replay(policy, read_curve(_CURVE.value)))
+      protocol = protocol_of(_CURVE.value)
+      answers = [{**event, **protocol} for event in events]
   except ValueError as error:
     print(f'replay: {error}', file=sys.stderr)
     return 2
   try:
-    print(''.join(json.dumps(event) + '\n' for event in events), end='')
+    print(''.join(json.dumps(answer) + '\n' for answer in answers), end='')
     sys.stdout.flush()
   except BrokenPipeError:  # The reader, such as `head`, has seen enough.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   return 0
 
 
-def _policy_of_flags() -> policies.RoundRobin:
+def _noise() -> Iterator[dict[str, Any]]:
+  """What policies find in noise, one answer each."""
+  if not 0 <= _NOISE.value <= 100:
+    raise ValueError(
+        f'--noise is {_NOISE.value}; it must be an accuracy from 0 to 100 '
+        'percent.'
+    )
+  names = ['periodic', 'convergent', 'sequential']
+  if flags.FLAGS['policy'].present:
+    names = [_POLICY.value]
+  # All flags are checked before anything takes time.
+  for name, policy in [(name, _policy_of_flags(name)) for name in names]:
+    # Only one of them knows whether it starts from a trained network.
+    for trained in (False, True) if name == 'sequential' else (False,):
+      band = controls.null_band(
+          policy,
+          total=_TOTAL.value,
+          accuracy=_NOISE.value / 100,
+          runs=_RUNS.value,
+          common_sigma=_COMMON_SIGMA.value,
+          trained=trained,
+      )
+      yield {
+          'policy': name,
+          'start': 'trained' if trained else 'untrained',
+          'floor': policies.format_depths(
+              controls.floor(policy, trained=trained).depths
+          ),
+          **dataclasses.asdict(band),
+      }
+
+
+def _policy_of_flags(name: str) -> policies.RoundRobin:
   depths = policies.parse_depths(_SEED_DEPTHS.value)
   caps = None
   if _MAX_DEPTHS.value is not None:
@@ -139,11 +231,15 @@ def _policy_of_flags() -> policies.RoundRobin:
       caps *= len(depths)
   shared = dict(
       interval=_GROW_INTERVAL.value,
-      threshold=_THRESHOLD.value,
       depths=depths,
       caps=caps,
   )
-  if _POLICY.value == 'convergent':
+  if name == 'sequential':
+    return policies.Sequential(
+        window=_STOP_WINDOW.value, error_rate=_ERROR_RATE.value, **shared
+    )
+  shared['threshold'] = _THRESHOLD.value
+  if name == 'convergent':
     return policies.Convergent(**shared)
   return policies.Periodic(window=_STOP_WINDOW.value, **shared)
 

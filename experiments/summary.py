@@ -1,6 +1,7 @@
 """What a binary prints when a run has ended."""
 
 from collections.abc import Mapping, Sequence
+import fractions
 from typing import Any
 
 from autogrow_jax import logs
@@ -24,21 +25,33 @@ def of_run(
   """
   lines = [
       '',
-      f'{result["network"]} on {result["dataset"]}, seed {result["seed"]}',
+      f'{result["network"]} on {_data(result)}, seed {result["seed"]}',
   ]
-  if result['select_on'] == 'test':
+  if result['protocol'] == 'paper_compat':
+    lines += [
+        "  THE PAPER'S PROTOCOL (paper_compat): decided on the test set; best "
+        'test',
+        f'  accuracy of any epoch: {result["best_test_accuracy"]:.2f} %. Not a '
+        'clean result.',
+    ]
+  elif result['select_on'] == 'test':
     lines.append('  DECISIONS WERE TAKEN ON THE TEST SET: not a clean result')
   rows = [(_label(result), result), *comparisons]
-  selection = 'test' if result['select_on'] == 'test' else 'hold-out'
-  header = ('', 'depth', 'parameters', 'multiply-adds', selection, 'test')
+  names, keys = {
+      'holdout': (('hold-out', 'test'), ('val_accuracy', 'test_accuracy')),
+      'test': (('test', 'test'), ('val_accuracy', 'test_accuracy')),
+      'paper_compat': (
+          ('best test', 'last test'), ('best_test_accuracy', 'test_accuracy')
+      ),
+  }[result['protocol']]
+  header = ('', 'depth', 'parameters', 'multiply-adds', *names)
   table = [header] + [
       (
           name,
           item['found'],
           logs.format_count(item['params']),
           logs.format_count(item['macs']),
-          f'{item["val_accuracy"]:.2f} %',
-          f'{item["test_accuracy"]:.2f} %',
+          *(f'{item[key]:.2f} %' for key in keys),
       )
       for name, item in rows
   ]
@@ -68,6 +81,12 @@ def of_run(
     ]
   lines += ['', f'  Everything is in {workdir}: open report.html there.']
   return '\n'.join(lines)
+
+
+def _data(result: Mapping[str, Any]) -> str:
+  fraction = fractions.Fraction(result['data_fraction'])
+  part = '' if fraction == 1 else f'{100 * float(fraction):g} % of '
+  return part + result['dataset']
 
 
 def _label(result: Mapping[str, Any]) -> str:

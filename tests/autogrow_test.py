@@ -98,6 +98,27 @@ class ProposeTest(parameterized.TestCase):
     )
     self.assertIsNone(proposed)
 
+  @parameterized.parameters('basic3resnet', 'plain3net')
+  def test_appends_all_that_a_target_lacks(self, family):
+    architecture = tiny_networks.seed(family, (1, 2, 1))
+    state = tiny_networks.state(architecture)
+    change = AutoGrow('uniform').propose(
+        policies.Decision('grow', target=(3, 2, 2)),
+        situation(architecture, state),
+    )
+    self.assertEqual(change.architecture.depths, (3, 2, 2))
+    self.assertStartsWith(change.note, 'append s0b1, s0b2, s2b1, ')
+    grown, _ = growth.grow(state, change, SGD, key=jax.random.key(0))
+    if family not in PLAIN:
+      weights = grown.params['weights']
+      scales = [
+          weights[block]['norm2']['scale'] for block in ('s0b1', 's0b2', 's2b1')
+      ]
+      for scale in scales:
+        self.assertBetween(scale.min(), 0, 1)
+        self.assertGreater(scale.std(), 0)
+      self.assertNotAlmostEqual(scales[0][0], scales[1][0])
+
   @parameterized.product(
       family=tuple(networks.FAMILIES), initializer=autogrow.INITIALIZERS
   )
@@ -438,6 +459,48 @@ class AdamTest(parameterized.TestCase):
     accuracy = 100 * np.mean(logits.argmax(-1) == labels)
     self.assertAlmostEqual(carried.report['adam_accuracy'], accuracy, 2)
     tiny_networks.assert_close(grown.stats['network'], stats, 1e-5)
+
+  def test_trains_the_norms_of_all_new_blocks_together(self):
+    architecture = tiny_networks.seed('basic3resnet', (1, 1, 1))
+    state = trained_state(architecture)
+    with mock.patch.object(base, 'init', tiny_networks.draw):
+      fresh, _ = growth.grow(
+          state,
+          growth.append_all(architecture, [0, 0, 2]),
+          SGD,
+          key=jax.random.key(0),
+      )
+      change = AutoGrow('adam').propose(
+          policies.Decision('grow', target=(3, 1, 2)),
+          situation(
+              architecture,
+              state,
+              batches=batches_of()[0],
+              batches_per_epoch=1,
+              train_accuracy=0.0,
+              weight_decay=0.0,
+          ),
+      )
+      grown, carried = growth.grow(state, change, SGD, key=jax.random.key(0))
+    old, new = tiny_networks.leaves(fresh), tiny_networks.leaves(grown)
+    moved = {
+        path
+        for path, leaf in new.items()
+        if path.startswith('params/') and not np.array_equal(leaf, old[path])
+    }
+    self.assertEqual(
+        moved,
+        {
+            f'params/weights/{block}/norm2/{leaf}'
+            for block in ('s0b1', 's0b2', 's2b1')
+            for leaf in ('scale', 'bias')
+        },
+    )
+    for path in moved:
+      np.testing.assert_allclose(
+          np.abs(new[path] - old[path]), 1e-3, rtol=0.02, err_msg=path
+      )
+    self.assertEqual(carried.report['images'], 8)  # One batch for all.
 
   @parameterized.parameters(1, 5, 10)
   def test_stops_when_it_succeeds_or_after_ten_epochs(self, epochs):

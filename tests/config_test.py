@@ -31,7 +31,9 @@ class JsonTest(parameterized.TestCase):
         'workdir': 'w',
         'data': {
             'dataset': 'mnist', 'data_dir': 'd', 'holdout': 10,
-            'data_fraction': '1/4',
+            'data_fraction': '1/4', 'normalization': 'paper',
+            'image_size': 32, 'channels': 1, 'stream': 'never',
+            'skip_damaged': True, 'digest': 'ab',
         },
         'network': {
             'name': 'basic4resnet', 'depths': [2, 1, 1, 1],
@@ -41,6 +43,7 @@ class JsonTest(parameterized.TestCase):
         'policy': {
             'name': 'convergent', 'interval': 2, 'window': 9,
             'threshold': '0.1', 'max_depths': [3, 3, 3, 3], 'max_epochs': 50,
+            'error_rate': '0.1', 'target': [4, 4, 4, 4],
         },
         'method': {
             'initializer': 'uniform', 'scale': 2, 'low': -1, 'high': 2,
@@ -55,6 +58,7 @@ class JsonTest(parameterized.TestCase):
         },
         'devices': {
             'parallel': 'jit', 'num_devices': 1, 'precision': 'bfloat16',
+            'decode_workers': 1,
         },
         'checkpoints': {'every': '5m', 'keep': 1},
         'batch_size': 3,
@@ -73,7 +77,7 @@ class JsonTest(parameterized.TestCase):
               getattr(getattr(default, field.name), inner.name),
               f'{field.name}.{inner.name} is not tried',
           )
-      else:
+      elif field.name != 'paper_compat':  # Excludes `holdout`, too.
         self.assertNotEqual(value, getattr(default, field.name), field.name)
     text = json.dumps(original.to_json())
     self.assertEqual(RunConfig.from_json(json.loads(text)), original)
@@ -122,7 +126,7 @@ class JsonTest(parameterized.TestCase):
     self.assertEqual(config.differences(old, old), [])
     self.assertEqual(
         config.differences(old, new),
-        ['policy.interval: 3 -> 5', 'seed: 0 -> 3'],
+        ['policy.interval: None -> 5', 'seed: 0 -> 3'],
     )
     self.assertEqual(config.differences({'a': 1}, {}), ['a: 1 -> None'])
 
@@ -138,7 +142,7 @@ class ChecksTest(parameterized.TestCase):
       ({'network': {'name': 'nowhere:x'}}, 'cannot be imported'),
       ({'network': {'depths': [1, 1]}}, '3 stages, but depths 1-1 name 2'),
       ({'network': {'depths': [1, 0, 1]}}, 'positive|at least one'),
-      ({'policy': {'name': 'p'}}, 'periodic, convergent, fixed'),
+      ({'policy': {'name': 'p'}}, 'periodic, convergent, .*fixed'),
       ({'policy': {'interval': 0}}, 'K'),
       ({'policy': {'interval': 3, 'window': 2}}, 'at least the .* 3'),
       ({'policy': {'threshold': '-1'}}, 'percentage points'),
@@ -170,6 +174,77 @@ class ChecksTest(parameterized.TestCase):
     value = {'policy': {'name': 'fixed', 'window': 1}}
     policy = RunConfig.from_json({'workdir': 'w', **value}).make_policy((1, 1))
     self.assertEqual(policy.depths, (1, 1))
+
+
+class IntervalTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('1', 3), ('0.75', 4), ('3/4', 4), ('0.5', 6), ('0.25', 12),
+      ('2/3', 4), ('9/10', 3), ('1/33', 99),
+  )
+  def test_rule_of_the_data_set_study(self, fraction, interval):
+    run_config = RunConfig(
+        'w', data=config.data_lib.DataConfig(data_fraction=fraction)
+    )
+    self.assertIsNone(run_config.policy.interval)
+    policy = run_config.make_policy((1, 1, 1))
+    self.assertEqual((policy.interval, policy.window), (interval, 100))
+
+  def test_given(self):
+    run_config = RunConfig.from_json({
+        'workdir': 'w',
+        'data': {'data_fraction': '0.25'},
+        'policy': {'interval': 2},
+    })
+    self.assertEqual(run_config.make_policy((1, 1)).interval, 2)
+
+  def test_rule_beyond_the_window(self):
+    with self.assertRaisesRegex(ValueError, 'at least the .* 300'):
+      RunConfig('w', data=config.data_lib.DataConfig(data_fraction='0.01'))
+
+
+class PaperProtocolTest(parameterized.TestCase):
+
+  def test_protocols(self):
+    clean = RunConfig('w', data=config.data_lib.DataConfig(holdout=100))
+    on_test = RunConfig('w', data=config.data_lib.DataConfig(select_on='test'))
+    paper = config.in_paper_protocol(clean)
+    self.assertEqual(
+        [clean.protocol, on_test.protocol, paper.protocol],
+        ['holdout', 'test', 'paper_compat'],
+    )
+    self.assertEqual(paper.data.select_on, 'test')
+    self.assertEqual(paper.data.normalization, 'paper')
+    self.assertIsNone(paper.data.holdout)
+    self.assertEqual(config.in_paper_protocol(paper), paper)
+    self.assertEqual(
+        RunConfig.from_json(json.loads(json.dumps(paper.to_json()))), paper
+    )
+
+  @parameterized.parameters(
+      ({}, 'excludes select_on=holdout, normalization=pixels. Leave'),
+      (
+          {'data': {'holdout': 7, 'normalization': 'paper'}},
+          'excludes select_on=holdout, holdout=7. Leave',
+      ),
+      (
+          {
+              'data': {'select_on': 'test', 'normalization': 'paper'},
+              'network': {'stem': 'small', 'bn_scale_init': 'ones'},
+          },
+          'excludes bn_scale_init=ones. Leave',
+      ),
+      (
+          {
+              'data': {'select_on': 'test', 'normalization': 'paper'},
+              'network': {'stem': 'imagenet', 'bn_scale_init': 'uniform01'},
+          },
+          'excludes bn_scale_init=uniform01. Leave',
+      ),
+  )
+  def test_refuses_what_contradicts(self, value, message):
+    with self.assertRaisesRegex(ValueError, f'paper_compat.*{message}'):
+      RunConfig.from_json({'workdir': 'w', 'paper_compat': True, **value})
 
 
 class CadenceTest(parameterized.TestCase):

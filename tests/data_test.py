@@ -62,9 +62,15 @@ class DataConfigTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (
-          dict(dataset='cifar11'),
-          "Unknown data set 'cifar11'; there are digits, mnist, fashion_mnist",
+          dict(dataset='CIFAR-10'),
+          "Unknown data set 'CIFAR-10'; there are digits, mnist, fashion_mnist",
       ),
+      (dict(dataset=''), "Unknown data set ''; there are digits"),
+      (dict(normalization='none'), "('pixels', 'paper'), got 'none'"),
+      (dict(channels=4), 'channels must be one of (None, 1, 3), got 4'),
+      (dict(stream='yes'), "('auto', 'always', 'never'), got 'yes'"),
+      (dict(skip_damaged='no'), "one of (False, True), got 'no'"),
+      (dict(image_size=0), 'image_size must be a whole number >= 1, got 0'),
       (dict(select_on='train'), "must be 'holdout' or 'test', got 'train'"),
       (dict(data_fraction='0'), "above 0 and at most 1, got '0'"),
       (dict(data_fraction='1.01'), "above 0 and at most 1, got '1.01'"),
@@ -448,8 +454,9 @@ class TfdsTest(parameterized.TestCase):
     data_dir = shared_data.prepared('fashion_mnist')
     program = (
         'from autogrow_jax import data\n'
-        f'read = data.SOURCES["fashion_mnist"].open({data_dir!r})\n'
-        'assert len(read("test")) == 10_000'
+        f'config = data.DataConfig("fashion_mnist", {data_dir!r},'
+        ' data_fraction="0.1")\n'
+        'assert len(data.load(config, seed=0).train) == 5500'
     )
     result = subprocess.run(
         [sys.executable, '-c', program],
@@ -474,8 +481,14 @@ class PreprocessingTest(parameterized.TestCase):
             digits=(0, 0, False),
             mnist=(2, 0, False),
             fashion_mnist=(2, 0, True),
+            svhn_cropped=(0, 4, False),
             cifar10=(0, 4, True),
+            cifar100=(0, 4, True),
+            imagenet2012=(0, 0, True),
         ),
+    )
+    self.assertEqual(
+        data.SOURCES['cifar10'].paper_std, (0.2023, 0.1994, 0.2010)
     )
     for name in ('mnist', 'fashion_mnist'):
       preprocessing = data.SOURCES[name].preprocessing

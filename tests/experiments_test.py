@@ -27,6 +27,10 @@ BAD_AUTOGROW = (
     ('--preset=paper', "Unknown preset 'paper'; there are digits"),
     ('--policy=random', "policy is one of periodic, .*got 'random'"),
     ('--policy=no:where', 'no:where is one of your own'),
+    ('--policy=sequential --error_rate=0.5', 'error rate .* below 0.5'),
+    ('--policy=oneshot', 'give --target_depths'),
+    ('--policy=oneshot --target_depths=1-1-1', 'must differ before'),
+    ('--policy=oneshot --target_depths=x', "target_depths.*'x' must be"),
     ('--initializer=he', 'one of gauss, zero, uniform, adam, got'),
     ('--growing_schedule=cosine', 'one of constant, staircase, got'),
     ('--select_on=train', "must be 'holdout' or 'test', got 'train'"),
@@ -77,12 +81,39 @@ BAD_AUTOGROW = (
     ('--dataset=mnist --data_dir={cwd}', 'mnist is not prepared .*Prepare it'),
     ('--init_from={cwd}', 'holds no run'),
     ('digits', "Unknown argument 'digits'; flags begin with --"),
+    ('--image_size=0', 'image_size must be a whole number >= 1, got 0'),
+    ('--channels=2', 'channels must be one of .*got 2'),
+    ('--normalization=none', "normalization must be one of .*got 'none'"),
+    ('--stream=some', "stream must be one of .*got 'some'"),
+    (
+        '--paper_compat --bn_scale_init=ones --normalization=pixels '
+        '--holdout=9 --select_on=holdout',
+        'paper_compat is .*it excludes --select_on=holdout, --holdout=9, '
+        r'--normalization=pixels, --bn_scale_init=ones\. Leave out',
+    ),
+    (
+        '--paper_compat --stem=imagenet --bn_scale_init=uniform01',
+        'paper_compat is .*it excludes bn_scale_init=uniform01',
+    ),
+    (
+        '--preset=table9/basic3resnet-cifar10-scratch',
+        "fixed networks are experiments.baseline's",
+    ),
+    (
+        '--preset=table4/basic3resnet-cifar10 --data_dir={cwd}',
+        'cifar10 is not prepared .*Prepare it',
+    ),
+    (
+        '--preset=mnist --data_fraction=0.01 --data_dir={cwd}',
+        'J is 100 epochs; .*at least the .* 300',
+    ),
 )
 # absl itself refuses these, with status 1 and in its own words.
 REJECTED = (
     ('--batch_size=many', 'batch_size'),
     ('--learning_rate=fast', 'learning_rate'),
     ('--depht=3', 'depht'),
+    ('--dry_run=quick', 'dry_run=quick: it is full, .* or shapes'),
 )
 
 
@@ -90,7 +121,9 @@ class HelpTest(parameterized.TestCase):
 
   def test_own_flags_first(self):
     own = {
-        'autogrow': ('grow_interval', 'threshold', 'dataset', 'dry_run'),
+        'autogrow': (
+            'grow_interval', 'threshold', 'dataset', 'dry_run', 'paper_compat',
+        ),
         'baseline': ('depths', 'dataset', 'learning_rate'),
         'describe': ('input_shape', 'classes'),
         'evaluate': ('workdir', 'split'),
@@ -137,6 +170,12 @@ class DescribeTest(parameterized.TestCase):
     )
     self.assertIn('272,474 parameters', outcomes[2].stdout)
     self.assertIn(f'{small["macs"]:,} multiply-adds', outcomes[2].stdout)
+
+  def test_lists_presets(self):
+    (outcome,) = runs.call('describe', [['--presets']])
+    self.assertEqual((outcome.status, outcome.stderr), (0, ''))
+    self.assertRegex(outcome.stdout, r'table8/plain4net-svhn_cropped-25pct +')
+    self.assertIn('Do not aim at the depths of Table 10', outcome.stdout)
 
   def test_bad_input(self):
     bad = (
@@ -214,10 +253,42 @@ class AutogrowTest(parameterized.TestCase):
     )
     self.assertFalse(self.dry.exists())
     lines = self.dry_outcome.stdout.splitlines()
+    self.assertIn('1077 training images, 8x8x1, 10 classes', lines[0])
     self.assertEqual(
-        [line.split()[1] for line in lines[1:3]], ['1-1-1', '2-1-1']
+        [line.split()[1] for line in lines[2:4]], ['1-1-1', '2-1-1']
     )
     self.assertIn('2 architectures compiled', lines[-1])
+
+  def test_dry_run_by_shapes(self):
+    calls = (
+        (TINY, ['1-1-1', '2-1-1']),
+        ((*TINY[:3], '--policy=sequential'), None),
+        (
+            ('--preset=table2/basic3resnet-cifar10-3to5-adam',
+             '--widths=4-4-4', '--batch_size=8'),
+            ['3-3-3', '5-5-5'],
+        ),
+        (
+            ('--preset=table10/plain4net-imagenet2012-k5', '--paper_compat',
+             '--widths=4-4-4-4', '--max_depths=2-1-1-1'),
+            ['1-1-1-1', '2-1-1-1'],
+        ),
+    )
+    outcomes = runs.call(
+        'autogrow',
+        [['--dry_run=shapes', *arguments] for arguments, _ in calls],
+    )
+    for (arguments, depths), outcome in zip(calls, outcomes, strict=True):
+      with self.subTest(arguments):
+        self.assertEqual((outcome.status, outcome.stderr), (0, ''))
+        first, _, *stops, last = outcome.stdout.splitlines()
+        self.assertRegex(first, r'^Noise for \w+: \d+ training images')
+        found = [line.split()[1] for line in stops]
+        if depths is not None:
+          self.assertEqual(found, depths)
+        self.assertIn(f'{len(found)} architectures traced', last)
+        for line in outcome.stdout.splitlines()[:-1]:
+          self.assertLess(len(line), 81)
 
   def test_another_run_in_the_directory(self):
     check_refused(
@@ -304,12 +375,18 @@ class BaselineTest(parameterized.TestCase):
         ('--epochs=-1', 'at least 0, got -1'),
         ('--batch_size=2000', 'at most 1077'),
     )
-    outcome, *refused = runs.call(
+    compat = directory / 'compat'
+    outcome, as_paper, *refused = runs.call(
         'baseline',
         [
             [
                 f'--workdir={workdir}', '--depths=2-1-1', '--epochs=2',
                 '--widths=4-8-16', '--select_on=test', '--batch_size=64',
+                f'--compilation_cache={runs.CACHE}',
+            ],
+            [
+                f'--workdir={compat}', '--epochs=2', '--widths=4-8-16',
+                '--paper_compat', '--data_fraction=1/2', '--batch_size=64',
                 f'--compilation_cache={runs.CACHE}',
             ],
             *(
@@ -325,8 +402,55 @@ class BaselineTest(parameterized.TestCase):
     self.assertEqual(result['method'], 'fixed')
     self.assertEqual((result['found'], result['epochs']), ('2-1-1', 2))
     self.assertEqual(result['select_on'], 'test')
+    self.assertEqual(result['protocol'], 'test')
+    self.assertNotIn('best_test_accuracy', result)
     check_refused(self, refused, bad)
     self.assertFalse((directory / 'bad').exists())
+    self._check_paper_protocol(compat, as_paper)
+
+  def _check_paper_protocol(self, workdir, outcome):
+    """Every output of such a run says so."""
+    self.assertEqual((outcome.status, outcome.stderr), (0, ''))
+    result = logs.read_json(workdir / 'result.json')
+    self.assertEqual(result['protocol'], 'paper_compat')
+    epochs = runs.records(workdir, 'epoch')
+    self.assertEqual(
+        result['best_test_accuracy'],
+        max(100 * item['correct'] / item['total'] for item in epochs),
+    )
+    self.assertEqual({item['total'] for item in epochs}, {360})  # The test set.
+    self.assertEqual({item['protocol'] for item in epochs}, {'paper_compat'})
+    config = logs.read_json(workdir / 'config.json')
+    self.assertEqual(config['network']['bn_scale_init'], 'uniform01')
+    headline, rest = outcome.stdout.split('\n', 1)
+    progress, summary = rest.split('\n\n', 1)
+    self.assertIn('(paper_compat): DECIDING ON THE TEST SET', headline)
+    self.assertIn('ON TEST (paper_compat)', progress)
+    self.assertIn('on 50 % of digits, seed 0', summary)
+    self.assertIn('(paper_compat): decided on the test set', summary)
+    self.assertIn(f'{result["best_test_accuracy"]:.2f} %. Not a', summary)
+    self.assertRegex(
+        summary,
+        rf'best test +last test\n  fixed .* {result["best_test_accuracy"]:.2f} '
+        rf'% +{result["test_accuracy"]:.2f} %\n',
+    )
+    for line in summary.replace(str(workdir), 'W').splitlines():
+      self.assertLess(len(line), 81, line)
+    page = (workdir / 'report.html').read_text()
+    self.assertIn('The protocol of the paper (--paper_compat).', page)
+    evaluated = runs.finish(
+        runs.start('evaluate', f'--workdir={workdir}', '--split=test')
+    )
+    self.assertEqual(json.loads(evaluated.stdout)['protocol'], 'paper_compat')
+    curve = workdir / 'history.jsonl'  # As if it had grown.
+    curve.write_text(curve.read_text().replace('"training"', '"growing"'))
+    replayed = runs.finish(
+        runs.start('replay', f'--curve={curve}', '--grow_interval=1')
+    )
+    events = [json.loads(line) for line in replayed.stdout.splitlines()]
+    self.assertEqual(
+        [event['protocol'] for event in events], ['paper_compat'] * 2
+    )
 
 
 class BadInputTest(parameterized.TestCase):

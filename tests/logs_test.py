@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -231,6 +232,22 @@ class TensorBoardTest(absltest.TestCase):
     self.assertAlmostEqual(scalars['accuracy/best'], 86.1)
     self.assertEqual(scalars['depth/stage0'], 3.0)
     self.assertEqual(scalars['cost/train_macs'], 3.1e12)
+
+  def test_a_protocol_on_the_test_set_is_a_text(self):
+    for select_on, texts in (('holdout', []), ('test', ['paper_compat: '])):
+      folder = self.enterContext(tempfile.TemporaryDirectory())
+      board = logs.TensorBoard(folder)
+      with mock.patch.object(board._writer, 'add_text') as add_text:
+        for epoch in (1, 2):
+          board.write({
+              **_EPOCH, 'epoch': epoch, 'select_on': select_on,
+              'protocol': 'paper_compat',
+          })
+      board.close()
+      found = [call.args[1] for call in add_text.call_args_list]
+      self.assertLen(found, len(texts))
+      for text, start in zip(found, texts, strict=True):
+        self.assertStartsWith(text, start)
 
   def test_no_step_appears_twice(self):
     folder = self.enterContext(tempfile.TemporaryDirectory())

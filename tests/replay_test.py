@@ -197,6 +197,50 @@ class ReplayTest(parameterized.TestCase):
     path = self.write({'total': 10, 'correct': [1]})
     self.assert_refused(run(f'--curve={path}', argument), message)
 
+  def test_noise(self):
+    result = run('--noise=94', '--total=500', '--runs=20', '--stop_window=12')
+    self.assertEqual((result.returncode, result.stderr), (0, ''))
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    self.assertEqual(
+        [(a['policy'], a['start'], a['floor']) for a in answers],
+        [
+            ('periodic', 'untrained', '3-3-3'),
+            ('convergent', 'untrained', '2-2-2'),
+            ('sequential', 'untrained', '4-3-3'),
+            ('sequential', 'trained', '2-2-2'),
+        ],
+    )
+    periodic, _, untrained, trained = answers
+    self.assertEqual(untrained['epochs']['p50'], 24)
+    self.assertEqual(trained['epochs']['p50'], 12)
+    self.assertLess(untrained['epochs']['p90'], periodic['epochs']['p90'])
+    self.assertEqual(periodic['runs'], 20)
+    self.assertLen(periodic['depths'], 3)
+
+  def test_noise_of_one_policy(self):
+    result = run(
+        '--noise=94', '--total=500', '--runs=3', '--policy=convergent',
+        '--common_sigma=0.5',
+    )
+    (answer,) = [json.loads(line) for line in result.stdout.splitlines()]
+    self.assertEqual(answer['policy'], 'convergent')
+    counting = 100 * (0.94 * 0.06 / 500) ** 0.5
+    self.assertAlmostEqual(answer['sigma'], (counting**2 + 0.25) ** 0.5)
+
+  @parameterized.parameters(
+      ('--noise=101', '101.0; it must be an accuracy'),
+      ('--noise=nan', 'nan; it must be'),
+      ('--noise=50 --total=0', 'is 0'),
+      ('--noise=50 --runs=0', 'runs is 0'),
+      ('--noise=50 --common_sigma=-1', 'Common sigma -1'),
+      ('--noise=50 --error_rate=0.7', 'error rate .* below 0.5'),
+      ('--noise=50 --curve=x', 'either --curve=FILE or --noise'),
+      ('--policy=sequential --curve=x', 'counts only, .* --noise'),
+      ('--policy=sequential', 'either --curve=FILE or --noise'),
+  )
+  def test_refuses_noise(self, arguments, message):
+    self.assert_refused(run(*arguments.split()), message)
+
   @parameterized.parameters('--policy=other', '--grow_interval=x', '--nova=1')
   def test_flag_errors_have_no_traceback(self, argument):
     result = run('--curve=x', argument)

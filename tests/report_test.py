@@ -134,6 +134,20 @@ class ReportTest(parameterized.TestCase):
     ):
       self.assertIn(expected, text)
 
+  def test_names_the_protocol_of_the_paper(self):
+    result = {
+        **_RESULT, 'select_on': 'test', 'protocol': 'paper_compat',
+        'best_test_accuracy': 96.875, 'best_val_accuracy': 96.875,
+    }
+    text = _check(_render(result=result)).text
+    self.assertIn('The protocol of the paper (--paper_compat).', text)
+    self.assertIn('96.88 %best test accuracy of any epoch', text)
+    self.assertIn('Protocolpaper_compat', text)
+    self.assertNotIn('(--select_on=test)', text)
+    clean = _check(_render(result={**_RESULT, 'protocol': 'holdout'})).text
+    self.assertNotIn('of the paper', clean)
+    self.assertIn('95.40 %validation accuracy', clean)
+
   def test_shows_growths(self):
     text = _check(_render()).text
     for expected in (

@@ -236,6 +236,19 @@ class ResultTest(RunTest):
     again = runs.quietly(runs.tiny(BASE, checkpoints={'every': '3', 'keep': 9}))
     self.assertEqual(again, RESULT)
 
+  def test_an_earlier_version_knew_fewer_fields(self):
+    path = BASE / 'config.json'
+    text = path.read_text()
+    self.addCleanup(path.write_text, text)
+    value = json.loads(text)
+    del value['paper_compat'], value['data']['normalization']
+    path.write_text(json.dumps(value))
+    self.assertEqual(runs.quietly(runs.tiny(BASE)), RESULT)
+    del value['seed'], value['batch_size']  # Not its default, which is 128.
+    path.write_text(json.dumps(value))
+    with self.assertRaisesRegex(ValueError, r'run \(batch_size: 128 -> 64\);'):
+      runs.quietly(runs.tiny(BASE))
+
   def test_a_directory_with_other_files_is_refused(self):
     self.workdir.mkdir()
     (self.workdir / 'thesis.tex').write_text('Chapter 1')
@@ -677,7 +690,9 @@ class StopTest(RunTest):
       self.assertTrue(np.all(np.isfinite(leaf)))
 
   def test_diverges_in_evaluation(self):
-    score = evaluation.Score(correct=1, total=360, loss_sum=float('nan'))
+    score = evaluation.Score(
+        correct=1, total=360, loss_sum=float('nan'), hits=b''
+    )
     with mock.patch.object(evaluation, 'score', lambda *_: score):
       with self.assertRaisesRegex(train.Diverged, 'epoch 1'):
         self.run_tiny()

@@ -7,19 +7,32 @@ with `select_on='test'`.
 """
 
 from collections.abc import Callable
+from concurrent import futures
 import dataclasses
 import fractions
 import functools
 import numbers
+import os
+import re
 
+from absl import logging
 import numpy as np
 
+from autogrow_jax.data import images as images_lib
 from autogrow_jax.data import pipeline
+from autogrow_jax.data import prepared
 from autogrow_jax.data import sources
 from autogrow_jax.data import stratified
+from autogrow_jax.data import streams
 
 Preprocessing = pipeline.Preprocessing
 Split = sources.Split
+
+# Training images of more bytes are streamed unless told otherwise.
+_FITS = 2**31
+
+# The mean and std of a stream are those of about so many of its images.
+_MEASURED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +40,9 @@ class DataConfig:
   """Which data, and how it is divided; JSON-able.
 
   Attributes:
-    dataset: a key of `sources.SOURCES`; of arrays that a run was given,
+    dataset: a key of `sources.SOURCES`; the name of another image
+      classification data set that TFDS has prepared, 'name' or 'name/config';
+      'folder:PATH', see `folder.Folder`; of arrays that a run was given,
       'name:digest'.
     data_dir: where TFDS data sets are prepared; None for TFDS's own default,
       the environment variable TFDS_DATA_DIR or else ~/tensorflow_datasets.
@@ -37,6 +52,17 @@ class DataConfig:
       or '1/4'. Text, so that it is exact.
     select_on: 'holdout', or 'test' to take decisions on the test split; then
       nothing is held out, and every result must say so.
+    normalization: 'pixels', or 'paper' for the paper's own constants where they
+      are not the mean and std of the pixels (CIFAR-10).
+    image_size: height and width to which all images are brought; None for what
+      the data set has.
+    channels: 1 for grey, 3 for colours; None for what the data set has.
+    stream: 'auto' to decode training images while training if they would take
+      more than 2 GiB in memory, 'always' or 'never'.
+    skip_damaged: whether images that cannot be read are left out, and counted,
+      in place of an error.
+    digest: of the names and sizes of the files in a folder, by which another
+      content is refused; None to take what is there.
   """
 
   dataset: str = 'digits'
@@ -44,12 +70,21 @@ class DataConfig:
   holdout: int | None = None
   data_fraction: str = '1'
   select_on: str = 'holdout'
+  normalization: str = 'pixels'
+  image_size: int | None = None
+  channels: int | None = None
+  stream: str = 'auto'
+  skip_damaged: bool = False
+  digest: str | None = None
 
   def __post_init__(self):
-    if ':' not in self.dataset and self.dataset not in sources.SOURCES:
+    if ':' not in self.dataset and not re.fullmatch(
+        r'\w+(/[\w.-]+)?', self.dataset
+    ):
       raise ValueError(
           f'Unknown data set {self.dataset!r}; there are '
-          f'{", ".join(sources.SOURCES)}.'
+          f'{", ".join(sources.SOURCES)}, {sources.FOLDER}PATH, and the names '
+          'of data sets that TFDS has prepared.'
       )
     if self.data_dir is not None and not isinstance(self.data_dir, str):
       raise ValueError(f'data_dir must be text, got {self.data_dir!r}.')
@@ -64,6 +99,18 @@ class DataConfig:
             f"holdout={self.holdout} has no use with select_on='test', where "
             'nothing is held out; leave it out.'
         )
+    for name, allowed in (
+        ('normalization', ('pixels', 'paper')),
+        ('channels', (None, 1, 3)),
+        ('stream', ('auto', 'always', 'never')),
+        ('skip_damaged', (False, True)),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+            f'{name} must be one of {allowed}, got {getattr(self, name)!r}.'
+        )
+    if self.image_size is not None:
+      _check_count('image_size', self.image_size)
     if not 0 < self.fraction <= 1:
       raise ValueError(
           'data_fraction must be above 0 and at most 1, got '
@@ -98,6 +145,8 @@ class Dataset:
       training split.
     holdout_indices: the same of `holdout`; the two are disjoint.
     select_on: 'holdout' or 'test'.
+    digest: of the files, where it says which data these are; else None.
+    stream: training batches, decoded when needed; None for data in memory.
     read_test: reads the test split; on later calls it is there already. With
       select_on='holdout' nothing here calls it: do so once, at the end.
   """
@@ -111,6 +160,8 @@ class Dataset:
   holdout_indices: np.ndarray
   select_on: str
   read_test: Callable[[], Split]
+  digest: str | None = None
+  stream: streams.Stream | None = None
 
   def __post_init__(self):
     _check_split('train', self.train, self)
@@ -130,7 +181,7 @@ class Dataset:
 
 
 def load(config: DataConfig, *, seed: int) -> Dataset:
-  """Reads a known data set and divides it.
+  """Reads a data set and divides it.
 
   Args:
     config: which, and how.
@@ -138,34 +189,123 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
       out: for the same seed, smaller fractions are subsets of larger ones.
 
   Returns:
-    The data set, its training split in memory.
+    The data set, its splits in memory unless it is streamed.
 
   Raises:
-    ValueError: it is not prepared (and how to do so), or it cannot be divided
-      like that.
+    ValueError: it is not there (and how to prepare it), or it cannot be read or
+      divided like that.
   """
-  if config.dataset not in sources.SOURCES:
+  _check_is_ours(config)
+  found = sources.find(
+      config.dataset,
+      data_dir=config.data_dir,
+      normalization=config.normalization,
+      image_size=config.image_size,
+      channels=config.channels,
+      skip_damaged=config.skip_damaged,
+  )
+  if config.digest not in (None, found.digest):
     raise ValueError(
-        f'The data {config.dataset} are arrays of your own: pass them to `run`.'
+        f'The files of {config.dataset} are not those of this run: their '
+        f'digest was {config.digest} and is {found.digest}. Restore them, or '
+        'begin another run.'
     )
-  source = sources.SOURCES[config.dataset]
-  read = source.open(config.data_dir)
-  if config.select_on == 'test':
-    holdout = 0
-  else:
-    holdout = source.holdout if config.holdout is None else config.holdout
-  official = read('train')
-  train, held_out = _divide(official, holdout, config.fraction, seed=seed)
+  records = found.read('train')
+  train, held_out = _divide(
+      records.labels,
+      _holdout(config, found.holdout, len(records)),
+      config.fraction,
+      seed=seed,
+  )
+  is_streamed = _is_streamed(config, found, len(train))
+  read = functools.partial(
+      _open if is_streamed else _read, found=found, config=config
+  )
+  train, train_split = read(records, train, name='train')
+  held_out, holdout_split = read(records, held_out, name='holdout')
+  if found.digest and not (is_streamed or config.skip_damaged):
+    # Files of one's own: a run would find damage only at its very end.
+    read(found.read('test'), None, name='test')
   return Dataset(
       name=config.dataset,
-      classes=source.classes,
-      train=official.take(train),
-      holdout=official.take(held_out),
-      preprocessing=source.preprocessing,
+      classes=found.classes,
+      train=train_split,
+      holdout=holdout_split,
+      preprocessing=found.preprocessing or _measure(train_split.images),
       train_indices=train,
       holdout_indices=held_out,
       select_on=config.select_on,
-      read_test=functools.cache(functools.partial(read, 'test')),
+      read_test=functools.cache(
+          lambda: read(found.read('test'), None, name='test')[1]
+      ),
+      digest=found.digest,
+      stream=(
+          streams.Stream(
+              records,
+              train,
+              shape=found.shape,
+              size=found.size,
+              crop=found.is_resized,
+              skip_damaged=config.skip_damaged,
+          )
+          if is_streamed
+          else None
+      ),
+  )
+
+
+def stand_in(config: DataConfig, *, seed: int) -> Dataset:
+  """A known data set without its data, to try out what depends on its sizes.
+
+  Args:
+    config: its `dataset` is a key of `sources.SOURCES`.
+    seed: as for `load`.
+
+  Returns:
+    What `load` would, but that all images are one image of noise, which takes
+    no memory, and that the classes take turns.
+
+  Raises:
+    ValueError: as by `load`, or the data set is no such key.
+  """
+  if config.dataset not in sources.SOURCES:
+    raise ValueError(
+        f'Only {", ".join(sources.SOURCES)} are known without their data, got '
+        f'{config.dataset!r}.'
+    )
+  source = sources.SOURCES[config.dataset]
+  shape = sources.shape_of(
+      config.dataset, image_size=config.image_size, channels=config.channels
+  )
+  noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+  def split(examples: int) -> Split:
+    labels = np.arange(examples, dtype=np.int32) % source.classes
+    return Split(np.broadcast_to(noise, (examples, *shape)), labels)
+
+  official = split(source.train)
+  train, held_out = _divide(
+      official.labels,
+      _holdout(config, source.holdout, source.train),
+      config.fraction,
+      seed=seed,
+  )
+
+  def part(indices: np.ndarray) -> Split:
+    return Split(official.images[: len(indices)], official.labels[indices])
+
+  return Dataset(
+      name=config.dataset,
+      classes=source.classes,
+      train=part(train),
+      holdout=part(held_out),
+      preprocessing=sources.preprocessing_of(
+          config.dataset, config.normalization
+      ),
+      train_indices=train,
+      holdout_indices=held_out,
+      select_on=config.select_on,
+      read_test=functools.cache(lambda: split(source.test)),
   )
 
 
@@ -208,7 +348,7 @@ def from_arrays(
     classes = 1 + int(official.labels.max())
   _check_count('classes', classes)
   everything = fractions.Fraction(1)
-  train, held_out = _divide(official, holdout, everything, seed=seed)
+  train, held_out = _divide(official.labels, holdout, everything, seed=seed)
   dataset = Dataset(
       name=name,
       classes=int(classes),
@@ -225,15 +365,183 @@ def from_arrays(
   return dataset
 
 
+def _check_is_ours(config: DataConfig) -> None:
+  """Raises ValueError if the data were given to a run as arrays."""
+  name = config.dataset
+  if ':' in name and not name.startswith(sources.FOLDER):
+    raise ValueError(
+        f'The data {name} are arrays of your own: pass them to `run`. (A '
+        f'folder of images is {sources.FOLDER}PATH.)'
+    )
+
+
+def _holdout(config: DataConfig, usual: int | None, examples: int) -> int:
+  """How many training examples to hold out."""
+  if config.select_on == 'test':
+    return 0
+  if config.holdout is not None:
+    return config.holdout
+  if usual is not None:
+    return usual
+  return max(1, min(5000, examples // 10))
+
+
+def _is_streamed(
+    config: DataConfig, found: sources.Found, examples: int
+) -> bool:
+  """Whether training images are to be decoded while training."""
+  if found.is_resized:
+    if config.stream == 'never':
+      raise ValueError(
+          f'{config.dataset} is trained on in random resized crops, which need '
+          "the whole images anew in each epoch; leave out stream='never'."
+      )
+    return True
+  if config.stream == 'auto':
+    return examples * int(np.prod(found.shape)) > _FITS
+  return config.stream == 'always'
+
+
+def _open(
+    records: images_lib.Records,
+    indices: np.ndarray | None,
+    *,
+    found: sources.Found,
+    config: DataConfig,
+    name: str,
+) -> tuple[np.ndarray, Split]:
+  """Like `_read`, but decodes images when they are asked for."""
+  del name
+  if indices is None:
+    indices = np.arange(len(records))
+  images = streams.LazyImages(
+      records,
+      indices,
+      shape=found.shape,
+      size=found.size,
+      skip_damaged=config.skip_damaged,
+  )
+  return indices, Split(images, records.labels[indices])
+
+
+def _read(
+    records: images_lib.Records,
+    indices: np.ndarray | None,
+    *,
+    found: sources.Found,
+    config: DataConfig,
+    name: str,
+) -> tuple[np.ndarray, Split]:
+  """Decodes examples into memory.
+
+  Args:
+    records: of a split.
+    indices: which of them; None for all.
+    found: says how large their images are to be.
+    config: says whether damaged ones may be left out.
+    name: of the examples, for messages.
+
+  Returns:
+    The indices that were not left out, and their images and labels.
+  """
+  if indices is None:
+    indices = np.arange(len(records))
+  pixels = np.empty((len(indices), *found.shape), np.uint8)
+  good = np.ones(len(indices), bool)
+
+  def decode(positions: range) -> int:
+    chosen = indices[positions].tolist()
+    for position, image in zip(positions, images_lib.read_all(records, chosen)):
+      if isinstance(image, images_lib.Damaged):
+        if not config.skip_damaged:
+          raise image
+        good[position] = False
+        continue
+      if found.size is not None:
+        image = images_lib.fit(image, found.size)
+      if image.shape != found.shape:
+        raise ValueError(
+            f'Image {indices[position]} of {name} in {config.dataset} has the '
+            f'shape {image.shape}, not {found.shape}; give a size for all with '
+            '--image_size.'
+        )
+      pixels[position] = image
+    return len(positions)
+
+  at_once = 1000 if found.size is None else 50
+  parts = [
+      range(len(indices))[start : start + at_once]
+      for start in range(0, len(indices), at_once)
+  ]
+  with (
+      prepared.progress(
+          len(indices), f'Images of {config.dataset}, {name}'
+      ) as advance,
+      futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+  ):
+    # Small images hold Python's lock while they are decoded: threads would only
+    # be in each other's way.
+    for count in map(decode, parts) if found.size is None else pool.map(
+        decode, parts
+    ):
+      advance(count)
+  if bad := np.count_nonzero(~good):
+    logging.warning(
+        '%d of %d images of %s in %s cannot be read and are left out.',
+        bad, len(good), name, config.dataset,
+    )
+    labels = records.labels[indices]
+    lost = np.setdiff1d(labels, labels[good])
+    if bad == len(good) or (name == 'train' and lost.size):
+      raise ValueError(
+          f'No image of the classes {lost.tolist()} of {name} in '
+          f'{config.dataset} can be read.'
+      )
+    indices, pixels = indices[good], pixels[good]
+  return indices, Split(pixels, records.labels[indices])
+
+
+def _measure(images: np.ndarray | streams.LazyImages) -> Preprocessing:
+  """Normalisation by the mean and std of images, and nothing else."""
+  counts = np.zeros((images.shape[-1], 256), np.int64)
+  if isinstance(images, streams.LazyImages):
+    step = -(-len(images) // _MEASURED)
+    images = images.take(np.arange(0, len(images), step))
+  for start in range(0, len(images), 1000):
+    part = images[start : start + 1000]
+    damaged = getattr(images, 'damaged', {})
+    if bad := [position - start for position in damaged if position >= start]:
+      part = np.delete(part, bad, axis=0)
+    for channel, count in enumerate(counts):
+      count += np.bincount(part[..., channel].ravel(), minlength=256)
+  mean, std = [], []
+  for count in counts.tolist():
+    total = sum(count)
+    first = sum(n * level for level, n in enumerate(count))
+    second = sum(n * level**2 for level, n in enumerate(count))
+    mean.append(first / (255 * total))
+    std.append((total * second - first**2) ** 0.5 / (255 * total))
+  if not all(std):
+    raise ValueError(
+        'All training images have the same value in all pixels of a channel; '
+        'there is nothing to learn from.'
+    )
+  return Preprocessing(mean=tuple(mean), std=tuple(std))
+
+
 def _divide(
-    official: Split, holdout: int, fraction: fractions.Fraction, *, seed: int
+    labels: np.ndarray,
+    holdout: int,
+    fraction: fractions.Fraction,
+    *,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Ascending indices of what to train on and of what is held out.
 
   The hold-out is the first stretch of one stratified order, the training part
   the next, so that neither depends on the size of anything behind it.
   """
-  order = stratified.order(official.labels, seed=seed)
+  order = stratified.order(labels, seed=seed)
   if holdout >= len(order):
     raise ValueError(
         f'holdout must be below {len(order)}, the number of training examples, '
@@ -241,7 +549,7 @@ def _divide(
     )
   end = holdout + round(fraction * (len(order) - holdout))
   train, held_out = np.sort(order[holdout:end]), np.sort(order[:holdout])
-  missing = np.setdiff1d(official.labels, official.labels[train])
+  missing = np.setdiff1d(labels, labels[train])
   if missing.size:
     raise ValueError(
         f'A hold-out of {holdout} and a data fraction of {fraction} leave '

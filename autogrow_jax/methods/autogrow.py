@@ -1,13 +1,13 @@
 """AutoGrow (Wen et al., KDD 2020): appends sub-modules to stages.
 
-When and where is the policy's business (`policies.Periodic`, `Convergent`);
-here is what is appended and how it starts. A new sub-module starts from the
-network's default initialisation. In residual networks its last norm, scale and
-bias alike, is then overwritten by one of the paper's initialisers. A plain
-sub-module has no such norm and keeps the default.
+When and where is the policy's business (`policies.Periodic`, `OneShot` and
+others); here is what is appended and how it starts. A new sub-module starts
+from the network's default initialisation. In residual networks its last norm,
+scale and bias alike, is then overwritten by one of the paper's initialisers. A
+plain sub-module has no such norm and keeps the default.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -37,7 +37,7 @@ ADAM_TOLERANCE = 0.005
 
 @dataclasses.dataclass(frozen=True)
 class AutoGrow(base.FixedArchitecture):
-  """Appends one sub-module to the stage that the policy names.
+  """Appends a sub-module to the stage that the policy names, or several to all.
 
   Attributes:
     initializer: of a residual sub-module's last norm. 'gauss': N(0, scale^2);
@@ -70,24 +70,35 @@ class AutoGrow(base.FixedArchitecture):
   def propose(
       self, decision: policies.Decision, situation: base.Situation
   ) -> growth.Growth | None:
-    """Alg. 1, steps 10 to 13: append a block and initialise it."""
+    """Alg. 1, steps 10 to 13: append blocks and initialise them."""
     if decision.action != 'grow':
       return None
-    appended = growth.append(situation.architecture, decision.stage)
-    block = appended.architecture.stages[decision.stage][-1]
-    norm = last_norm(appended.architecture, block)
-    if norm is None:
+    appended = growth.append_all(
+        situation.architecture, _stages_to_grow(decision, situation)
+    )
+    old = {name for stage in situation.architecture.stages for name in stage}
+    norms = {
+        block: last_norm(appended.architecture, block)
+        for stage in appended.architecture.stages
+        for block in stage
+        if block not in old
+    }
+    blocks = ', '.join(norms)
+    # Blocks of one family are alike: all have such a norm, or none.
+    norms = {block: norm for block, norm in norms.items() if norm is not None}
+    if not norms:
       return dataclasses.replace(
-          appended, note=f'append {block}, default initialisation'
+          appended, note=f'append {blocks}, default initialisation'
       )
     if self.initializer == 'adam':
-      patch = adam_last_norm(appended.architecture, block, norm, situation)
+      patch = adam_last_norms(appended.architecture, norms, situation)
     else:
-      patch = draw_last_norm(block, norm, self._draw, self.random_bias)
+      patch = draw_last_norms(norms, self._draw, self.random_bias)
+    kinds = ', '.join(sorted(set(norms.values())))
     return dataclasses.replace(
         appended,
         patch=patch,
-        note=f'append {block}, {self.initializer} initialisation of {norm}',
+        note=f'append {blocks}, {self.initializer} initialisation of {kinds}',
     )
 
   def _draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -96,6 +107,19 @@ class AutoGrow(base.FixedArchitecture):
     if self.initializer == 'gauss':
       return self.scale * jax.random.normal(key, shape)
     return jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
+
+
+def _stages_to_grow(
+    decision: policies.Decision, situation: base.Situation
+) -> list[int]:
+  """Once per block to append, the stage that it is for."""
+  if decision.target is None:
+    return [decision.stage]
+  depths = situation.architecture.depths
+  pairs = enumerate(zip(depths, decision.target, strict=True))
+  return [
+      stage for stage, (now, goal) in pairs for _ in range(goal - now)
+  ]
 
 
 def last_norm(
@@ -108,40 +132,57 @@ def last_norm(
   raise ValueError(f'No block {block!r} in {architecture}.')
 
 
-def draw_last_norm(
-    block: str,
-    norm: str,
+def draw_last_norms(
+    norms: Mapping[str, str],
     draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
     random_bias: bool,
 ) -> growth.Patch:
-  """Overwrites a block's last norm with draws; bias zero if not random."""
+  """Overwrites blocks' last norms with draws; biases zero if not random.
+
+  Args:
+    norms: the norm of each block.
+    draw: values of a shape, from a key.
+    random_bias: draw biases, too, and not only scales.
+
+  Returns:
+    The patch.
+  """
 
   def patch(state, key):
-    key = randomness.stream(key, f'{block}.{norm}')
-    leaves = dict(state.params['weights'][block][norm])
-    for index, leaf in enumerate(('scale', 'bias')):
-      if leaf == 'scale' or random_bias:
-        leaves[leaf] = draw(
-            jax.random.fold_in(key, index), leaves[leaf].shape
-        )
-    return with_layer(state, block, norm, leaves), {}
+    for block, norm in norms.items():
+      norm_key = randomness.stream(key, f'{block}.{norm}')
+      leaves = dict(state.params['weights'][block][norm])
+      for index, leaf in enumerate(('scale', 'bias')):
+        if leaf == 'scale' or random_bias:
+          leaves[leaf] = draw(
+              jax.random.fold_in(norm_key, index), leaves[leaf].shape
+          )
+      state = with_layer(state, block, norm, leaves)
+    return state, {}
 
   return patch
 
 
-def adam_last_norm(
+def adam_last_norms(
     architecture: architecture_lib.Architecture,
-    block: str,
-    norm: str,
+    norms: Mapping[str, str],
     situation: base.Situation,
 ) -> growth.Patch:
-  """AdamInit: trains a new block's last norm alone, in train mode.
+  """AdamInit: trains the last norms of new blocks alone, in train mode.
 
   Whole epochs of ordinary batches, until the accuracy over an epoch exceeds the
   shallower network's last one minus half a point, at most ten. Running
   statistics of all norms move, and batch norm sees the whole batch on one
   device, whatever the run's parallelism. Neither these epochs nor their
   accuracies count for the policy, and the run's optimizer state is untouched.
+
+  Args:
+    architecture: the one with the new blocks.
+    norms: the norm of each new block; all are trained together.
+    situation: the run's.
+
+  Returns:
+    The patch.
   """
 
   def patch(state, key):
@@ -153,7 +194,13 @@ def adam_last_norm(
     )
 
     def loss_fn(trained, weights, network, x, labels):
-      weights = {**weights, block: {**weights[block], norm: trained}}
+      weights = {
+          **weights,
+          **{
+              block: {**weights[block], norm: trained[block]}
+              for block, norm in norms.items()
+          },
+      }
       logits, network = networks_base.apply(
           layout.bucket,
           view.pack(weights, layout, stack=jnp.stack),
@@ -180,7 +227,7 @@ def adam_last_norm(
 
     weights = jax.device_put(state.params['weights'])
     network = view.pack(state.stats['network'], layout)
-    trained = weights[block][norm]
+    trained = {block: weights[block][norm] for block, norm in norms.items()}
     opt_state = tx.init(trained)
     target = situation.train_accuracy - ADAM_TOLERANCE
     batches = situation.batches()
@@ -195,7 +242,8 @@ def adam_last_norm(
         seen += len(labels)
       epoch, images = epoch + 1, images + seen
       accuracy = int(correct) / seen
-    state = with_layer(state, block, norm, trained)
+    for block, norm in norms.items():
+      state = with_layer(state, block, norm, trained[block])
     network = view.unpack(state_lib.to_host(network), layout)
     state = state.replace(stats={**state.stats, 'network': network})
     return state, {

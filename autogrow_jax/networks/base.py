@@ -262,10 +262,11 @@ def axes(part: Part) -> dict[Path, tuple[str, layers.Axes]]:
 
 
 def shapes(part: Part) -> tuple[Tree, Tree]:
-  """(weights, statistics) of one part as `jax.ShapeDtypeStruct`s."""
-  _, variables = _abstract(part.module, part.input_shape)
-  unboxed = nn.meta.unbox(variables)
-  return unboxed.get('params', {}), unboxed.get('stats', {})
+  """(weights, statistics) of one part as `jax.ShapeDtypeStruct`s.
+
+  They are shared by all equal parts, and not to be changed.
+  """
+  return _shapes(part.module, part.input_shape)
 
 
 def output_shape(part: Part) -> tuple[int, ...]:
@@ -302,6 +303,12 @@ def _abstract(
           jax.random.key(0), jnp.zeros((1, *input_shape)), train=False
       )
   )
+
+
+@functools.lru_cache(maxsize=None)
+def _shapes(module: Module, input_shape: tuple[int, ...]) -> tuple[Tree, Tree]:
+  unboxed = nn.meta.unbox(_abstract(module, input_shape)[1])
+  return unboxed.get('params', {}), unboxed.get('stats', {})
 
 
 @functools.lru_cache(maxsize=None)

@@ -1,0 +1,122 @@
+"""Tests for dry_run.py: both ways agree, and both find what is wrong."""
+
+import dataclasses
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax.numpy as jnp
+import runs
+
+from autogrow_jax import controls
+from autogrow_jax import data
+from autogrow_jax import dry_run
+from autogrow_jax import policies
+from autogrow_jax import programs
+from autogrow_jax import train
+from autogrow_jax import trained
+
+CONFIG = runs.tiny('never/written', policy={'max_depths': [2, 1, 1]})
+
+
+def stand_in() -> data.Dataset:
+  return data.stand_in(CONFIG.data, seed=0)
+
+
+class WalkTest(parameterized.TestCase):
+
+  def test_both_ways_agree(self):
+    train.cache_compilations(runs.CACHE)
+    full = list(dry_run.walk(CONFIG, stand_in()))
+    shapes = list(dry_run.walk(CONFIG, stand_in(), shapes=True))
+    self.assertEqual([stop.depths for stop in full], [(1, 1, 1), (2, 1, 1)])
+    self.assertEqual(
+        [dataclasses.replace(stop, tried=None) for stop in full], shapes
+    )
+    for stop in full:
+      self.assertGreater(stop.tried.memory, 4 * stop.params)
+      self.assertGreater(stop.tried.loss, 0)
+
+  def test_shapes_compute_nothing(self):
+    with programs.compilations() as spent:
+      stops = list(
+          dry_run.walk(
+              dataclasses.replace(
+                  CONFIG,
+                  policy=dataclasses.replace(
+                      CONFIG.policy, max_depths=(3, 3, 3)
+                  ),
+                  batch_size=72,  # As no other test has.
+              ),
+              stand_in(),
+              shapes=True,
+          )
+      )
+    self.assertEqual(spent.count, 0)
+    self.assertLen(stops, 5)
+
+  def test_fixed(self):
+    config = dataclasses.replace(
+        CONFIG, policy=dataclasses.replace(CONFIG.policy, name='fixed')
+    )
+    (stop,) = dry_run.walk(config, stand_in(), shapes=True)
+    self.assertEqual((stop.epoch, stop.depths), (0, (1, 1, 1)))
+
+  def test_a_step_that_changes_shapes(self):
+    original = programs.train_step
+
+    def step(*arguments):
+      packed, meters = original(*arguments)
+      return packed, {**meters, 'loss_sum': meters['loss_sum'][None]}
+
+    with mock.patch.object(programs, 'train_step', step):
+      with self.assertRaisesRegex(ValueError, 'resnet-1-1-1 changes shapes'):
+        list(dry_run.walk(CONFIG, stand_in(), shapes=True))
+
+  def test_a_checkpoint_of_other_shapes(self):
+    original = trained.abstract_arrays
+
+    def abstract_arrays(*arguments):
+      arrays = original(*arguments)
+      step = jnp.zeros((), jnp.float32)
+      return {**arrays, 'state': arrays['state'].replace(step=step)}
+
+    with mock.patch.object(trained, 'abstract_arrays', abstract_arrays):
+      with self.assertRaisesRegex(ValueError, 'restored in other shapes'):
+        list(dry_run.walk(CONFIG, stand_in(), shapes=True))
+
+
+class DecisionsTest(parameterized.TestCase):
+
+  def test_end_at_the_floor(self):
+    policy = policies.Periodic(
+        interval=3, window=100, threshold='0.05', depths=(1, 1, 1)
+    )
+    found = list(dry_run.decisions(policy))
+    self.assertEqual([epoch for epoch, _ in found], list(range(1, 109)))
+    growths = [d.stage for _, d in found if d.action == 'grow']
+    self.assertEqual(growths, [0, 1, 2] * 11 + [0, 1])
+    self.assertEqual(found[-1][1].action, 'finish')
+
+  @parameterized.product(
+      kind=(policies.Periodic, policies.Convergent, policies.Sequential),
+      trained=(False, True),
+  )
+  def test_agrees_with_the_control(self, kind, trained):
+    shared = {'interval': 2, 'depths': (1, 1, 1)}
+    if kind is not policies.Convergent:
+      shared['window'] = 9
+    name = 'error_rate' if kind is policies.Sequential else 'threshold'
+    policy = kind(**shared, **{name: '0.05'})
+    floor = controls.floor(policy, trained=trained)
+    found = list(dry_run.decisions(policy, trained=trained))
+    self.assertEqual(found[-1][0], floor.epochs)
+    stages = [decision.stage for _, decision in found]
+    self.assertEqual(tuple(1 + stages.count(s) for s in range(3)), floor.depths)
+
+  def test_nothing_of_a_fixed_policy(self):
+    self.assertEqual(list(dry_run.decisions(policies.Fixed((1, 1)))), [])
+
+
+if __name__ == '__main__':
+  absltest.main()
