@@ -26,7 +26,8 @@ class NetworkConfig:
 
   Attributes:
     name: key of `networks.FAMILIES`, or 'package.module:attribute'.
-    depths: blocks per stage; None for one each.
+    depths: blocks per stage; None for the family's `seed_depths`, most often
+      one each.
     stem: 'small' or 'imagenet'; by default small up to 64 pixels.
     shortcut: 'B' (1x1 convolution and norm) or 'A' (no parameters).
     bn_scale_init: 'ones', or 'uniform01', which the paper very likely had.
@@ -250,7 +251,7 @@ class RunConfig:
       raise ValueError(f'seed is from 0 to 2**32 - 1, got {self.seed}.')
     network = networks.get(self.network.name)
     depths = common.checked_depths(
-        network, self.network.depths or (1,) * len(network.widths)
+        network, self.network.depths or network.seed_depths
     )
     if self.policy.is_named:
       self.make_policy(depths)

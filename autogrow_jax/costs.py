@@ -23,6 +23,9 @@ from autogrow_jax.networks import base
 
 Architecture = architecture_lib.Architecture
 
+# Layers whose kernels are multiplied once for each output position.
+_WEIGHTED = (layers.Conv, layers.DepthwiseConv, layers.Dense)
+
 # Gradients with respect to the input and to the kernel cost a forward pass
 # each.
 BACKWARD_OVER_FORWARD = 2
@@ -223,10 +226,10 @@ def _records(
 
   def record(call, args, kwargs, context):
     output = call(*args, **kwargs)
-    kinds = (layers.Conv, layers.Dense, layers.Norm, layers.Select)
+    kinds = (*_WEIGHTED, layers.Norm, layers.Select)
     if context.method_name == '__call__' and isinstance(context.module, kinds):
       shape = output.shape[1:]
-      weighted = isinstance(context.module, (layers.Conv, layers.Dense))
+      weighted = isinstance(context.module, _WEIGHTED)
       records.append(
           _Record(
               tuple(context.module.path),

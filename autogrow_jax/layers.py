@@ -81,7 +81,7 @@ SCALE_INITS = {
 
 
 class Conv(nn.Module):
-  """Convolution without bias, padded symmetrically as in PyTorch.
+  """Convolution padded symmetrically as in PyTorch.
 
   Attributes:
     features: number of output channels.
@@ -92,6 +92,8 @@ class Conv(nn.Module):
     init_scheme: key of `KERNEL_INITS`.
     plain: use XLA's own derivative (which has a forward mode, too) instead of
       `conv`'s.
+    bias: add a vector that starts at zero. A norm behind it takes it away again
+      while training; some published networks, and their sizes, have it.
   """
 
   features: int
@@ -101,11 +103,49 @@ class Conv(nn.Module):
   writes: str = 'out'
   init_scheme: str = 'small'
   plain: bool = False
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    axes = (None, None, Axis(self.reads, 'reads'), Axis(self.writes, 'writes'))
+    out = Axis(self.writes, 'writes')
+    axes = (None, None, Axis(self.reads, 'reads'), out)
     shape = (self.size, self.size, x.shape[-1], self.features)
+    init = KERNEL_INITS[self.init_scheme]
+    kernel = self.param('kernel', named(init, axes), shape)
+    apply = plain_conv if self.plain else conv
+    y = apply(x, kernel.astype(x.dtype), self.stride, self.size // 2)
+    if not self.bias:
+      return y
+    bias = self.param(
+        'bias', named(nn.initializers.zeros, (out,)), (self.features,)
+    )
+    return y + bias[None, None, None].astype(y.dtype)
+
+
+class DepthwiseConv(nn.Module):
+  """Convolution of every channel on its own, padded as `Conv`; no bias.
+
+  Its kernel both reads and writes the one axis. A gate on that axis is the
+  business of the reader behind it.
+
+  Attributes:
+    size: side of the square kernel.
+    stride: of both dimensions.
+    keeps: local name of the channel axis.
+    init_scheme: key of `KERNEL_INITS`.
+    plain: see `Conv`.
+  """
+
+  size: int
+  stride: int = 1
+  keeps: str = 'in'
+  init_scheme: str = 'small'
+  plain: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    axes = (None, None, None, Axis(self.keeps, 'both'))
+    shape = (self.size, self.size, 1, x.shape[-1])
     init = KERNEL_INITS[self.init_scheme]
     kernel = self.param('kernel', named(init, axes), shape)
     apply = plain_conv if self.plain else conv
@@ -168,12 +208,16 @@ class Norm(nn.Module):
     factor = scale * lax.rsqrt(var + self.epsilon)
     shift = bias - mean * factor
     channels = (1,) * (x.ndim - 1) + shape
-    y = x.astype(jnp.float32) * factor.reshape(channels)
+    y = widened(x) * factor.reshape(channels)
     return (y + shift.reshape(channels)).astype(x.dtype)
 
 
 class Dense(nn.Module):
-  """Matrix product with bias, in float32; both start as U(+-1/sqrt(fan_in))."""
+  """Matrix product with bias, `widened`; both start as U(+-1/sqrt(fan_in)).
+
+  All dimensions of the input but the batch are summed over. The kernel of an
+  image keeps them apart, (height, width, in, out), and so has its channel axis.
+  """
 
   features: int
   reads: str = 'in'
@@ -181,19 +225,20 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    bound = 1 / np.sqrt(x.shape[-1])
+    inputs = x.shape[1:]
+    bound = 1 / np.sqrt(np.prod(inputs))
 
     def init(key, shape, dtype=jnp.float32):
       return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     out = Axis(self.writes, 'writes')
+    axes = (*(None,) * (len(inputs) - 1), Axis(self.reads, 'reads'), out)
     kernel = self.param(
-        'kernel',
-        named(init, (Axis(self.reads, 'reads'), out)),
-        (x.shape[-1], self.features),
+        'kernel', named(init, axes), (*inputs, self.features)
     )
     bias = self.param('bias', named(init, (out,)), (self.features,))
-    return x.astype(jnp.float32) @ kernel + bias[None]
+    x = widened(x).reshape(len(x), -1)
+    return x @ kernel.reshape(-1, self.features) + bias[None]
 
 
 class Select(nn.Module):
@@ -222,21 +267,33 @@ class Select(nn.Module):
     return x[:, :: self.stride, :: self.stride] @ select.value.astype(x.dtype)
 
 
+def widened(x: jax.Array) -> jax.Array:
+  """In float32; float64, which only checks of derivatives use, stays."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def max_pool(x: jax.Array) -> jax.Array:
   """3x3 maximum at stride 2 over the input padded by one with -infinity."""
   return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
+def halve(x: jax.Array) -> jax.Array:
+  """2x2 maximum at stride 2; odd sides are rounded up, so that none vanishes.
+  """
+  return nn.max_pool(x, (2, 2), (2, 2), 'SAME')
+
+
 def plain_conv(
     x: jax.Array, kernel: jax.Array, stride: int, pad: int
 ) -> jax.Array:
-  """Convolution as XLA has it."""
+  """Convolution as XLA has it; depthwise if the kernel has one input."""
   return lax.conv_general_dilated(
       x,
       kernel,
       (stride, stride),
       ((pad, pad), (pad, pad)),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=x.shape[-1] // kernel.shape[2],
   )
 
 
@@ -251,7 +308,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
 
   Args:
     x: (batch, height, width, in).
-    kernel: (size, size, in, out).
+    kernel: (size, size, in, out), or depthwise (size, size, 1, in).
     stride: of both dimensions.
     pad: zeros on each side of both dimensions.
 
@@ -268,12 +325,15 @@ def _conv_forward(x, kernel, stride, pad):
 def _conv_backward(stride, pad, residuals, dy):
   x, kernel = residuals
   (dx,) = jax.vjp(lambda x: plain_conv(x, kernel, stride, pad), x)[1](dy)
+  on_cpu = (
+      _transposed_kernel_gradient
+      if kernel.shape[2] == x.shape[-1]
+      else _depthwise_kernel_gradient
+  )
   dkernel = lax.platform_dependent(
       x,
       dy,
-      cpu=lambda x, dy: _transposed_kernel_gradient(
-          x, dy, kernel.shape[0], stride, pad
-      ),
+      cpu=lambda x, dy: on_cpu(x, dy, kernel.shape[0], stride, pad),
       default=lambda x, dy: jax.vjp(
           lambda k: plain_conv(x, k, stride, pad), kernel
       )[1](dy)[0],
@@ -299,3 +359,16 @@ def _transposed_kernel_gradient(x, dy, size, stride, pad):
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
   return gradient.transpose(1, 2, 0, 3)
+
+
+def _depthwise_kernel_gradient(x, dy, size, stride, pad):
+  """The kernel gradient of a depthwise convolution, one tap after another."""
+  x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  height, width = ((side - 1) * stride + 1 for side in dy.shape[1:3])
+  taps = [
+      x[:, row : row + height : stride, column : column + width : stride]
+      for row in range(size)
+      for column in range(size)
+  ]
+  gradient = jnp.stack([jnp.sum(tap * dy, (0, 1, 2)) for tap in taps])
+  return gradient.reshape(size, size, 1, -1)

@@ -413,7 +413,7 @@ def seed_architecture(
   """The architecture that a configuration starts from."""
   network = networks.get(config.network.name)
   return network.seed(
-      config.network.depths or (1,) * len(network.widths),
+      config.network.depths or network.seed_depths,
       input_shape=dataset.input_shape,
       classes=dataset.classes,
       options=config.network.options(),

@@ -76,7 +76,7 @@ def run(
   """
   started = time.monotonic()
   dataset = dataset or data.load(config.data, seed=config.seed)
-  config = _naming(config, dataset, policy)
+  config = _naming(config, dataset, policy, method)
   asked, config = config, resolve(config, dataset)
   policy = policy or config.make_policy(config.network.depths)
   workdir = session_lib.claim(config)
@@ -600,7 +600,10 @@ def _conclude(session: session_lib.Session) -> dict[str, Any]:
 
 
 def _naming(
-    config: RunConfig, dataset: data.Dataset, policy: policies.Policy | None
+    config: RunConfig,
+    dataset: data.Dataset,
+    policy: policies.Policy | None,
+    method: base.Method | None,
 ) -> RunConfig:
   """The configuration with the identity of objects that `run` was given.
 
@@ -618,6 +621,8 @@ def _naming(
   if policy is not None:
     kind, start = type(policy), logs.dumps(policy.to_json())
     name = f'{kind.__module__}:{kind.__qualname__} {start}'
+    if dataclasses.is_dataclass(method):
+      name = f'{name} for {method}'
     config = dataclasses.replace(
         config, policy=dataclasses.replace(config.policy, name=name)
     )

@@ -12,7 +12,8 @@ FIELDS = {
     'depths': (
         'network.depths',
         'depths',
-        'Blocks per stage, e.g. 3-3-3; one each by default.',
+        "Blocks per stage, e.g. 3-3-3; by default the network's, mostly one "
+        'each.',
     ),
     'epochs': (
         'schedule.finetune_epochs',

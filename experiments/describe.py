@@ -28,7 +28,9 @@ NETWORK = absl_flags.DEFINE_string(
     f'{", ".join(networks.FAMILIES)}, or package.module:attribute.',
 )
 DEPTHS = absl_flags.DEFINE_string(
-    'depths', None, 'Blocks per stage, e.g. 3-3-3; one each by default.'
+    'depths',
+    None,
+    "Blocks per stage, e.g. 3-3-3; by default the network's, mostly one each.",
 )
 INPUT_SHAPE = absl_flags.DEFINE_string(
     'input_shape', '32x32x3', 'Height x width x channels, pixels.'
@@ -107,7 +109,7 @@ def make_architecture() -> architecture_lib.Architecture:
     raise ValueError(f'--classes is at least 1, got {CLASSES.value}.')
   parse = lambda flag, text: flags.parse_depths(flag, text) if text else None
   return network.seed(
-      parse('depths', DEPTHS.value) or (1,) * len(network.widths),
+      parse('depths', DEPTHS.value) or network.seed_depths,
       input_shape=input_shape,
       classes=CLASSES.value,
       options={

@@ -102,8 +102,7 @@ RUN_FLAGS = {
     'network': (
         'network.name',
         'text',
-        'basic3resnet, basic4resnet, bottleneck4resnet, plain3net, plain4net, '
-        "or 'package.module:attribute'.",
+        f"{', '.join(networks.FAMILIES)}, or 'package.module:attribute'.",
     ),
     'stem': (
         'network.stem',
@@ -192,7 +191,8 @@ GROWING_FLAGS = {
     'seed_depths': (
         'network.depths',
         'depths',
-        'Blocks per stage to start from, e.g. 1-1-1; one each by default.',
+        "Blocks per stage to start from, e.g. 1-1-1; by default the network's, "
+        'mostly one each.',
     ),
     'policy': (
         'policy.name',

@@ -103,7 +103,7 @@ def _described(name: str) -> tuple[str, ...]:
   """The row of a preset in the listing."""
   run_config = get(name)
   network = networks.get(run_config.network.name)
-  depths = run_config.network.depths or (1,) * len(network.widths)
+  depths = run_config.network.depths or network.seed_depths
   policy = run_config.make_policy(depths)
   fraction = run_config.data.fraction
   part = '' if fraction == 1 else f'{100 * float(fraction):g} % of '

@@ -23,7 +23,7 @@ from autogrow_jax.networks import base
 
 AutoGrow = autogrow.AutoGrow
 SGD = tiny_networks.OPTIMIZERS['sgd']
-PLAIN = ('plain3net', 'plain4net')
+PLAIN = tuple(name for name in networks.FAMILIES if 'resnet' not in name)
 
 
 def situation(architecture, state, batches=None, **changes):
@@ -142,6 +142,11 @@ class ProposeTest(parameterized.TestCase):
           'basic': 18 * width**2 + 4 * width,
           'bottle': 17 * width**2 + 12 * width,
           'plain': 9 * width**2 + 2 * width,
+          'vgg16': 9 * width**2 + 3 * width,
+          'vgg19': 9 * width**2 + 2 * width,
+          'wrn': 18 * width**2 + 6 * width,
+          'mobile': width**2 + 13 * width,
+          'mlp': width**2 + width,
       }
       self.assertEqual(
           costs.params(change.architecture) - costs.params(architecture),
@@ -227,8 +232,9 @@ class CarryTest(parameterized.TestCase):
   def test_plain_networks_know_no_initialisers(self, family):
     architecture = tiny_networks.seed(family)
     state = trained_state(architecture)
+    stage = len(architecture.stages) - 1
     grown = [
-        grow(AutoGrow(initializer), architecture, state, 2)
+        grow(AutoGrow(initializer), architecture, state, stage)
         for initializer in autogrow.INITIALIZERS
     ]
     for _, other, carried in grown[1:]:

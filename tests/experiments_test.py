@@ -127,6 +127,7 @@ class HelpTest(parameterized.TestCase):
         'baseline': ('depths', 'dataset', 'learning_rate'),
         'describe': ('input_shape', 'classes'),
         'evaluate': ('workdir', 'split'),
+        'gauss_newton': ('seed_width', 'curvature', 'budget', 'dataset'),
         'replay': ('curve', 'stop_window'),
     }
     started = {name: runs.start(name, '--help') for name in own}

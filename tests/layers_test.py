@@ -40,6 +40,27 @@ class ConvTest(parameterized.TestCase):
     for got, want in zip(own, plain, strict=True):
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
+  @parameterized.parameters(1, 2)
+  def test_depthwise(self, stride):
+    x, kernel = normal(2, 7, 6, 4), normal(3, 3, 1, 4, seed=1)
+
+    def results(function):
+      y, pullback = jax.vjp(lambda x, k: function(x, k, stride, 1), x, kernel)
+      return y, *pullback(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+
+    own = jax.jit(lambda: results(layers.conv))()
+    plain = jax.jit(lambda: results(layers.plain_conv))()
+    for got, want in zip(own, plain, strict=True):
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    # Every channel on its own.
+    for channel in range(4):
+      alone = layers.plain_conv(
+          x[..., [channel]], kernel[..., [channel]], stride, 1
+      )
+      np.testing.assert_allclose(
+          own[0][..., [channel]], alone, rtol=1e-5, atol=1e-5
+      )
+
   def test_equals_plain_in_a_loop(self):
     x, kernels = normal(2, 6, 5, 3), normal(4, 3, 3, 3, 3, seed=1) / 5
 
@@ -98,6 +119,22 @@ class ConvTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(TypeError, 'forward-mode'):
       slope(layers.Conv(4, 3), params)
+
+
+  def test_bias(self):
+    x = normal(2, 5, 5, 3)
+    with_bias, without = layers.Conv(4, 3, bias=True), layers.Conv(4, 3)
+    trees = variables(with_bias, x)
+    np.testing.assert_array_equal(trees['params']['bias'], np.zeros(4, 'f4'))
+    bias = np.array([1, -2, 0, 0.5], 'f4')
+    kernel = {'kernel': trees['params']['kernel']}
+    np.testing.assert_allclose(
+        with_bias.apply({'params': {**kernel, 'bias': bias}}, x),
+        without.apply({'params': kernel}, x) + bias.reshape(1, 1, 1, 4),
+        rtol=1e-6,
+    )
+    half = with_bias.apply(trees, x.astype(jnp.bfloat16))
+    self.assertEqual(half.dtype, jnp.bfloat16)
 
 
 class NormTest(parameterized.TestCase):
@@ -202,7 +239,31 @@ class DenseTest(absltest.TestCase):
     )
 
 
-class PoolTest(absltest.TestCase):
+  def test_sums_over_images(self):
+    x = normal(3, 4, 5, 2)
+    module = layers.Dense(6)
+    params = variables(module, x)['params']
+    self.assertEqual(params['kernel'].shape, (4, 5, 2, 6))
+    bound = 1 / np.sqrt(40)
+    for leaf in params.values():
+      self.assertBetween(np.abs(leaf).max(), 0.5 * bound, bound)
+    np.testing.assert_allclose(
+        module.apply({'params': params}, x),
+        np.einsum('nhwc,hwco->no', x, params['kernel'])
+        + params['bias'].reshape(1, 6),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+class PoolTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (4, [[-1, -3], [-9, -11]]), (3, [[-1, -3], [-7, -9]]), (1, [[-1]])
+  )
+  def test_halves(self, side, want):
+    x = -np.arange(1, side**2 + 1, dtype='f4').reshape(1, side, side, 1)
+    np.testing.assert_array_equal(layers.halve(x)[0, :, :, 0], want)
 
   def test_pads_with_minus_infinity(self):
     x = -np.arange(1, 17, dtype='f4').reshape(1, 4, 4, 1)
@@ -217,6 +278,14 @@ class NamedTest(absltest.TestCase):
     read, write = layers.Axis('in', 'reads'), layers.Axis('mid', 'writes')
     boxes = jax.eval_shape(
         lambda: layers.Conv(4, 3, writes='mid').init(
+            jax.random.key(0), jnp.zeros((1, 5, 5, 3))
+        )
+    )
+    self.assertEqual(
+        boxes['params']['kernel'].axes, (None, None, read, write)
+    )
+    boxes = jax.eval_shape(
+        lambda: layers.Dense(4, writes='mid').init(
             jax.random.key(0), jnp.zeros((1, 5, 5, 3))
         )
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -171,6 +172,219 @@ class ShapesTest(parameterized.TestCase):
     )
 
 
+class VggTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('vgg16', 32, (32, 16, 8, 4, 2)),
+      ('vgg19', 32, (32, 16, 8, 4, 2)),
+      ('vgg16', 28, (28, 14, 7, 4, 2)),
+      ('vgg19', 8, (8, 4, 2, 1, 1)),
+  )
+  def test_halves_after_every_stage(self, family, size, sides):
+    architecture = build(
+        family, networks.get(family).seed_depths, (size, size, 3)
+    )
+    for part in networks.parts(architecture)[:-1]:
+      side = sides[architecture.stage_of(part.name)]
+      width = architecture.size(f'{part.name}.out')
+      self.assertEqual(base.output_shape(part), (side, side, width))
+    self.assertEqual(
+        base.output_shape(part_of(architecture, 'head')), (10,)
+    )
+
+  @parameterized.parameters('vgg16', 'vgg19')
+  def test_every_convolution_has_an_axis_of_its_own(self, family):
+    network = networks.get(family)
+    architecture = build(family, network.seed_depths, widths=(16,) * 5)
+    blocks = [block for stage in architecture.stages for block in stage]
+    self.assertLen(blocks, int(family.removeprefix('vgg')) - 3)
+    widths = {f'{block}.out': 9 + i for i, block in enumerate(blocks)}
+    architecture = architecture.resized(widths)
+    inside = 3
+    for block in blocks:
+      weights, _ = base.shapes(part_of(architecture, block))
+      self.assertEqual(
+          weights['conv']['kernel'].shape,
+          (3, 3, inside, widths[f'{block}.out']),
+      )
+      self.assertEqual('bias' in weights['conv'], family == 'vgg16')
+      inside = widths[f'{block}.out']
+
+  def test_equals_its_formula(self):
+    architecture = tiny_networks.seed('vgg16', (1,) * 5, widths=(4,) * 5 + (7,))
+    state, x = tiny_networks.state(architecture), tiny_networks.images()
+    y, weights = x, state.params['weights']
+    for stage in range(5):
+      leaves, stats = weights[f's{stage}b0'], state.stats['network']
+      kernel = leaves['conv']['kernel']
+      y = np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
+      side = y.shape[1] - 2
+      y = sum(
+          y[:, i : i + side, j : j + side] @ kernel[i, j]
+          for i, j in itertools.product(range(3), range(3))
+      ) + leaves['conv']['bias'].reshape(1, 1, 1, -1)
+      norm, stats = leaves['norm'], stats[f's{stage}b0']['norm']
+      factor = norm['scale'] / np.sqrt(stats['var'] + 1e-5)
+      shift = norm['bias'] - factor * stats['mean']
+      y = np.maximum(0, y * factor + shift.reshape(1, 1, 1, -1))
+      if side > 1:
+        half = side // 2
+        y = y.reshape(len(y), half, 2, half, 2, -1).max((2, 4))
+    head = weights['head']
+    y = y[:, 0, 0] @ head['hidden']['kernel'] + head['hidden']['bias'][None]
+    y = np.maximum(0, y) @ head['dense']['kernel'] + head['dense']['bias'][None]
+    got, _ = tiny_networks.forward(architecture, state, x, train=False)
+    np.testing.assert_allclose(got, y, rtol=1e-4, atol=1e-5)
+
+  def test_starts_with_its_published_depths(self):
+    for family, depths in (
+        ('vgg16', (2, 2, 3, 3, 3)),
+        ('vgg19', (2, 2, 4, 4, 4)),
+        ('wrn28_10', (4, 4, 4)),
+        ('mobilenet1', (1, 2, 2, 6, 2)),
+        ('basic4resnet', (1, 1, 1, 1)),
+        ('mlp', (1, 1)),
+    ):
+      self.assertEqual(networks.get(family).seed_depths, depths)
+
+
+class WideTest(parameterized.TestCase):
+
+  def test_streams_are_read_behind_norms(self):
+    architecture = tiny_networks.seed('wrn28_10')
+    roles = {}
+    for part in networks.parts(architecture):
+      for path, (_, axes) in base.axes(part).items():
+        for axis in axes:
+          if axis is not None and axis.name == 's1':
+            roles.setdefault(axis.role, set()).add('/'.join(path[:2]))
+    norms = {'s1b1/norm1', 's2b0/norm1'}
+    self.assertEqual(
+        roles,
+        {
+            'reads': {'s1b1/conv1', 's2b0/conv1', 's2b0/shortcut_conv'},
+            'writes': {
+                's1b0/conv2', 's1b0/shortcut_conv', 's1b1/conv2', *norms
+            },
+            'neither': norms,
+        },
+    )
+
+  def test_stride_is_on_the_second_convolution(self):
+    rows = {
+        layer.name: layer.output_shape
+        for layer in costs.table(build('wrn28_10'))
+    }
+    self.assertEqual(rows['s0b0/conv2'], (32, 32, 160))
+    self.assertEqual(rows['s1b0/conv1'], (32, 32, 320))
+    self.assertEqual(rows['s1b0/conv2'], (16, 16, 320))
+    self.assertEqual(rows['s1b0/shortcut_conv'], (16, 16, 320))
+    self.assertEqual(rows['head/norm'], (8, 8, 640))
+
+  def test_blocks_whose_second_convolution_is_zero_are_the_identity(self):
+    architecture = tiny_networks.seed('wrn28_10')
+    state, x = tiny_networks.state(architecture), tiny_networks.images()
+    weights = state.params['weights']
+    block = weights['s1b1']
+    block = {**block, 'conv2': jax.tree.map(np.zeros_like, block['conv2'])}
+    zeros = state.replace(params={'weights': {**weights, 's1b1': block}})
+    got, _ = tiny_networks.forward(architecture, zeros, x, train=False)
+    want, _ = tiny_networks.forward(
+        architecture, state, x, train=False, gates={'s1b1': 0.0}
+    )
+    np.testing.assert_array_equal(got, want)
+
+
+class MobileNetTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (32, (32, 32, 16, 8, 4, 2)), (224, (112, 112, 56, 28, 14, 7))
+  )
+  def test_outputs(self, size, sides):
+    architecture = build('mobilenet1', shape=(size, size, 3))
+    for part, side in zip(networks.parts(architecture), sides):
+      self.assertEqual(base.output_shape(part)[:2], (side, side))
+
+  def test_depthwise_kernels_read_and_write_their_axis(self):
+    architecture = tiny_networks.seed('mobilenet1')
+    table = base.axes(part_of(architecture, 's1b1'))
+    roles = {
+        '/'.join(path[1:]): [
+            (axis.name, axis.role) for axis in axes if axis is not None
+        ]
+        for path, (_, axes) in table.items()
+        if path[-1] in ('kernel', 'scale')
+    }
+    self.assertEqual(
+        roles,
+        {
+            'depthwise/kernel': [('s1b0.out', 'both')],
+            'norm1/scale': [('s1b0.out', 'writes')],
+            'pointwise/kernel': [('s1b0.out', 'reads'), ('s1b1.out', 'writes')],
+            'norm2/scale': [('s1b1.out', 'writes')],
+        },
+    )
+
+  def test_channels_are_carried_through_the_depthwise_convolution(self):
+    architecture = tiny_networks.seed('mobilenet1')
+    state = tiny_networks.state(architecture)
+    change = growth.split(architecture, 's1b0.out', np.array([1, 4]))
+    with mock.patch.object(base, 'init', tiny_networks.draw):
+      grown, _ = growth.grow(
+          state,
+          change,
+          tiny_networks.OPTIMIZERS['sgd'],
+          key=jax.random.key(0),
+      )
+    units = [0, 1, 2, 3, 4, 5, 1, 4]
+    old, new = (s.params['weights']['s1b1'] for s in (state, grown))
+    np.testing.assert_array_equal(
+        new['depthwise']['kernel'], old['depthwise']['kernel'][..., units]
+    )
+    factor = np.array([1, 0.5, 1, 1, 0.5, 1, 0.5, 0.5], 'f4')
+    np.testing.assert_array_equal(
+        new['pointwise']['kernel'],
+        old['pointwise']['kernel'][:, :, units] * factor.reshape(1, 1, 8, 1),
+    )
+
+
+class PerceptronTest(parameterized.TestCase):
+
+  @parameterized.parameters('none', 'batch')
+  def test_equals_its_formula(self, norm):
+    architecture = tiny_networks.seed('mlp', (1, 1), norm=norm)
+    state, x = tiny_networks.state(architecture), tiny_networks.images()
+    y = x.reshape(len(x), -1)
+    for block in ('s0b0', 's1b0'):
+      leaves = state.params['weights'][block]
+      kernel = leaves['dense']['kernel']
+      y = y @ kernel.reshape(-1, kernel.shape[-1])
+      y = y + leaves['dense']['bias'].reshape(1, -1)
+      if norm == 'batch':
+        stats = state.stats['network'][block]['norm']
+        y = (y - stats['mean'].reshape(1, -1)) / np.sqrt(
+            stats['var'].reshape(1, -1) + 1e-5
+        )
+        y = y * leaves['norm']['scale'].reshape(1, -1)
+        y = y + leaves['norm']['bias'].reshape(1, -1)
+      y = np.maximum(0, y)
+    dense = state.params['weights']['head']['dense']
+    y = y @ dense['kernel'] + dense['bias'].reshape(1, -1)
+    got, _ = tiny_networks.forward(architecture, state, x, train=False)
+    np.testing.assert_allclose(got, y, rtol=1e-4, atol=1e-5)
+
+  def test_channels_of_images_are_an_axis(self):
+    architecture = build('mlp', (2, 1), (8, 6, 3))
+    first = part_of(architecture, 's0b0')
+    weights, _ = base.shapes(first)
+    self.assertEqual(weights['dense']['kernel'].shape, (8, 6, 3, 300))
+    _, axes = base.axes(first)['s0b0', 'dense', 'kernel']
+    self.assertEqual(
+        [axis and (axis.name, axis.role) for axis in axes],
+        [None, None, ('image', 'reads'), ('s0b0.out', 'writes')],
+    )
+
+
 class RefusalTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -188,6 +402,12 @@ class RefusalTest(parameterized.TestCase):
       ('basic3resnet', None, {'widths': (1, 2)}, '3 positive widths, got 1-2'),
       ('basic3resnet', None, {'widths': (1, 2, 0)}, 'positive widths'),
       ('basic3resnet', None, {'width': 3}, "has no options ['width']"),
+      ('vgg16', None, {'widths': (4,) * 4}, '5 positive widths, got 4-4-4-4'),
+      ('vgg16', None, {'widths': (4,) * 7}, 'and one more for a hidden layer'),
+      ('vgg19', None, {'widths': (4,) * 5 + (0,)}, 'layer of the head, got 4-'),
+      ('vgg19', None, {'shortcut': 'A'}, "leave out shortcut='A'"),
+      ('mlp', None, {'norm': 'layer'}, "norm is one of none, batch, got 'lay"),
+      ('mlp', (1, 1, 1), {}, 'has 2 stages, but depths 1-1-1 name 3'),
   )
   def test_options(self, family, depths, options, message):
     with self.assertRaisesRegex(ValueError, re.escape(message)):

@@ -14,16 +14,18 @@ from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.networks import base
 
-WIDTHS = (4, 6, 8, 8)
+WIDTHS = (4, 6, 8, 8, 8)
 IMAGE = (8, 8, 3)
 CLASSES = 5
 
 # Compiling takes longer than running in tests.
 FAST_COMPILE = {'xla_backend_optimization_level': 0}
 
-# (family, options): all of them, and the parameter-free shortcut.
-VARIANTS = tuple((name, {}) for name in networks.FAMILIES) + (
+# (family, options): all of them, and options that change the network.
+VARIANTS = tuple((n, {}) for n in networks.FAMILIES if n != 'vgg16') + (
     ('basic3resnet', {'shortcut': 'A'}),
+    ('vgg16', {'widths': (*WIDTHS, 7)}),
+    ('mlp', {'norm': 'batch'}),
 )
 
 
@@ -59,12 +61,14 @@ def seed(
   """A narrow network on 8x8 images; by default with two blocks in stage 1."""
   network = networks.get(family)
   stages = len(network.widths)
-  return network.seed(
-      depths or (1, 2, 1, 1)[:stages],
+  architecture = network.seed(
+      depths or (1, 2, 1, 1, 1)[:stages],
       input_shape=IMAGE,
       classes=CLASSES,
       options={'widths': WIDTHS[:stages], **options},
   )
+  has_stem = 'stem' in dict(architecture.sizes)
+  return architecture.resized({'stem': WIDTHS[0]} if has_stem else {})
 
 
 def draw(part: base.Part, key: jax.Array) -> tuple[base.Tree, base.Tree]:

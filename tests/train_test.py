@@ -461,6 +461,26 @@ class VariantTest(RunTest):
     self.assertEqual(result['found'], '2-1-1')
     self.assert_learns(result)
 
+  def test_perceptron(self):
+    result = self.run_tiny(
+        network={'name': 'mlp', 'widths': [32, 16]},
+        policy={'max_depths': [1, 2]},
+    )
+    self.assertEqual(result['found'], '1-2')
+    self.assertEqual(result['layers'], 4)
+    self.assert_learns(result)
+    again = runs.quietly(
+        runs.tiny(
+            self.workdir.with_name('again'),
+            init_from=str(self.workdir),
+            network={'name': 'mlp', 'widths': None},
+            policy={'name': 'fixed'},
+            schedule={'finetune_epochs': 0},
+        )
+    )
+    self.assertEqual(again['params_digest'], result['params_digest'])
+    self.assertEqual(again['test_accuracy'], result['test_accuracy'])
+
   def test_bfloat16(self):
     result = self.run_tiny(
         devices={'precision': 'bfloat16'}, policy={'name': 'fixed'}

@@ -104,11 +104,13 @@ class StepTest(parameterized.TestCase):
       ('basic3resnet', 'sgd'),
       ('bottleneck4resnet', 'sgd'),
       ('plain3net', 'adamw'),
+      ('mobilenet1', 'sgd'),
+      ('mlp', 'sgd'),
   )
   def test_fused_equals_unfused(self, family, optimizer):
     tx = tiny_networks.OPTIMIZERS[optimizer]
     architecture = tiny_networks.seed(
-        family, (1, 3, 1, 1)[: len(networks.get(family).widths)]
+        family, (1, 3, 1, 1, 1)[: len(networks.get(family).widths)]
     )
     state = tiny_networks.state(architecture, tx)
     task = programs.Task(
@@ -152,7 +154,7 @@ class StepTest(parameterized.TestCase):
         s.params['weights']['s1b2'][layer]['kernel']
         for s in (state, fused)
         for layer in sorted(s.params['weights']['s1b2'])
-        if layer in ('conv', 'conv1')
+        if layer in ('conv', 'conv1', 'dense', 'pointwise')
     ]
     self.assertGreater(np.abs(kernels[0] - kernels[1]).max(), 1e-4)
 

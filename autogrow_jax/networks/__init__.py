@@ -5,8 +5,12 @@ import importlib
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.networks import base
+from autogrow_jax.networks import mlp
+from autogrow_jax.networks import mobilenet
 from autogrow_jax.networks import plain
 from autogrow_jax.networks import residual
+from autogrow_jax.networks import vgg
+from autogrow_jax.networks import wide
 
 FAMILIES = {
     network.name: network
@@ -16,6 +20,11 @@ FAMILIES = {
         residual.BOTTLENECK4,
         plain.PLAIN3,
         plain.PLAIN4,
+        vgg.VGG16,
+        vgg.VGG19,
+        wide.WRN28,
+        mobilenet.MOBILENET1,
+        mlp.MLP,
     )
 }
 

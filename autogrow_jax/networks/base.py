@@ -53,7 +53,8 @@ class Part:
     module: the Linen module; names no global axis, so that identical blocks are
       equal.
     axes: (local, global) axis names.
-    input_shape: (height, width, channel) of what enters.
+    input_shape: of what enters, without the batch: (height, width, channel), or
+      (unit,) behind a dense layer.
   """
 
   name: str
@@ -91,6 +92,11 @@ class Network(abc.ABC):
   title: str
   widths: tuple[int, ...]
   learning_rate: float = 0.1
+
+  @property
+  def seed_depths(self) -> tuple[int, ...]:
+    """Blocks per stage of a seed whose depths are not given: one each."""
+    return (1,) * len(self.widths)
 
   @abc.abstractmethod
   def seed(

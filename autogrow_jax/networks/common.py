@@ -1,4 +1,4 @@
-"""What the families of Wen et al. 2020 share: stems, head, options, naming."""
+"""What families share: stems, head, options, naming."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,7 +45,7 @@ class Head(base.Module):
   @nn.compact
   def __call__(self, x, *, train, gate=None):
     del train, gate
-    x = jnp.mean(x.astype(jnp.float32), (1, 2))
+    x = jnp.mean(layers.widened(x), (1, 2))
     return layers.Dense(self.classes, writes='classes', name='dense')(x)
 
 

@@ -17,12 +17,23 @@ from autogrow_jax.networks import common
 
 
 class PlainBlock(base.Module):
-  """relu(norm(conv(x))); gated, the block fades into the identity."""
+  """relu(norm(conv(x))); gated, the block fades into the identity.
+
+  Attributes:
+    features: width.
+    stride: of the convolution.
+    scale_init: see `layers.Norm`.
+    init_scheme: see `layers.Conv`.
+    bias: see `layers.Conv`.
+    halve: halve the image before the convolution.
+  """
 
   features: int = 16
   stride: int = 1
   scale_init: str = 'ones'
   init_scheme: str = 'small'
+  bias: bool = False
+  halve: bool = False
 
   @nn.compact
   def __call__(self, x, *, train, gate=None):
@@ -32,8 +43,9 @@ class PlainBlock(base.Module):
         self.stride,
         init_scheme=self.init_scheme,
         plain=self.plain,
+        bias=self.bias,
         name='conv',
-    )(x)
+    )(layers.halve(x) if self.halve else x)
     y = layers.Norm(scale_init=self.scale_init, name='norm')(y, train=train)
     y = nn.relu(y)
     if gate is None or x.shape != y.shape:

@@ -1,0 +1,155 @@
+"""Taps: a chain run with the inside of its layers in the open.
+
+What a layer reads and writes can be looked at, and what it writes can be
+replaced, without the network's code knowing of it. Runs are in evaluation mode,
+where a norm is one fixed affine map for each channel and no example sees
+another.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import functools
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from autogrow_jax import layers
+from autogrow_jax.networks import base
+
+Path = tuple[str, ...]
+Change = Callable[[jax.Array], jax.Array]
+
+_KINDS = (layers.Conv, layers.Dense, layers.Norm, layers.Select)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One call of a layer with weights.
+
+  Attributes:
+    path: (part, layer).
+    kind: class of the layer, 'Conv', 'Dense', 'Norm' or 'Select'.
+    stride: of a convolution, else 1.
+    size: side of a convolution's kernel, else 1.
+    epsilon: of a norm, else 0.
+    source: the layer whose output it reads as it is, None if there is another
+      operation between.
+  """
+
+  path: Path
+  kind: str
+  stride: int
+  size: int
+  epsilon: float
+  source: Path | None
+
+  def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution or matrix product with some kernel, without bias."""
+    if self.kind == 'Conv':
+      return layers.plain_conv(x, kernel, self.stride, self.size // 2)
+    return x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@struct.dataclass
+class Tapped:
+  """What a run left.
+
+  Attributes:
+    output: of the chain.
+    entered: what each part read.
+    inputs: what each layer read.
+    outputs: what each layer wrote, changes included.
+  """
+
+  output: jax.Array
+  entered: dict[str, jax.Array]
+  inputs: dict[Path, jax.Array]
+  outputs: dict[Path, jax.Array]
+
+
+def run(
+    chain: Iterable[base.Segment],
+    weights: base.Tree,
+    stats: base.Tree,
+    x: jax.Array,
+    *,
+    changes: Mapping[Path, Change] | None = None,
+    on_layer: Callable[..., None] | None = None,
+) -> Tapped:
+  """Runs a chain in evaluation mode.
+
+  Args:
+    chain: unfused segments; those of a piece of a network will do.
+    weights: `{part: parameters}`.
+    stats: likewise, the statistics.
+    x: what enters the chain.
+    changes: per layer, what to do to its output.
+    on_layer: called with (path, module, input, output) of each layer.
+
+  Returns:
+    All that was seen.
+  """
+  changes = changes or {}
+  entered, inputs, outputs = {}, {}, {}
+  part = ''
+
+  def tap(call, args, kwargs, context):
+    y = call(*args, **kwargs)
+    if context.method_name != '__call__' or not isinstance(
+        context.module, _KINDS
+    ):
+      return y
+    path = (part, *context.module.path)
+    if path in changes:
+      y = changes[path](y)
+    inputs[path], outputs[path] = args[0], y
+    if on_layer is not None:
+      on_layer(path, context.module, args[0], y)
+    return y
+
+  with nn.intercept_methods(tap):
+    for segment in chain:
+      if segment.length is not None:
+        raise ValueError(f'Segment {segment.key!r} is fused; taps need parts.')
+      part = segment.key
+      entered[part] = x
+      x, _ = base.apply((segment,), weights, stats, x, train=False)
+  return Tapped(x, entered, inputs, outputs)
+
+
+def chain_of(parts: Iterable[base.Part]) -> tuple[base.Segment, ...]:
+  """The unfused chain, one segment with the name of each part."""
+  return tuple(base.Segment(part.name, part.module, None) for part in parts)
+
+
+@functools.lru_cache(maxsize=256)
+def layers_of(parts: tuple[base.Part, ...]) -> tuple[Layer, ...]:
+  """All layers that a chain of parts calls, in forward order."""
+  found = []
+  writers = {}  # By the identity of what they wrote.
+
+  def add(path, module, x, y):
+    found.append(
+        Layer(
+            path=path,
+            kind=type(module).__name__,
+            stride=getattr(module, 'stride', 1),
+            size=getattr(module, 'size', 1),
+            epsilon=getattr(module, 'epsilon', 0.0),
+            source=writers.get(id(x), (None,))[0],
+        )
+    )
+    writers[id(y)] = path, y  # Held, so that no other gets its identity.
+
+  def trace(trees, x):
+    weights, stats = ({n: t[i] for n, t in trees.items()} for i in range(2))
+    return run(chain_of(parts), weights, stats, x, on_layer=add).output
+
+  jax.eval_shape(
+      trace,
+      {part.name: base.shapes(part) for part in parts},
+      jax.ShapeDtypeStruct((1, *parts[0].input_shape), jnp.float32),
+  )
+  return tuple(found)

@@ -1,0 +1,80 @@
+"""Tests of `experiments.gauss_newton`: a tiny run, and what it refuses."""
+
+import os
+import tempfile
+
+from absl.testing import absltest
+import runs
+
+TINY = (
+    '--network=mlp', '--seed_width=3', '--phases=1', '--epochs_per_phase=1',
+    '--finetune_epochs=1', f'--compilation_cache={runs.CACHE}',
+)
+
+BAD = (
+    ('--curvature=hessian', 'curvature is one of mc, .*got .hessian'),
+    ('--resource=watts', 'resource is one of params, macs, got .watts'),
+    ('--compensation=magic', 'compensation is one of off, none, .*magic'),
+    ('--optimizer_state=keep', 'optimizer_state is one of reset, carry'),
+    ('--norms=new', 'norms is one of copied, own, got .new'),
+    ('--seed_width=0', 'seed_width is at least 1, got 0'),
+    ('--phases=0', 'phases is at least 1, got 0'),
+    ('--epochs_per_phase=0', 'is 0; it must be an int, at least 1'),
+    ('--growth_cap=0', 'growth_cap is positive, got 0'),
+    ('--damping=0', 'damping is positive, got 0'),
+    ('--sweeps=0', 'sweeps is at least 1, got 0'),
+    ('--budget=50', 'budget is 50 params, but .* has 247 already'),
+    ('--examples=1000', 'more than the 1077 training images; .* 538'),
+)
+
+
+class BinaryTest(absltest.TestCase):
+
+  def test_a_run_and_its_continuation(self):
+    with tempfile.TemporaryDirectory() as workdir:
+      given = [*TINY, f'--workdir={workdir}']
+      first, again, other = runs.call(
+          'gauss_newton', [given, given, [*given, '--sweeps=1']]
+      )
+      self.assertEqual(first.status, 0, first.stderr)
+      self.assertIn(
+          '6 channels of 2 layers can be split: s0b0.out 3, s1b0.out 3',
+          first.stderr,
+      )
+      (growth,) = runs.records(workdir, 'grow')
+      report = growth['initializer']
+      self.assertLess(report['estimated_change'], 0)
+      self.assertLess(report['actual_change'], 0)
+      self.assertIn(
+          f'{report["estimated_change"]:+.4f} nats estimated, '
+          f'{report["actual_change"]:+.4f} measured',
+          first.stdout,
+      )
+      widths = report['widths']
+      self.assertGreater(sum(widths.values()), 6)
+      self.assertIn(f's0b0.out {widths["s0b0.out"]}', first.stdout)
+      self.assertEqual(again.status, 0)
+      self.assertIn('nats estimated', again.stdout)
+      self.assertEqual(other.status, 2)
+      self.assertRegex(other.stderr, 'holds another run .*sweeps=1')
+      self.assertTrue(os.path.exists(os.path.join(workdir, 'result.json')))
+
+  def test_bad_input(self):
+    with tempfile.TemporaryDirectory() as empty:
+      outcomes = runs.call(
+          'gauss_newton',
+          [
+              [*TINY, f'--workdir={empty}/{number}', argument]
+              for number, (argument, _) in enumerate(BAD)
+          ],
+      )
+      self.assertEmpty(os.listdir(empty))
+    for (argument, message), outcome in zip(BAD, outcomes, strict=True):
+      with self.subTest(argument):
+        self.assertEqual(outcome.status, 2, outcome.stderr)
+        self.assertLen(outcome.stderr.strip().split('\n'), 1)
+        self.assertRegex(outcome.stderr, message)
+
+
+if __name__ == '__main__':
+  absltest.main()

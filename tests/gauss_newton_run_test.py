@@ -1,0 +1,251 @@
+"""Tests of the method as a whole: on a trained network, and in a run."""
+
+import dataclasses
+import functools
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn.datasets
+
+from autogrow_jax import costs
+from autogrow_jax import growth
+from autogrow_jax import networks
+from autogrow_jax import optimizers
+from autogrow_jax import policies
+from autogrow_jax import state as state_lib
+from autogrow_jax.methods import base
+from autogrow_jax.methods.gauss_newton import estimates
+from autogrow_jax.methods.gauss_newton import method
+from autogrow_jax.methods.gauss_newton import prunes
+from autogrow_jax.methods.gauss_newton import selection
+from autogrow_jax.methods.gauss_newton import splits
+from autogrow_jax.methods.gauss_newton import surgery
+from autogrow_jax.networks import base as networks_base
+from autogrow_jax.networks import taps
+
+SGD = optimizers.make(optimizers.OptimizerConfig())
+BATCH = 128
+
+
+@functools.lru_cache(maxsize=None)
+def digits():
+  """1280 digits in batches."""
+  data = sklearn.datasets.load_digits()
+  order = np.random.default_rng(0).permutation(len(data.target))[:1280]
+  images = data.images[order, ..., None].astype('f4') / 8 - 1
+  labels = data.target[order].astype('i4')
+  return [
+      (images[i : i + BATCH], labels[i : i + BATCH])
+      for i in range(0, len(labels), BATCH)
+  ]
+
+
+@functools.lru_cache(maxsize=None)
+def trained():
+  """(architecture, state) of a narrow perceptron after 12 epochs."""
+  architecture = networks.get('mlp').seed(
+      (1, 1), input_shape=(8, 8, 1), classes=10, options={'widths': (6, 5)}
+  )
+  state = state_lib.create_state(architecture, SGD, key=jax.random.key(0))
+  chain = taps.chain_of(networks.parts(architecture))
+
+  @jax.jit
+  def step(weights, momentum, x, labels):
+    def loss(weights):
+      logits, _ = networks_base.apply(
+          chain, weights, state.stats['network'], x, train=True
+      )
+      return jnp.mean(base.cross_entropy(logits, labels))
+
+    gradient = jax.grad(loss)(weights)
+    momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, gradient)
+    weights = jax.tree.map(lambda w, m: w - 0.05 * m, weights, momentum)
+    return weights, momentum
+
+  weights = state.params['weights']
+  momentum = jax.tree.map(np.zeros_like, weights)
+  for _ in range(12):
+    for x, labels in digits():
+      weights, momentum = step(weights, momentum, x, labels)
+  params = {**state.params, 'weights': state_lib.to_host(weights)}
+  return architecture, state.replace(params=params)
+
+
+def trees_of(state):
+  return estimates.Trees(state.params['weights'], state.stats['network'])
+
+
+def grow(state, change):
+  return growth.grow(state, change, SGD, key=jax.random.key(0))
+
+
+def loss_of(architecture, state):
+  chain = taps.chain_of(networks.parts(architecture))
+  return estimates.mean_loss(chain, trees_of(state), digits())
+
+
+def situation():
+  architecture, state = trained()
+
+  def batches():
+    while True:
+      yield from digits()
+
+  return base.Situation(architecture, state, batches, len(digits()), 0.9, 0.0)
+
+
+@functools.lru_cache(maxsize=None)
+def learned():
+  """The model of `trained`, and all splits with their estimates."""
+  architecture, state = trained()
+  model = method.model_of(architecture)
+  found = splits.learn(model, trees_of(state), digits(), jax.random.key(1))
+  return model, found.splits, estimates.estimate(
+      model, trees_of(state), found.splits, digits(), jax.random.key(2),
+      samples=8,
+  )
+
+
+class TrainedTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ('within_trust', None, 0.9, 0.3), ('small', 0.05, 0.999, 0.02)
+  )
+  def test_estimates_of_single_splits(self, scale, correlation, error):
+    """Against the measured change, on frozen weights."""
+    architecture, state = trained()
+    model, found_splits, found = learned()
+    scales = found.best_scales()
+    if scale is not None:
+      scales = np.full(len(scales), scale)
+    scaled = estimates.scaled(found_splits, found.candidates, scales)
+    predicted = estimates.estimate(
+        model, trees_of(state), scaled, digits(), jax.random.key(3), samples=16
+    ).changes()
+    before = loss_of(architecture, state)
+    actual = []
+    for axis, unit in found.candidates:
+      change = surgery.morph(architecture, scaled, {axis: np.array([unit])})
+      actual.append(
+          loss_of(change.architecture, grow(state, change)[0]) - before
+      )
+    used = found.usable
+    self.assertGreater(np.count_nonzero(used), 7)
+    predicted, actual = predicted[used], np.array(actual)[used]
+    self.assertLess(predicted.max(), 0)
+    self.assertGreater(np.corrcoef(predicted, actual)[0, 1], correlation)
+    slope = np.polyfit(predicted, actual, 1)[0]
+    self.assertLess(abs(slope - 1), error)
+    ratio = actual.sum() / predicted.sum()
+    self.assertLess(abs(ratio - 1), error)
+
+  def test_joint_estimates_are_nearer_than_sums(self):
+    architecture, state = trained()
+    _, found_splits, found = learned()
+    limits = selection.Limits(growth_cap=3.0)
+    everything = [int(index) for index in np.flatnonzero(found.usable)]
+    scales = np.zeros(len(found.candidates))
+    scales[everything] = selection.joint_scales(found, everything, limits)
+    scaled = estimates.scaled(found_splits, found.candidates, scales)
+    units = {}
+    for index in np.flatnonzero(scales):
+      axis, unit = found.candidates[index]
+      units.setdefault(axis, []).append(unit)
+    change = surgery.morph(
+        architecture, scaled, {a: np.array(u) for a, u in units.items()}
+    )
+    actual = loss_of(change.architecture, grow(state, change)[0]) - loss_of(
+        architecture, state
+    )
+    joint = found.joint_change(scales)
+    apart = found.changes(scales).sum()
+    self.assertLess(actual, 0)
+    self.assertLess(abs(joint - actual), abs(apart - actual))
+    self.assertLess(abs(joint - actual), 0.4 * abs(actual))
+
+
+class MethodTest(parameterized.TestCase):
+
+  def test_proposes_what_it_estimates(self):
+    now = situation()
+    grower = method.GaussNewton(
+        limits=selection.Limits(growth_cap=0.5), norms='own'
+    )
+    change = grower.propose(policies.grow(), now)
+    self.assertBetween(
+        costs.params(change.architecture),
+        1.1 * costs.params(now.architecture),
+        1.5 * costs.params(now.architecture),
+    )
+    state, carried = grow(now.state, change)
+    report = carried.report
+    self.assertLess(report['estimated_change'], -0.005)
+    self.assertBetween(
+        report['actual_change'] / report['estimated_change'], 0.6, 1.5
+    )
+    self.assertEqual(report['candidates'], 11)
+    self.assertEqual(
+        sum(map(len, report['splits'].values())), len(report['scales'])
+    )
+    # 640 examples twice: 4 half sweeps, then twice 4 samples of labels.
+    self.assertEqual(report['images'], 3 * (4 * 5 + 8 * 5) * BATCH)
+    moments = [m for m in jax.tree.leaves(state.opt_state) if m.ndim]
+    self.assertTrue(all(not moment.any() for moment in moments))
+    again = grow(now.state, grower.propose(policies.grow(), now))[1].report
+    self.assertEqual(again, report)
+
+  def test_keeps_when_told_to(self):
+    self.assertIsNone(
+        method.GaussNewton().propose(policies.KEEP, situation())
+    )
+
+  def test_takes_no_step_that_would_not_help(self):
+    joint = prunes.Joint(np.array([-0.1]), np.array([[0.3]]))
+    grower = method.GaussNewton(compensation='off')
+    with mock.patch.object(prunes, 'together', return_value=joint):
+      self.assertIsNone(grower.propose(policies.grow(), situation()))
+    joint = prunes.Joint(np.array([-0.1]), np.array([[0.1]]))
+    with mock.patch.object(prunes, 'together', return_value=joint):
+      self.assertIsNotNone(grower.propose(policies.grow(), situation()))
+
+  def test_stops_at_the_budget(self):
+    now = situation()
+    size = costs.params(now.architecture)
+    limits = lambda budget: method.GaussNewton(
+        limits=selection.Limits(budget=budget)
+    )
+    self.assertIsNone(limits(size).propose(policies.grow(), now))
+    with self.assertRaisesRegex(ValueError, f'budget is {size - 1} params'):
+      limits(size - 1).propose(policies.grow(), now)
+
+  def test_statistics_that_are_not_finite(self):
+    """Candidates are dropped, and nothing is proposed if none is left."""
+    now = situation()
+    weights = jax.tree.map(np.array, now.state.params['weights'])
+    weights['s1b0']['dense']['bias'][:] = np.nan
+    broken = now.state.replace(params={**now.state.params, 'weights': weights})
+    now = dataclasses.replace(now, state=broken)
+    self.assertIsNone(method.GaussNewton().propose(policies.grow(), now))
+
+  @parameterized.parameters(
+      ({'compensation': 'magic'}, 'compensation is one of off, none'),
+      ({'norms': 'mine'}, 'norms is one of copied, own'),
+      ({'optimizer_state': 'x'}, 'optimizer_state is one of reset, carry'),
+      ({'samples': 0}, 'samples is at least 1'),
+  )
+  def test_bad_settings(self, settings, message):
+    with self.assertRaisesRegex(ValueError, message):
+      method.GaussNewton(**settings)
+
+  def test_more_statistics_than_data(self):
+    grower = method.GaussNewton(examples=1000)
+    with self.assertRaisesRegex(ValueError, 'more than the 1280 of an epoch'):
+      grower.propose(policies.grow(), situation())
+
+
+if __name__ == '__main__':
+  absltest.main()

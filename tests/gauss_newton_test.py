@@ -1,0 +1,398 @@
+"""Tests of learned morphisms, on tiny networks, the exact ones in float64."""
+
+import dataclasses
+import functools
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from autogrow_jax import networks
+from autogrow_jax.methods import base as methods_base
+from autogrow_jax.methods.gauss_newton import signals
+from autogrow_jax.methods.gauss_newton import sites
+from autogrow_jax.methods.gauss_newton import splits
+from autogrow_jax.networks import taps
+import tiny_networks
+
+FAMILIES = {
+    'plain3net': {'widths': (3, 4, 4)},
+    'basic3resnet': {'widths': (3, 4, 4)},
+    'mlp': {'widths': (5, 4)},
+}
+EXAMPLES = 6
+
+projections = jax.jit(splits.projections, static_argnums=0)
+output_change = jax.jit(splits.output_change, static_argnums=0)
+incoming_rows = jax.jit(splits.incoming_rows, static_argnums=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A tiny network with data; arrays are NumPy's, to be cast as wanted."""
+
+  architecture: object
+  survey: sites.Survey
+  model: signals.Model
+  trees: signals.Trees
+  x: np.ndarray
+  labels: np.ndarray
+
+
+@functools.lru_cache(maxsize=None)
+def case(family, dtype='f8'):
+  depths = (1,) * len(FAMILIES[family]['widths'])
+  architecture = tiny_networks.seed(family, depths, **FAMILIES[family])
+  state = tiny_networks.state(architecture)
+  survey = sites.survey(architecture)
+  cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+  generator = np.random.default_rng(5)
+  return Case(
+      architecture,
+      survey,
+      signals.model_of(survey, taps.chain_of(networks.parts(architecture))),
+      signals.Trees(
+          cast(state.params['weights']), cast(state.stats['network'])
+      ),
+      cast(tiny_networks.images(EXAMPLES)),
+      generator.integers(0, tiny_networks.CLASSES, EXAMPLES),
+  )
+
+
+def random_splits(case, scale=0.3):
+  """Splits far from the start, of the case's type."""
+  generator = np.random.default_rng(1)
+  draw = lambda leaf: scale * generator.normal(size=leaf.shape).astype(
+      leaf.dtype
+  )
+  return {
+      site.axis: splits.Split(
+          draw(case.trees.kernel(site.writer)),
+          draw(case.trees.kernel(site.reader)),
+      )
+      for site in case.model.sites
+  }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def signals_of(model, curvature, trees, x, labels):
+  return signals.signals(
+      model, trees, x, labels, jax.random.key(3), curvature=curvature
+  )
+
+
+def seen(case, curvature='mc'):
+  return signals_of(case.model, curvature, case.trees, case.x, case.labels)
+
+
+def logits_with(case, changes, plain=False):
+  """Logits if something is added to what layers write."""
+  chain = case.model.chain
+  if plain:
+    chain = tuple(
+        dataclasses.replace(s, module=s.module.clone(plain=True))
+        for s in chain
+    )
+  return taps.run(
+      chain, case.trees.weights, case.trees.stats, case.x,
+      changes={
+          path: lambda z, change=change: z + change
+          for path, change in changes.items()
+      },
+  ).output
+
+
+class SitesTest(parameterized.TestCase):
+
+  def test_a_plain_network_is_covered(self):
+    survey = case('plain3net').survey
+    self.assertEqual(
+        [site.axis for site in survey.sites],
+        ['stem', 's0b0.out', 's1b0.out', 's2b0.out'],
+    )
+    self.assertEmpty(survey.uncovered)
+    last = survey.sites[-1]
+    self.assertEqual(last.top, ('s2b0', 'norm'))
+    self.assertEqual(last.reader.path, ('head', 'dense'))
+    self.assertIsNone(last.reader_norm)
+    self.assertEqual((last.incoming, last.outgoing), (36, 5))
+    self.assertEqual(survey.sites[0].reader_norm.path, ('s0b0', 'norm'))
+
+  def test_streams_are_named_as_uncovered(self):
+    survey = case('basic3resnet').survey
+    self.assertEqual(
+        [site.axis for site in survey.sites],
+        ['s0b0.mid', 's1b0.mid', 's2b0.mid'],
+    )
+    reasons = dict(survey.uncovered)
+    self.assertEqual(set(reasons), {'s0', 's1', 's2'})
+    self.assertEqual(
+        reasons['s0'], 'written by 2 layers: stem/conv, s0b0/conv2'
+    )
+
+  def test_too_large_solves_are_named(self):
+    survey = splits.within_reach(
+        sites.survey(
+            networks.get('plain3net').seed(
+                (1, 1, 1),
+                input_shape=(8, 8, 3),
+                classes=10,
+                options={'widths': (8, 130, 16)},
+            )
+        )
+    )
+    self.assertEqual(
+        [site.axis for site in survey.sites], ['stem', 's1b0.out']
+    )
+    reasons = dict(survey.uncovered)
+    self.assertEqual(set(reasons), {'s0b0.out', 's2b0.out'})
+    self.assertStartsWith(reasons['s0b0.out'], '1170 weights of a unit')
+
+  def test_a_network_with_no_sites(self):
+    survey = sites.Survey((), (('s0', 'written by 2 layers: a, b'),))
+    with self.assertRaisesRegex(ValueError, 'no channels .*s0: written by 2'):
+      signals.model_of(survey, ())
+
+
+class SignalsTest(parameterized.TestCase):
+
+  @parameterized.parameters('plain3net', 'basic3resnet')
+  def test_gradients_are_those_of_each_example(self, family):
+    with jax.enable_x64(True):
+      data = case(family)
+      losses, by_axis = seen(data)
+      for site in data.model.sites:
+        shift = by_axis[site.axis].slope
+
+        def loss(change, path=site.reader.path):
+          logits = logits_with(data, {path: change})
+          return methods_base.cross_entropy(logits, data.labels).sum()
+
+        want = jax.jit(jax.grad(loss))(jnp.zeros_like(shift))
+        np.testing.assert_allclose(shift, want, atol=1e-12)
+      np.testing.assert_allclose(
+          losses,
+          methods_base.cross_entropy(logits_with(data, {}), data.labels),
+          rtol=1e-12,
+      )
+
+  def test_the_rank_one_curvatures_are_scaled_slopes(self):
+    with jax.enable_x64(True):
+      data = case('mlp')
+      losses, _ = seen(data)
+      for curvature, factor in {
+          'rank1-ce': 1 / np.expm1(losses),
+          'rank1-sqrt': 1 / (2 * losses),
+          'emp-fisher': np.ones(EXAMPLES),
+      }.items():
+        _, by_axis = seen(data, curvature)
+        signal = by_axis['s0b0.out']
+        np.testing.assert_allclose(
+            signal.curvature**2, signal.slope**2 * factor[:, None], rtol=1e-9
+        )
+
+  def test_an_unknown_curvature(self):
+    with self.assertRaisesRegex(ValueError, 'curvature is one of mc, .*fisher'):
+      splits.LearnConfig(curvature='hessian')
+    with self.assertRaisesRegex(ValueError, 'solver is one of als, adam, got'):
+      splits.LearnConfig(solver='lu')
+
+
+class SplitsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*FAMILIES)
+  def test_curvature_against_a_dense_gauss_newton_matrix(self, family):
+    """Over all labels, mc gives dz'H dz with H built by forward mode."""
+    with jax.enable_x64(True):
+      data = case(family)
+      _, by_axis = seen(data)
+      logits = np.asarray(logits_with(data, {}))
+      p = np.asarray(jax.nn.softmax(logits))
+      for site in data.model.sites:
+        split = random_splits(data)[site.axis]
+        shape = by_axis[site.axis].slope.shape
+        place = lambda change, path=site.reader.path: logits_with(
+            data, {path: change}, plain=True
+        )
+        # (examples, classes, outputs): the Jacobian of each example's logits.
+        jacobian = jax.jit(jax.jacfwd(place))(jnp.zeros(shape))
+        jacobian = np.asarray(jacobian).reshape(
+            EXAMPLES, p.shape[1], EXAMPLES, -1
+        )
+        jacobian = np.stack([jacobian[n, :, n] for n in range(EXAMPLES)])
+        middle = np.einsum('nk,kl->nkl', p, np.eye(p.shape[1])) - np.einsum(
+            'nk,nl->nkl', p, p
+        )
+        dense = np.einsum('nka,nkl,nlb->nab', jacobian, middle, jacobian)
+
+        @jax.jit
+        def sampled(gradient, split, site=site):
+          signal = by_axis[site.axis].replace(curvature=gradient)
+          return projections(site, data.trees, signal, split)[1]
+
+        total = 0
+        for label in range(p.shape[1]):
+          at_logits = p - np.eye(p.shape[1])[label]
+          gradient = np.einsum('nk,nka->na', at_logits, jacobian)
+          c = sampled(gradient.reshape(shape), split)
+          total = total + p[:, label, None] * np.asarray(c) ** 2
+        for unit in range(site.units):
+          change = np.asarray(one_unit(site, data, by_axis, split, unit))
+          flat = change.reshape(EXAMPLES, -1)
+          want = np.einsum('na,nab,nb->n', flat, dense, flat)
+          np.testing.assert_allclose(total[:, unit], want, rtol=1e-8)
+
+  @parameterized.parameters('plain3net', 'mlp')
+  def test_slopes_are_products_with_the_exact_change(self, family):
+    with jax.enable_x64(True):
+      data = case(family)
+      _, by_axis = seen(data)
+      for site in data.model.sites:
+        split = random_splits(data)[site.axis]
+        s, _ = projections(
+            site, data.trees, by_axis[site.axis], split
+        )
+        for unit in range(site.units):
+          change = one_unit(site, data, by_axis, split, unit)
+          want = (by_axis[site.axis].slope * change).reshape(EXAMPLES, -1)
+          np.testing.assert_allclose(s[:, unit], want.sum(-1), atol=1e-12)
+
+  @parameterized.parameters(*FAMILIES)
+  def test_rows_against_automatic_derivatives(self, family):
+    """They are each unit's own; those by another unit's weights are zero."""
+    with jax.enable_x64(True):
+      data = case(family)
+      _, by_axis = seen(data)
+      site = data.model.sites[-1]
+      signal, split = by_axis[site.axis], random_splits(data)[site.axis]
+
+      @jax.jit
+      def both(split):
+        project = lambda split: projections(
+            site, data.trees, signal, split
+        )
+        return (
+            incoming_rows(site, data.trees, signal, split),
+            splits.outgoing_rows(site, data.trees, signal, split),
+            jax.jacrev(project)(split),
+        )
+
+      by_u, by_e, wants = both(split)
+      for u_rows, e_rows, want in zip(by_u, by_e, wants, strict=True):
+        # (examples, units, units, weights): by everybody's weights.
+        all_u = jax.vmap(jax.vmap(splits.incoming))(want.u)
+        all_e = jax.vmap(jax.vmap(splits.outgoing))(want.e)
+        for rows, every in ((u_rows, all_u), (e_rows, all_e)):
+          own = np.eye(site.units)[None, :, :, None] == 1
+          np.testing.assert_array_equal(np.where(own, 0, every), 0)
+          np.testing.assert_allclose(
+              rows, np.sum(np.where(own, every, 0), 2), atol=1e-12
+          )
+          self.assertGreater(np.abs(rows).max(), 1e-3)
+
+  def test_slopes_are_linear_in_the_outgoing_part(self):
+    with jax.enable_x64(True):
+      data = case('plain3net')
+      _, by_axis = seen(data)
+      site = data.model.sites[1]
+      split = random_splits(data)[site.axis]
+      s = lambda factor: np.asarray(
+          projections(
+              site,
+              data.trees,
+              by_axis[site.axis],
+              split.replace(e=factor * split.e),
+          )[0]
+      )
+      np.testing.assert_allclose(s(3) - s(0), 3 * (s(1) - s(0)), atol=1e-12)
+      self.assertGreater(np.abs(s(1) - s(0)).max(), 1e-3)
+
+  @parameterized.parameters('plain3net', 'mlp')
+  def test_the_start_changes_nothing_and_can_be_learned_from(self, family):
+    with jax.enable_x64(True):
+      data = case(family)
+      _, by_axis = seen(data)
+      start = splits.start(data.model, data.trees, jax.random.key(0))
+      for site in data.model.sites:
+        signal, split = by_axis[site.axis], start[site.axis]
+        np.testing.assert_array_equal(
+            output_change(site, data.trees, signal, split), 0
+        )
+        kernel = data.trees.kernel(site.reader)
+        np.testing.assert_allclose(np.abs(split.e), np.abs(kernel) / 2)
+        rows, _ = incoming_rows(site, data.trees, signal, split)
+        self.assertGreater(np.abs(rows).max(), 1e-4)
+
+  @parameterized.parameters(
+      *((curvature, 'als') for curvature in signals.CURVATURES),
+      ('rank1-ce', 'adam'),
+      ('rank1-cal', 'adam'),
+  )
+  def test_learning_lowers_the_model(self, curvature, solver):
+    data = case('mlp', 'f4')
+    batches = [(data.x[:3], data.labels[:3]), (data.x[3:], data.labels[3:])]
+    learned = splits.learn(
+        data.model,
+        data.trees,
+        batches,
+        jax.random.key(1),
+        splits.LearnConfig(curvature=curvature, solver=solver, damping=1.0),
+    )
+    _, by_axis = seen(data, curvature)
+    for site in data.model.sites:
+      alive = learned.codes[site.axis] == 0
+      self.assertTrue(alive.any())
+      split = learned.splits[site.axis]
+      s, c = projections(
+          site, data.trees, by_axis[site.axis], split
+      )
+      if curvature != 'mc':  # Those labels are other ones than it learned on.
+        change = np.mean(s, 0) + np.mean(np.square(c), 0) / 2
+        self.assertLess(change[alive].max(), 0)
+      lengths = np.linalg.norm(splits.incoming(split.u), axis=-1)
+      limits = np.linalg.norm(
+          splits.incoming(data.trees.kernel(site.writer)), axis=-1
+      )
+      np.testing.assert_array_less(lengths, limits * (1 + 1e-5))
+
+  @parameterized.parameters(*splits.SOLVERS)
+  def test_a_dead_unit_is_told(self, solver):
+    data = case('mlp', 'f4')
+    weights = jax.tree.map(np.array, data.trees.weights)
+    weights['s0b0']['dense']['bias'][2] = -1e3
+    learned = splits.learn(
+        data.model,
+        data.trees.replace(weights=weights),
+        [(data.x, data.labels)],
+        jax.random.key(1),
+        splits.LearnConfig(solver=solver),
+    )
+    self.assertEqual(learned.codes['s0b0.out'][2], 2)
+    self.assertIn(0, learned.codes['s0b0.out'])
+    np.testing.assert_array_equal(learned.splits['s0b0.out'].u[..., 2], 0)
+
+  def test_nothing_to_learn_from(self):
+    data = case('mlp', 'f4')
+    with self.assertRaisesRegex(ValueError, 'got none'):
+      splits.learn(data.model, data.trees, [], jax.random.key(0))
+
+
+def one_unit(site, data, by_axis, split, unit):
+  """The exact change of the reader's output if one unit is split."""
+  only = lambda leaf, axis: np.where(
+      np.expand_dims(
+          np.arange(leaf.shape[axis]) == unit,
+          tuple(d for d in range(leaf.ndim) if d != leaf.ndim + axis),
+      ),
+      leaf,
+      0,
+  )
+  u, e = np.asarray(split.u), np.asarray(split.e)
+  alone = splits.Split(only(u, -1), only(e, -2))
+  return output_change(site, data.trees, by_axis[site.axis], alone)
+
+
+if __name__ == '__main__':
+  absltest.main()
