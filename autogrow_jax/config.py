@@ -270,6 +270,14 @@ class RunConfig:
   def make_policy(self, depths: tuple[int, ...]) -> policies.Policy:
     """The policy, at its start from a network of some depths."""
     policy = dataclasses.replace(self.policy, interval=self.interval)
+    has_window = policy.name in ('periodic', 'sequential')
+    if has_window and self.policy.interval is None:
+      if policy.window < policy.interval:
+        raise ValueError(
+            f'K is {policy.interval} epochs, by the rule 3 / data_fraction, '
+            f'and the window J is {policy.window}: give a shorter '
+            '--grow_interval, or a larger --stop_window.'
+        )
     if not policy.is_named:
       raise ValueError(
           f'The policy {policy.name} is one of your own: pass it to `run`.'

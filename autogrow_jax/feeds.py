@@ -163,8 +163,9 @@ class _Streamed:
     self._thread.start()
 
   def _run(self, first_step: int) -> None:
-    batches = self._open(first_step)
+    batches = None
     try:
+      batches = self._open(first_step)
       while not self._stop.is_set():
         images, labels, damaged = next(batches)
         placed = self._parallel.shard((images, labels))
@@ -172,7 +173,8 @@ class _Streamed:
     except BaseException as error:  # pylint: disable=broad-exception-caught
       self._hand_over(error)  # Raised where it can be handled.
     finally:
-      batches.close()
+      if batches is not None:
+        batches.close()
 
   def _hand_over(self, item: Any) -> None:
     while not self._stop.is_set():

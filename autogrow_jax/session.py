@@ -448,6 +448,13 @@ def claim(config: RunConfig) -> pathlib.Path:
         f'{path} is not of a run: {error} Choose another work directory.'
     ) from error
 
+  continued = known
+  if config.data.skip_damaged and not known.data.skip_damaged:
+    # What was read so far was whole, or it would have raised.
+    continued = dataclasses.replace(
+        known, data=dataclasses.replace(known.data, skip_damaged=True)
+    )
+
   def strip(config):
     value = json.loads(logs.dumps(config.to_json()))
     return {
@@ -456,12 +463,14 @@ def claim(config: RunConfig) -> pathlib.Path:
         'devices': {**value['devices'], 'decode_workers': 0},
     }
 
-  if changed := config_lib.differences(strip(known), strip(config)):
+  if changed := config_lib.differences(strip(continued), strip(config)):
     raise ValueError(
         f'Work directory {workdir} holds another run ('
         + '; '.join(changed)
         + '); choose another, or repeat its configuration to continue it.'
     )
+  if continued != known:
+    logs.write_json(path, continued.to_json())
   return workdir
 
 

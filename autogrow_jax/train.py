@@ -178,11 +178,7 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
       ),
       data=dataclasses.replace(
           config.data,
-          holdout=(
-              len(dataset.holdout.labels)
-              if config.data.select_on == 'holdout'
-              else None
-          ),
+          holdout=_asked_holdout(dataset),
           digest=dataset.digest,
       ),
       policy=dataclasses.replace(config.policy, interval=config.interval),
@@ -194,6 +190,14 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   if resolved.policy.is_named:
     resolved.make_policy(architecture.depths)
   return resolved
+
+
+def _asked_holdout(dataset: data.Dataset) -> int | None:
+  """By which the same data are divided the same way."""
+  if dataset.select_on != 'holdout':
+    return None
+  asked = dataset.asked_holdout
+  return len(dataset.holdout.labels) if asked is None else asked
 
 
 def _with_paper_scales(config: RunConfig, dataset: data.Dataset) -> RunConfig:

@@ -62,7 +62,8 @@ DRY_RUN = absl_flags.DEFINE_flag(
         'Walk the whole growth schedule on one batch, without training. Alone '
         'or as --dry_run=full every architecture is compiled and run, and a '
         'checkpoint saved and restored; --dry_run=shapes only traces them, '
-        'within seconds or minutes. The data need not be there.',
+        'within seconds or minutes. Digits and the data of the paper need not '
+        'be there.',
         boolean=True,  # So that it may stand alone.
     )
 )
@@ -79,6 +80,9 @@ and real images, once TFDS has prepared them:
 def main() -> None:
   flags.use_compilation_cache()
   run_config = flags.make_config(FIELDS)
+  if DRY_RUN.value != 'no':
+    walk(run_config, shapes=DRY_RUN.value == 'shapes')
+    return
   if run_config.policy.name == 'fixed':
     raise ValueError(
         '--policy is periodic, convergent, sequential or oneshot; fixed '
@@ -88,9 +92,6 @@ def main() -> None:
     raise ValueError(
         f'--compare names seed, found or both, not {", ".join(unknown)}.'
     )
-  if DRY_RUN.value != 'no':
-    walk(run_config, shapes=DRY_RUN.value == 'shapes')
-    return
   dataset = data.load(run_config.data, seed=run_config.seed)
   result = train.run(run_config, dataset=dataset)
   comparisons = [
@@ -156,6 +157,11 @@ def walk(run_config: config.RunConfig, *, shapes: bool) -> None:
   """Prints a dry run."""
   header = 'epoch  depths        parameters  multiply-adds'
   tried = '  peak memory  compiling  loss on one batch'
+  end = 'A run without progress ends there.'
+  if run_config.paper_compat:
+    end += (
+        "\nThe paper's own protocol (paper_compat): it decides on the test set."
+    )
   stops = []
   for stop in dry_run.walk(run_config, _any_data(run_config), shapes=shapes):
     if not stops:  # Nothing is printed of a configuration that is wrong.
@@ -171,14 +177,13 @@ def walk(run_config: config.RunConfig, *, shapes: bool) -> None:
   if shapes:
     print(
         f'{len(stops)} architectures traced; the checkpoint of the last one '
-        'has its shapes. A run without progress ends there.'
+        f'has its shapes. {end}'
     )
     return
   seconds = sum(stop.tried.compile_seconds for stop in stops)
   print(
       f'{len(stops)} architectures compiled in {seconds:.0f} s; the checkpoint '
-      'of the last one was saved and restored. A run without progress ends '
-      'there.'
+      f'of the last one was saved and restored. {end}'
   )
   _print_input_rate(run_config)
 

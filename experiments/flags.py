@@ -310,6 +310,13 @@ def make_config(
   if changes.get('paper_compat'):
     _refuse_contradictions(changes)
     preset = config.in_paper_protocol(preset)
+  elif preset.paper_compat and 'paper_compat' in changes:
+    raise ValueError(
+        f"{FLAGS.preset} is of the paper's own protocol as a whole, which "
+        '--nopaper_compat cannot take out of it; begin with another --preset.'
+    )
+  if 'data.dataset' in changes:  # Whose files are its own.
+    changes['data.digest'] = None
   if 'network.name' in changes:  # Whose learning rate is its own.
     changes.setdefault('schedule.learning_rate', None)
   caps = changes.get('policy.max_depths')
@@ -375,7 +382,6 @@ def _refuse_contradictions(changes: dict[str, Any]) -> None:
       'data.select_on': 'test',
       'data.holdout': None,
       'data.normalization': 'paper',
-      'network.bn_scale_init': 'uniform01',
   }
   contradictions = [
       f'--{field.rpartition(".")[2]}={changes[field]}'

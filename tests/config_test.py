@@ -199,7 +199,7 @@ class IntervalTest(parameterized.TestCase):
     self.assertEqual(run_config.make_policy((1, 1)).interval, 2)
 
   def test_rule_beyond_the_window(self):
-    with self.assertRaisesRegex(ValueError, 'at least the .* 300'):
+    with self.assertRaisesRegex(ValueError, 'K is 300 epochs, by the rule'):
       RunConfig('w', data=config.data_lib.DataConfig(data_fraction='0.01'))
 
 

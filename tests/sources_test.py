@@ -648,6 +648,44 @@ class FolderTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'nothing to learn from'):
       self.load(files)
 
+  def test_damage_may_be_skipped_by_the_same_run(self):
+    self.load(two_classes(per_class=50))
+    config = config_lib.RunConfig(
+        workdir=str(self.root / '.run'),
+        data=data.DataConfig(f'folder:{self.root}', holdout=9),
+        batch_size=8,
+    )
+    session.claim(train.resolve(config, data.load(config.data, seed=0)))
+    skipping = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, skip_damaged=True)
+    )
+    dataset = data.load(skipping.data, seed=0)
+    session.claim(train.resolve(skipping, dataset))
+    with self.assertRaisesRegex(ValueError, 'skip_damaged: True -> False'):
+      session.claim(train.resolve(config, dataset))
+
+  def test_damage_does_not_change_how_many_are_asked_for(self):
+    whole = tiny_images.encode(tiny_images.pixels(0, (12, 16)))
+    files = two_classes(per_class=50)
+    damaged = {name: whole[:-30] for name in list(files)[::7]}
+    dataset = self.load(files | damaged, holdout=30, skip_damaged=True)
+    self.assertLess(len(dataset.holdout), 30)
+    config = config_lib.RunConfig(
+        workdir='x',
+        data=data.DataConfig(dataset.name, holdout=30, skip_damaged=True),
+        batch_size=8,
+    )
+    resolved = train.resolve(config, dataset)
+    self.assertEqual(resolved.data.holdout, 30)
+    again = data.load(resolved.data, seed=0)
+    np.testing.assert_array_equal(again.train_indices, dataset.train_indices)
+
+  def test_nothing_can_be_measured(self):
+    whole = tiny_images.encode(tiny_images.pixels(0, (12, 16)))
+    files = {f'{x}/{n}.png': whole[:-30] for x in 'ab' for n in range(9)}
+    with self.assertRaisesRegex(ValueError, 'No training image can be read'):
+      self.load(files, stream='always', skip_damaged=True, holdout=2)
+
   def test_other_files_are_another_run(self):
     workdir = str(self.root / '.run')
     dataset = self.load(two_classes(per_class=50))

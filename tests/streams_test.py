@@ -365,6 +365,15 @@ class FeedTest(parameterized.TestCase):
         feed.take(step)
     feed.close()
 
+  def test_a_stream_that_cannot_be_opened(self):
+    feed, _ = self.feed('auto', Noise())
+    with mock.patch.object(
+        streams.Stream, '__call__', side_effect=OSError('no /dev/shm')
+    ):
+      with self.assertRaisesRegex(OSError, 'no /dev/shm'):
+        feed.take(0)
+    feed.close()
+
 
 class ExtraBatchesTest(absltest.TestCase):
 

@@ -31,7 +31,7 @@ Split = sources.Split
 # Training images of more bytes are streamed unless told otherwise.
 _FITS = 2**31
 
-# The mean and std of a stream are those of about so many of its images.
+# The mean and std of unknown data are those of about so many of its images.
 _MEASURED = 10_000
 
 
@@ -146,6 +146,8 @@ class Dataset:
     holdout_indices: the same of `holdout`; the two are disjoint.
     select_on: 'holdout' or 'test'.
     digest: of the files, where it says which data these are; else None.
+    asked_holdout: how many examples were to be held out, the damaged ones that
+      are left out among them; None if it is all of `holdout`.
     stream: training batches, decoded when needed; None for data in memory.
     read_test: reads the test split; on later calls it is there already. With
       select_on='holdout' nothing here calls it: do so once, at the end.
@@ -161,6 +163,7 @@ class Dataset:
   select_on: str
   read_test: Callable[[], Split]
   digest: str | None = None
+  asked_holdout: int | None = None
   stream: streams.Stream | None = None
 
   def __post_init__(self):
@@ -218,9 +221,15 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
       seed=seed,
   )
   is_streamed = _is_streamed(config, found, len(train))
-  read = functools.partial(
-      _open if is_streamed else _read, found=found, config=config
-  )
+  asked_holdout = len(held_out)
+
+  def read(records, indices, *, name):
+    count = len(records if indices is None else indices)
+    is_lazy = is_streamed or _is_streamed(config, found, count)
+    return (_open if is_lazy else _read)(
+        records, indices, found=found, config=config, name=name
+    )
+
   train, train_split = read(records, train, name='train')
   held_out, holdout_split = read(records, held_out, name='holdout')
   if found.digest and not (is_streamed or config.skip_damaged):
@@ -235,6 +244,7 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
       train_indices=train,
       holdout_indices=held_out,
       select_on=config.select_on,
+      asked_holdout=asked_holdout,
       read_test=functools.cache(
           lambda: read(found.read('test'), None, name='test')[1]
       ),
@@ -389,7 +399,7 @@ def _holdout(config: DataConfig, usual: int | None, examples: int) -> int:
 def _is_streamed(
     config: DataConfig, found: sources.Found, examples: int
 ) -> bool:
-  """Whether training images are to be decoded while training."""
+  """Whether so many images are to be decoded when they are needed."""
   if found.is_resized:
     if config.stream == 'never':
       raise ValueError(
@@ -504,9 +514,11 @@ def _read(
 def _measure(images: np.ndarray | streams.LazyImages) -> Preprocessing:
   """Normalisation by the mean and std of images, and nothing else."""
   counts = np.zeros((images.shape[-1], 256), np.int64)
+  step = -(-len(images) // _MEASURED)
   if isinstance(images, streams.LazyImages):
-    step = -(-len(images) // _MEASURED)
     images = images.take(np.arange(0, len(images), step))
+  else:  # The same ones, that streaming makes no difference.
+    images = images[::step]
   for start in range(0, len(images), 1000):
     part = images[start : start + 1000]
     damaged = getattr(images, 'damaged', {})
@@ -517,6 +529,8 @@ def _measure(images: np.ndarray | streams.LazyImages) -> Preprocessing:
   mean, std = [], []
   for count in counts.tolist():
     total = sum(count)
+    if not total:
+      raise ValueError('No training image can be read.')
     first = sum(n * level for level, n in enumerate(count))
     second = sum(n * level**2 for level, n in enumerate(count))
     mean.append(first / (255 * total))

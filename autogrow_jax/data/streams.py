@@ -378,7 +378,8 @@ def _start_worker(number: int, count: int) -> None:
   # The order of the examples is drawn by JAX, which must leave the accelerators
   # to the main process.
   jax.config.update('jax_platforms', 'cpu')
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # The main process will stop us.
+  for number in (signal.SIGINT, signal.SIGTERM):  # Sent to the whole group.
+    signal.signal(number, signal.SIG_IGN)  # The main process will stop us.
   threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
