@@ -1,11 +1,13 @@
 """Controls: what a policy finds where there is nothing to be found.
 
-`floor` lets it see an accuracy that never changes, `null_band` one that is
-noise alone. A depth that a policy finds there is no evidence about any data.
+`decisions` and `floor` let it see an accuracy that never changes, `null_band`
+one that is noise alone. A depth that a policy finds there is no evidence about
+any data.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -44,11 +46,29 @@ def floor(policy: policies.RoundRobin, *, trained: bool = False) -> Floor:
   Returns:
     The depths found, and the growing epochs spent.
   """
+  end = _last(policy, decisions(policy, trained=trained))
+  return Floor(end.depths, end.epoch)
+
+
+def decisions(
+    policy: policies.Policy, *, trained: bool = False
+) -> Iterator[tuple[policies.Policy, policies.Decision]]:
+  """What a policy decides while accuracy never moves; ends at its floor.
+
+  Args:
+    policy: as it is before its first epoch.
+    trained: see `floor`.
+
+  Yields:
+    (policy, decision) after each growing epoch; nothing for a fixed one.
+  """
+  if isinstance(policy, policies.Fixed):
+    return
   total = 1000  # Enough for a rise of all of them to be significant.
   everything = total, paired.pack_hits(np.ones(total, bool))
-  policy = _after_rise(policy, total, trained)
-  policy = _run(policy, lambda: everything, total=total)
-  return Floor(policy.depths, policy.epoch)
+  yield from _run(
+      policy, itertools.repeat(everything), total=total, trained=trained
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +162,9 @@ def null_band(
     noise = _hits(rng, total, accuracy, common_sigma)
   else:
     noise = _counts(rng, total, accuracy, sigma, common_sigma)
-  policy = _after_rise(policy, total, trained)
   found = [
-      _run(policy, lambda: next(noise), total=total) for _ in range(runs)
+      _last(policy, _run(policy, noise, total=total, trained=trained))
+      for _ in range(runs)
   ]
   if sigma is None:
     sigma = 100 * (accuracy * (1 - accuracy) / total) ** 0.5
@@ -159,48 +179,48 @@ def null_band(
   )
 
 
-def _after_rise(
-    policy: policies.RoundRobin, total: int, trained: bool
-) -> policies.RoundRobin:
-  """The policy when the network's untrained beginning is over."""
+def _run(
+    policy: policies.Policy,
+    evaluations: Iterable[tuple[int, bytes | None]],
+    *,
+    total: int,
+    trained: bool,
+) -> Iterator[tuple[policies.Policy, policies.Decision]]:
+  """Feeds a policy correct predictions and their hits until it is finished."""
   if policy.epoch:
     raise ValueError(
         f'The policy has seen {policy.epoch} epochs; it must be given as it '
         'was before its first.'
     )
-  if trained or not isinstance(policy, policies.Sequential):
-    return policy
-  nothing = paired.pack_hits(np.zeros(total, bool))
-  while not policy.finished and policy.epoch < policy.interval:
-    policy = _after_epoch(policy, 0, nothing, total)
-  return policy
-
-
-def _run(
-    policy: policies.RoundRobin,
-    evaluate: Callable[[], tuple[int, bytes | None]],
-    *,
-    total: int,
-) -> policies.RoundRobin:
-  """Feeds a policy correct predictions and their hits until it is finished."""
+  if isinstance(policy, policies.Sequential) and not trained:
+    nothing = 0, paired.pack_hits(np.zeros(total, bool))
+    untrained = itertools.repeat(nothing, policy.interval)
+    evaluations = itertools.chain(untrained, evaluations)
+  evaluations = iter(evaluations)
   while not policy.finished:
-    policy = _after_epoch(policy, *evaluate(), total)
-  return policy
+    correct, hits = next(evaluations)
+    epoch = policy.epoch + 1
+    policy, decision = policy.update(
+        policies.Observation(
+            epoch=epoch,
+            step=epoch,
+            correct=correct,
+            total=total,
+            loss_sum=0.0,
+            cost=0,
+            hits=hits,
+        )
+    )
+    yield policy, decision
 
 
-def _after_epoch(
-    policy: policies.RoundRobin, correct: int, hits: bytes | None, total: int
+def _last(
+    policy: policies.RoundRobin,
+    decided: Iterable[tuple[policies.RoundRobin, policies.Decision]],
 ) -> policies.RoundRobin:
-  observation = policies.Observation(
-      epoch=policy.epoch + 1,
-      step=policy.epoch + 1,
-      correct=correct,
-      total=total,
-      loss_sum=0.0,
-      cost=0,
-      hits=hits,
-  )
-  policy, _ = policy.update(observation)
+  """A policy at its end, which may be its start."""
+  for policy, _ in decided:
+    pass
   return policy
 
 

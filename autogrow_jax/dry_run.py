@@ -24,13 +24,12 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
+from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import feeds
 from autogrow_jax import growth
-from autogrow_jax import paired
 from autogrow_jax import parallel as parallel_lib
-from autogrow_jax import policies
 from autogrow_jax import programs as programs_lib
 from autogrow_jax import session
 from autogrow_jax import state as state_lib
@@ -112,7 +111,7 @@ def walk(
     architecture, state = rehearsal.start()
     stop = functools.partial(_stop, rehearsal)
     yield stop(0, architecture, state)
-    for epoch, decision in decisions(
+    for policy, decision in controls.decisions(
         setup.policy, trained=config.init_from is not None
     ):
       change = setup.task.method.propose(
@@ -127,9 +126,9 @@ def walk(
           ),
       )
       if change is not None:
-        state = rehearsal.grow(state, change, epoch)
+        state = rehearsal.grow(state, change, policy.epoch)
         architecture = change.architecture
-        yield stop(epoch, architecture, state)
+        yield stop(policy.epoch, architecture, state)
     rehearsal.try_checkpoint(architecture, state)
 
 
@@ -158,41 +157,6 @@ def input_rate(
     return count / (time.perf_counter() - started)
   finally:
     batches.close()
-
-
-def decisions(
-    policy: policies.Policy, *, trained: bool = False
-) -> Iterator[tuple[int, policies.Decision]]:
-  """What a policy decides while accuracy never moves; ends at its floor.
-
-  Args:
-    policy: as it is before its first epoch.
-    trained: whether the network is as good from the start; see
-      `controls.floor`.
-
-  Yields:
-    (growing epoch, decision) up to its end; nothing for a fixed one.
-  """
-  if isinstance(policy, policies.Fixed):
-    return
-  total = 1000  # Enough for a rise of all of them to be significant.
-  rises = isinstance(policy, policies.Sequential) and not trained
-  epoch = 0
-  while not policy.finished:
-    epoch += 1
-    right = not rises or epoch > policy.interval
-    policy, decision = policy.update(
-        policies.Observation(
-            epoch=epoch,
-            step=0,
-            correct=total * right,
-            total=total,
-            loss_sum=0.0,
-            cost=0,
-            hits=paired.pack_hits(np.full(total, right)),
-        )
-    )
-    yield epoch, decision
 
 
 def trace_step(

@@ -78,7 +78,10 @@ def run(
   dataset = dataset or data.load(config.data, seed=config.seed)
   config = _naming(config, dataset, policy, method)
   asked, config = config, resolve(config, dataset)
-  policy = policy or config.make_policy(config.network.depths)
+  if policy is None:
+    policy = config.make_policy(config.network.depths)
+    if method is not None:
+      config = _growing_by(config, policy, method)
   workdir = session_lib.claim(config)
   if (result := read_result(workdir)) is not None:
     return result
@@ -622,15 +625,20 @@ def _naming(
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, dataset=name)
     )
-  if policy is not None:
-    kind, start = type(policy), logs.dumps(policy.to_json())
-    name = f'{kind.__module__}:{kind.__qualname__} {start}'
-    if dataclasses.is_dataclass(method):
-      name = f'{name} for {method}'
-    config = dataclasses.replace(
-        config, policy=dataclasses.replace(config.policy, name=name)
-    )
-  return config
+  return config if policy is None else _growing_by(config, policy, method)
+
+
+def _growing_by(
+    config: RunConfig, policy: policies.Policy, method: base.Method | None
+) -> RunConfig:
+  """The configuration with a policy and a method in the policy's name."""
+  kind, start = type(policy), logs.dumps(policy.to_json())
+  name = f'{kind.__module__}:{kind.__qualname__} {start}'
+  if dataclasses.is_dataclass(method):
+    name = f'{name} for {method}'
+  return dataclasses.replace(
+      config, policy=dataclasses.replace(config.policy, name=name)
+  )
 
 
 def _is_done(progress: session_lib.Progress, config: RunConfig) -> bool:

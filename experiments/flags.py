@@ -250,6 +250,14 @@ GROWING_FLAGS = {
 }
 
 
+# Flag -> the policies that it means something to.
+POLICY_FLAGS = {
+    'error_rate': ('sequential',),
+    'target_depths': ('oneshot',),
+    'threshold': ('periodic', 'convergent'),
+}
+
+
 def define(fields: dict[str, tuple[str, str, str]]) -> None:
   """Defines flags for fields, and those that every training binary has."""
   flags.DEFINE_string(
@@ -298,6 +306,9 @@ def make_config(
 
   Returns:
     The configuration.
+
+  Raises:
+    ValueError: if flags contradict one another or the preset.
   """
   changes = {}
   for name, (field, kind, _) in fields.items():
@@ -323,6 +334,7 @@ def make_config(
   if caps is not None and len(caps) == 1:  # One number for all stages.
     network = networks.get(changes.get('network.name', preset.network.name))
     changes['policy.max_depths'] = caps * len(network.widths)
+  _refuse_unused(changes, changes.get('policy.name', preset.policy.name))
   result = _replace(preset, changes)
   workdir = FLAGS.workdir
   if workdir is None:
@@ -393,6 +405,18 @@ def _refuse_contradictions(changes: dict[str, Any]) -> None:
         "--paper_compat is the paper's own protocol as a whole; it excludes "
         f'{", ".join(contradictions)}. Leave out the one or the other.'
     )
+
+
+def _refuse_unused(changes: dict[str, Any], policy: str) -> None:
+  """Raises if flags were given that mean nothing to the policy."""
+  if policy not in config.POLICIES:  # The configuration will say so.
+    return
+  for name, users in POLICY_FLAGS.items():
+    if GROWING_FLAGS[name][0] in changes and policy not in users:
+      raise ValueError(
+          f'--{name} means nothing to the policy {policy}, only to '
+          f'{" and ".join(users)}; leave it out, or choose another --policy.'
+      )
 
 
 def run_name(preset: str, run_config: config.RunConfig) -> str:

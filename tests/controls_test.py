@@ -1,4 +1,4 @@
-"""Tests of the controls: floor and null band."""
+"""Tests of the controls: decisions, floor and null band."""
 
 import dataclasses
 import json
@@ -88,6 +88,36 @@ class FloorTest(parameterized.TestCase):
         controls.floor(policy, trained=True),
         controls.Floor((2, 2, 2), 4 * interval),
     )
+
+
+class DecisionsTest(parameterized.TestCase):
+
+  def test_end_at_the_floor(self):
+    found = list(controls.decisions(periodic()))
+    self.assertEqual([p.epoch for p, _ in found], list(range(1, 109)))
+    growths = [d.stage for _, d in found if d.action == 'grow']
+    self.assertEqual(growths, [0, 1, 2] * 11 + [0, 1])
+    self.assertEqual(found[-1][1].action, 'finish')
+
+  @parameterized.product(
+      make=(periodic, convergent, sequential), trained=(False, True)
+  )
+  def test_growths_are_those_of_the_floor(self, make, trained):
+    policy = make(2) if make is convergent else make(2, 9)
+    floor = controls.floor(policy, trained=trained)
+    found = list(controls.decisions(policy, trained=trained))
+    self.assertLen(found, floor.epochs)
+    stages = [decision.stage for _, decision in found]
+    self.assertEqual(tuple(1 + stages.count(s) for s in range(3)), floor.depths)
+
+  def test_grows_at_once(self):
+    policy = policies.OneShot(interval=2, depths=(1, 1), target=(3, 2))
+    (_, first), (end, second) = controls.decisions(policy)
+    self.assertEqual([first.action, second.action], ['keep', 'grow'])
+    self.assertEqual(end.depths, (3, 2))
+
+  def test_nothing_of_a_fixed_policy(self):
+    self.assertEqual(list(controls.decisions(policies.Fixed((1, 1)))), [])
 
 
 class NullBandTest(parameterized.TestCase):

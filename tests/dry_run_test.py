@@ -8,10 +8,8 @@ from absl.testing import parameterized
 import jax.numpy as jnp
 import runs
 
-from autogrow_jax import controls
 from autogrow_jax import data
 from autogrow_jax import dry_run
-from autogrow_jax import policies
 from autogrow_jax import programs
 from autogrow_jax import train
 from autogrow_jax import trained
@@ -84,38 +82,6 @@ class WalkTest(parameterized.TestCase):
     with mock.patch.object(trained, 'abstract_arrays', abstract_arrays):
       with self.assertRaisesRegex(ValueError, 'restored in other shapes'):
         list(dry_run.walk(CONFIG, stand_in(), shapes=True))
-
-
-class DecisionsTest(parameterized.TestCase):
-
-  def test_end_at_the_floor(self):
-    policy = policies.Periodic(
-        interval=3, window=100, threshold='0.05', depths=(1, 1, 1)
-    )
-    found = list(dry_run.decisions(policy))
-    self.assertEqual([epoch for epoch, _ in found], list(range(1, 109)))
-    growths = [d.stage for _, d in found if d.action == 'grow']
-    self.assertEqual(growths, [0, 1, 2] * 11 + [0, 1])
-    self.assertEqual(found[-1][1].action, 'finish')
-
-  @parameterized.product(
-      kind=(policies.Periodic, policies.Convergent, policies.Sequential),
-      trained=(False, True),
-  )
-  def test_agrees_with_the_control(self, kind, trained):
-    shared = {'interval': 2, 'depths': (1, 1, 1)}
-    if kind is not policies.Convergent:
-      shared['window'] = 9
-    name = 'error_rate' if kind is policies.Sequential else 'threshold'
-    policy = kind(**shared, **{name: '0.05'})
-    floor = controls.floor(policy, trained=trained)
-    found = list(dry_run.decisions(policy, trained=trained))
-    self.assertEqual(found[-1][0], floor.epochs)
-    stages = [decision.stage for _, decision in found]
-    self.assertEqual(tuple(1 + stages.count(s) for s in range(3)), floor.depths)
-
-  def test_nothing_of_a_fixed_policy(self):
-    self.assertEqual(list(dry_run.decisions(policies.Fixed((1, 1)))), [])
 
 
 if __name__ == '__main__':

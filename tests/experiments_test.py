@@ -31,6 +31,12 @@ BAD_AUTOGROW = (
     ('--policy=oneshot', 'give --target_depths'),
     ('--policy=oneshot --target_depths=1-1-1', 'must differ before'),
     ('--policy=oneshot --target_depths=x', "target_depths.*'x' must be"),
+    ('--error_rate=0.1', 'rate means nothing .* periodic, only to sequential'),
+    ('--target_depths=3-3-3', 'target_depths .* periodic, only to oneshot;'),
+    (
+        '--policy=sequential --threshold=0.1',
+        'threshold .* sequential, only to periodic and convergent; leave it',
+    ),
     ('--initializer=he', 'one of gauss, zero, uniform, adam, got'),
     ('--growing_schedule=cosine', 'one of constant, staircase, got'),
     ('--select_on=train', "must be 'holdout' or 'test', got 'train'"),

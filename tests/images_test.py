@@ -2,6 +2,7 @@
 
 import io
 import re
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -98,6 +99,14 @@ class DecodeTest(parameterized.TestCase):
     ):
       images.decode(encoded, 3, name='Image 7')
 
+  def test_a_machine_without_memory_is_no_damage(self):
+    encoded = tiny_images.encode(COLOUR)
+    with mock.patch.object(Image, 'open', side_effect=MemoryError):
+      with self.assertRaises(MemoryError):
+        images.decode(encoded, 3)
+      with self.assertRaises(MemoryError):
+        images.probe(io.BytesIO(encoded), name='x')
+
   @parameterized.parameters(
       ('1', 1), ('L', 1), ('LA', 1), ('I;16', 1), ('RGB', 3), ('RGBA', 3),
       ('P', 3),
@@ -114,6 +123,17 @@ class DecodeTest(parameterized.TestCase):
     self.assertEqual(images.probe(io.BytesIO(encoded), name='x'), (20, 30, 1))
     with self.assertRaisesRegex(images.Damaged, 'x cannot be read'):
       images.probe(io.BytesIO(b'GIF'), name='x')
+
+
+class CheckShapeTest(parameterized.TestCase):
+
+  def test_names_both_shapes(self):
+    images.check_shape(COLOUR, (20, 30, 3), name='Image 7')
+    with self.assertRaisesRegex(
+        ValueError,
+        r'^Image 7 has .* \(20, 30, 3\), not \(20, 20, 3\); .*--image_size',
+    ):
+      images.check_shape(COLOUR, (20, 20, 3), name='Image 7')
 
 
 class FitTest(parameterized.TestCase):

@@ -25,6 +25,7 @@ import runs
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import config as config_lib
+from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import dry_run
@@ -120,7 +121,7 @@ def _course(
 ) -> Course:
   method = autogrow.AutoGrow(initializer='zero')
   result = [(0, architecture)]
-  for epoch, decision in dry_run.decisions(policy):
+  for policy, decision in controls.decisions(policy):
     change = method.propose(
         decision,
         base.Situation(
@@ -130,7 +131,7 @@ def _course(
     )
     if change is not None:
       architecture = change.architecture
-      result.append((epoch, architecture))
+      result.append((policy.epoch, architecture))
   return tuple(result)
 
 

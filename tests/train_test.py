@@ -1,6 +1,7 @@
 """Tests of `train.run`, in this process, on tiny runs."""
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from autogrow_jax import policies
 from autogrow_jax import randomness
 from autogrow_jax import train
 from autogrow_jax import trained
+from autogrow_jax.methods import autogrow
 
 RESULT_KEYS = {
     'method', 'network', 'dataset', 'seed', 'found', 'architecture', 'params',
@@ -231,6 +233,24 @@ class ResultTest(RunTest):
     ):
       runs.quietly(runs.tiny(BASE, seed=1, policy={'window': 3}))
     self.assertEqual(runs.quietly(runs.tiny(BASE)), RESULT)
+
+  def test_a_method_of_ones_own_is_another_run(self):
+    with self.assertRaisesRegex(
+        ValueError,
+        r'run \(policy.name: periodic -> autogrow_jax.policies:Periodic .* for '
+        r'AutoGrow\(.*scale=0.5.*\)\); choose',
+    ):
+      runs.quietly(runs.tiny(BASE), method=autogrow.AutoGrow(scale=0.5))
+    changes = dict(policy={'name': 'fixed'}, schedule={'finetune_epochs': 0})
+    begin = functools.partial(
+        runs.quietly, runs.tiny(self.workdir, **changes)
+    )
+    result = begin(method=autogrow.AutoGrow(scale=0.5))
+    self.assertEqual(begin(method=autogrow.AutoGrow(scale=0.5)), result)
+    with self.assertRaisesRegex(ValueError, 'scale=0.5.* -> .*scale=0.25'):
+      begin(method=autogrow.AutoGrow(scale=0.25))
+    with self.assertRaisesRegex(ValueError, ' -> fixed\\);'):
+      begin()
 
   def test_what_does_not_matter_may_change(self):
     again = runs.quietly(runs.tiny(BASE, checkpoints={'every': '3', 'keep': 9}))

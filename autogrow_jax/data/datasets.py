@@ -224,8 +224,9 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
   asked_holdout = len(held_out)
 
   def read(records, indices, *, name):
-    count = len(records if indices is None else indices)
-    is_lazy = is_streamed or _is_streamed(config, found, count)
+    if indices is None:
+      indices = np.arange(len(records))
+    is_lazy = is_streamed or _is_streamed(config, found, len(indices))
     return (_open if is_lazy else _read)(
         records, indices, found=found, config=config, name=name
     )
@@ -414,7 +415,7 @@ def _is_streamed(
 
 def _open(
     records: images_lib.Records,
-    indices: np.ndarray | None,
+    indices: np.ndarray,
     *,
     found: sources.Found,
     config: DataConfig,
@@ -422,8 +423,6 @@ def _open(
 ) -> tuple[np.ndarray, Split]:
   """Like `_read`, but decodes images when they are asked for."""
   del name
-  if indices is None:
-    indices = np.arange(len(records))
   images = streams.LazyImages(
       records,
       indices,
@@ -436,7 +435,7 @@ def _open(
 
 def _read(
     records: images_lib.Records,
-    indices: np.ndarray | None,
+    indices: np.ndarray,
     *,
     found: sources.Found,
     config: DataConfig,
@@ -446,7 +445,7 @@ def _read(
 
   Args:
     records: of a split.
-    indices: which of them; None for all.
+    indices: which of them.
     found: says how large their images are to be.
     config: says whether damaged ones may be left out.
     name: of the examples, for messages.
@@ -454,8 +453,6 @@ def _read(
   Returns:
     The indices that were not left out, and their images and labels.
   """
-  if indices is None:
-    indices = np.arange(len(records))
   pixels = np.empty((len(indices), *found.shape), np.uint8)
   good = np.ones(len(indices), bool)
 
@@ -469,12 +466,11 @@ def _read(
         continue
       if found.size is not None:
         image = images_lib.fit(image, found.size)
-      if image.shape != found.shape:
-        raise ValueError(
-            f'Image {indices[position]} of {name} in {config.dataset} has the '
-            f'shape {image.shape}, not {found.shape}; give a size for all with '
-            '--image_size.'
-        )
+      images_lib.check_shape(
+          image,
+          found.shape,
+          name=f'Image {indices[position]} of {name} in {config.dataset}',
+      )
       pixels[position] = image
     return len(positions)
 

@@ -107,6 +107,8 @@ def decode(
     with Image.open(io.BytesIO(encoded)) as image:
       image.load()
       pixels = np.asarray(_convert(image, channels))
+  except MemoryError:  # The machine's fault, and not the image's.
+    raise
   # Pillow's decoders raise whatever they come across: OSError, SyntaxError, ...
   except Exception as error:  # pylint: disable=broad-exception-caught
     raise Damaged.because(name, error) from error
@@ -139,8 +141,21 @@ def probe(encoded: BinaryIO, *, name: str) -> tuple[int, int, int]:
       else:
         is_grey = mode[:1] in ('1', 'L', 'I', 'F') and mode != 'LAB'
       return image.height, image.width, 1 if is_grey else 3
+  except MemoryError:
+    raise
   except Exception as error:  # pylint: disable=broad-exception-caught
     raise Damaged.because(name, error) from error
+
+
+def check_shape(
+    image: np.ndarray, shape: tuple[int, ...], *, name: str
+) -> None:
+  """Raises a ValueError unless an image has the shape that all shall have."""
+  if image.shape != shape:
+    raise ValueError(
+        f'{name} has the shape {image.shape}, not {shape}; give a size for all '
+        'with --image_size.'
+    )
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

@@ -124,11 +124,9 @@ class Stream:
           )
         elif self.size is not None:
           image = images_lib.fit(image, self.size)
-        if image.shape != self.shape:
-          raise ValueError(
-              f'Image {chosen[offset]} of a split has the shape {image.shape}, '
-              f'not {self.shape}; give a size for all with --image_size.'
-          )
+        images_lib.check_shape(
+            image, self.shape, name=f'Image {chosen[offset]} of a split'
+        )
         yield image
 
 

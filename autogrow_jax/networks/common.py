@@ -1,9 +1,11 @@
-"""What families share: stems, head, options, naming."""
+"""What families share: seeds, stems, head, options, naming."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+import types
+from typing import Any, ClassVar
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from autogrow_jax import architecture as architecture_lib
@@ -11,6 +13,62 @@ from autogrow_jax import layers
 from autogrow_jax.networks import base
 
 Architecture = architecture_lib.Architecture
+
+
+class Family(base.Network):
+  """A family whose axes follow from a width per stage; its `seed`.
+
+  Attributes:
+    inner: private axes of a block, each as wide as its stage.
+    choices: of the options that not all families have, the values that this one
+      takes, its default first.
+  """
+
+  inner: tuple[str, ...] = ('out',)
+  choices: ClassVar[Mapping[str, Sequence[str]]] = types.MappingProxyType({})
+
+  def seed(
+      self,
+      depths: Sequence[int],
+      *,
+      input_shape: Sequence[int],
+      classes: int,
+      options: Mapping[str, Any],
+  ) -> Architecture:
+    resolved = resolve_options(self, input_shape, options)
+    widths = resolved.pop('widths')
+    blocks = name_blocks(checked_depths(self, depths))
+    sizes = {
+        'image': input_shape[-1],
+        'classes': classes,
+        **self.shared(widths),
+        **{
+            f'{block}.{axis}': width
+            for names, width in zip(blocks, widths, strict=True)
+            for block in names
+            for axis in self.inner
+        },
+    }
+    return build(self.name, blocks, sizes, resolved)
+
+  def shared(self, widths: Sequence[int]) -> dict[str, int]:
+    """Sizes of the axes that are no block's own, but for image and classes."""
+    del widths
+    return {}
+
+
+class Published(Family):
+  """A family whose seed has the depths that it was published with.
+
+  Attributes:
+    depths: blocks per stage.
+  """
+
+  depths: tuple[int, ...]
+
+  @property
+  def seed_depths(self) -> tuple[int, ...]:
+    return self.depths
 
 
 class Stem(base.Module):
@@ -49,10 +107,29 @@ class Head(base.Module):
     return layers.Dense(self.classes, writes='classes', name='dense')(x)
 
 
-def stem_part(architecture: Architecture, writes: str) -> base.Part:
-  """The chain's first part."""
+def faded(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Array:
+  """What a block without a shortcut returns: y, faded into x by its gate.
+
+  Args:
+    x: the block's input.
+    y: what it made of it.
+    gate: 1 for y, 0 for x, or between; None for y, as where shapes differ.
+
+  Returns:
+    An array like y.
+  """
+  if gate is None or x.shape != y.shape:
+    return y
+  gate = gate.astype(y.dtype)
+  return gate * y + (1 - gate) * x
+
+
+def stem_part(
+    architecture: Architecture, writes: str, module: base.Module | None = None
+) -> base.Part:
+  """The chain's first part; its module is a `Stem`, or one that is given."""
   option = dict(architecture.options)
-  module = Stem(
+  module = module or Stem(
       features=architecture.size(writes),
       kind=option['stem'],
       scale_init=option['bn_scale_init'],
@@ -71,6 +148,13 @@ def head_part(
       (('in', reads), ('classes', 'classes')),
       base.output_shape(chain[-1]),
   )
+
+
+def streams(widths: Sequence[int], expansion: int = 1) -> dict[str, int]:
+  """Sizes of the streams 's0', 's1', ..., from the widths per stage."""
+  return {
+      f's{stage}': width * expansion for stage, width in enumerate(widths)
+  }
 
 
 def name_blocks(depths: Sequence[int]) -> tuple[tuple[str, ...], ...]:
@@ -113,15 +197,24 @@ def checked_depths(network: Any, depths: Sequence[int]) -> tuple[int, ...]:
 
 
 def resolve_options(
-    network: Any,
+    network: Family,
     input_shape: Sequence[int],
     options: Mapping[str, Any],
-    *,
-    shortcuts: Sequence[str],
 ) -> dict[str, Any]:
   """Fills in defaults and refuses what a network doesn't have.
 
   The stem is 'small' up to 64 pixels, else 'imagenet', unless given.
+
+  Args:
+    network: the family.
+    input_shape: (height, width, channel).
+    options: those given.
+
+  Returns:
+    All of its options, and `widths`.
+
+  Raises:
+    ValueError: an option or its value is not one of the family's.
   """
   given = {name: value for name, value in options.items() if value is not None}
   if len(input_shape) != 3 or min(input_shape) < 1:
@@ -137,11 +230,10 @@ def resolve_options(
       'widths': tuple(given.pop('widths', network.widths)),
       'resolution': (height, width),
   }
-  shortcut = given.pop('shortcut', None)
-  if shortcuts:
-    resolved['shortcut'] = shortcut or shortcuts[0]
-    check_choice('shortcut', resolved['shortcut'], shortcuts)
-  elif shortcut not in (None, 'B'):
+  for name, values in network.choices.items():
+    resolved[name] = given.pop(name, None) or values[0]
+    check_choice(name, resolved[name], values)
+  if (shortcut := given.pop('shortcut', 'B')) != 'B':
     raise ValueError(
         f'{network.title} has no shortcuts; leave out shortcut={shortcut!r}.'
     )

@@ -7,7 +7,7 @@ kernel keeps their channels apart, (height, width, image, out).
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import ClassVar
 
 from flax import linen as nn
 
@@ -36,10 +36,7 @@ class DenseBlock(base.Module):
     if self.norm == 'batch':
       y = layers.Norm(scale_init=self.scale_init, name='norm')(y, train=train)
     y = nn.relu(y)
-    if gate is None or x.shape != y.shape:
-      return y
-    gate = gate.astype(y.dtype)
-    return gate * y + (1 - gate) * x
+    return common.faded(x, y, gate)
 
 
 class Logits(base.Module):
@@ -54,7 +51,7 @@ class Logits(base.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Perceptron(base.Network):
+class Perceptron(common.Family):
   """A family of perceptrons; `options['norm']` is 'none' or 'batch'.
 
   Attributes:
@@ -67,30 +64,7 @@ class Perceptron(base.Network):
   title: str
   widths: tuple[int, ...]
 
-  def seed(
-      self,
-      depths: Sequence[int],
-      *,
-      input_shape: Sequence[int],
-      classes: int,
-      options: Mapping[str, Any],
-  ) -> architecture_lib.Architecture:
-    norm = options.get('norm') or 'none'
-    common.check_choice('norm', norm, ('none', 'batch'))
-    others = {key: value for key, value in options.items() if key != 'norm'}
-    resolved = common.resolve_options(self, input_shape, others, shortcuts=())
-    widths = resolved.pop('widths')
-    blocks = common.name_blocks(common.checked_depths(self, depths))
-    sizes = {
-        'image': input_shape[-1],
-        'classes': classes,
-        **{
-            f'{block}.out': widths[stage]
-            for stage, names in enumerate(blocks)
-            for block in names
-        },
-    }
-    return common.build(self.name, blocks, sizes, {**resolved, 'norm': norm})
+  choices: ClassVar[Mapping[str, Sequence[str]]] = {'norm': ('none', 'batch')}
 
   def parts(
       self, architecture: architecture_lib.Architecture

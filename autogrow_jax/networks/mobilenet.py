@@ -9,9 +9,8 @@ The width multiplier of the paper is in `widths`: 0.5 is 32-64-128-256-512. The
 stem is half as wide as the first stage.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 from flax import linen as nn
 
@@ -19,36 +18,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
-
-
-class Stem(base.Module):
-  """relu(norm(conv(x))) with a 3x3 convolution.
-
-  Attributes:
-    features: width.
-    stride: of the convolution.
-    scale_init: see `layers.Norm`.
-    init_scheme: see `layers.Conv`.
-  """
-
-  features: int = 32
-  stride: int = 1
-  scale_init: str = 'ones'
-  init_scheme: str = 'small'
-
-  @nn.compact
-  def __call__(self, x, *, train, gate=None):
-    del gate
-    y = layers.Conv(
-        self.features,
-        3,
-        self.stride,
-        init_scheme=self.init_scheme,
-        plain=self.plain,
-        name='conv',
-    )(x)
-    y = layers.Norm(scale_init=self.scale_init, name='norm')(y, train=train)
-    return nn.relu(y)
+from autogrow_jax.networks import plain
 
 
 class SeparableBlock(base.Module):
@@ -87,14 +57,11 @@ class SeparableBlock(base.Module):
         name='pointwise',
     )(y)
     y = norm(y, 'out', 'norm2')
-    if gate is None or x.shape != y.shape:
-      return y
-    gate = gate.astype(y.dtype)
-    return gate * y + (1 - gate) * x
+    return common.faded(x, y, gate)
 
 
 @dataclasses.dataclass(frozen=True)
-class MobileNet(base.Network):
+class MobileNet(common.Published):
   """A MobileNet family.
 
   Attributes:
@@ -109,32 +76,8 @@ class MobileNet(base.Network):
   depths: tuple[int, ...]
   widths: tuple[int, ...]
 
-  @property
-  def seed_depths(self) -> tuple[int, ...]:
-    return self.depths
-
-  def seed(
-      self,
-      depths: Sequence[int],
-      *,
-      input_shape: Sequence[int],
-      classes: int,
-      options: Mapping[str, Any],
-  ) -> architecture_lib.Architecture:
-    resolved = common.resolve_options(self, input_shape, options, shortcuts=())
-    widths = resolved.pop('widths')
-    blocks = common.name_blocks(common.checked_depths(self, depths))
-    sizes = {
-        'image': input_shape[-1],
-        'classes': classes,
-        'stem': max(1, widths[0] // 2),
-        **{
-            f'{block}.out': widths[stage]
-            for stage, names in enumerate(blocks)
-            for block in names
-        },
-    }
-    return common.build(self.name, blocks, sizes, resolved)
+  def shared(self, widths: Sequence[int]) -> dict[str, int]:
+    return {'stem': max(1, widths[0] // 2)}
 
   def parts(
       self, architecture: architecture_lib.Architecture
@@ -144,12 +87,9 @@ class MobileNet(base.Network):
         'scale_init': option['bn_scale_init'], 'init_scheme': option['stem']
     }
     stride = 2 if option['stem'] == 'imagenet' else 1
-    stem = Stem(features=sizes['stem'], stride=stride, **kind)
-    shape = (*option['resolution'], sizes['image'])
+    stem = plain.PlainBlock(features=sizes['stem'], stride=stride, **kind)
     stream = 'stem'
-    chain = [
-        base.Part('stem', stem, (('in', 'image'), ('out', stream)), shape)
-    ]
+    chain = [common.stem_part(architecture, stream, stem)]
     for stage, names in enumerate(architecture.stages):
       for index, block in enumerate(names):
         module = SeparableBlock(

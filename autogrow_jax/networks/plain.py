@@ -4,9 +4,8 @@ Every block writes a private axis `<block>.out` that the next block reads, so
 that each layer can have its own width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 from flax import linen as nn
 
@@ -48,14 +47,11 @@ class PlainBlock(base.Module):
     )(layers.halve(x) if self.halve else x)
     y = layers.Norm(scale_init=self.scale_init, name='norm')(y, train=train)
     y = nn.relu(y)
-    if gate is None or x.shape != y.shape:
-      return y
-    gate = gate.astype(y.dtype)
-    return gate * y + (1 - gate) * x
+    return common.faded(x, y, gate)
 
 
 @dataclasses.dataclass(frozen=True)
-class PlainNet(base.Network):
+class PlainNet(common.Family):
   """A plain family.
 
   Attributes:
@@ -71,29 +67,8 @@ class PlainNet(base.Network):
   strides: tuple[int, ...]
   learning_rate: float = 0.01
 
-  def seed(
-      self,
-      depths: Sequence[int],
-      *,
-      input_shape: Sequence[int],
-      classes: int,
-      options: Mapping[str, Any],
-  ) -> architecture_lib.Architecture:
-    resolved = common.resolve_options(self, input_shape, options, shortcuts=())
-    depths = common.checked_depths(self, depths)
-    widths = resolved.pop('widths')
-    blocks = common.name_blocks(depths)
-    sizes = {
-        'image': input_shape[-1],
-        'classes': classes,
-        'stem': widths[0],
-        **{
-            f'{block}.out': widths[stage]
-            for stage, names in enumerate(blocks)
-            for block in names
-        },
-    }
-    return common.build(self.name, blocks, sizes, resolved)
+  def shared(self, widths: Sequence[int]) -> dict[str, int]:
+    return {'stem': widths[0]}
 
   def parts(
       self, architecture: architecture_lib.Architecture

@@ -115,7 +115,7 @@ class BottleneckBlock(base.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNet(base.Network):
+class ResNet(common.Family):
   """A residual family.
 
   Attributes:
@@ -139,29 +139,11 @@ class ResNet(base.Network):
   expansion: int = 1
   convolutions: int = 2
 
-  def seed(
-      self,
-      depths: Sequence[int],
-      *,
-      input_shape: Sequence[int],
-      classes: int,
-      options: Mapping[str, Any],
-  ) -> architecture_lib.Architecture:
-    resolved = common.resolve_options(
-        self, input_shape, options, shortcuts=('B', 'A')
-    )
-    depths = common.checked_depths(self, depths)
-    widths = resolved.pop('widths')
-    blocks = common.name_blocks(depths)
-    sizes = {'image': input_shape[-1], 'classes': classes}
-    for stage, names in enumerate(blocks):
-      sizes[f's{stage}'] = widths[stage] * self.expansion
-      for block in names:
-        for axis in self.inner:
-          sizes[f'{block}.{axis}'] = widths[stage]
-    if self.expansion != 1:
-      sizes['stem'] = widths[0]
-    return common.build(self.name, blocks, sizes, resolved)
+  choices: ClassVar[Mapping[str, Sequence[str]]] = {'shortcut': ('B', 'A')}
+
+  def shared(self, widths: Sequence[int]) -> dict[str, int]:
+    stem = {} if self.expansion == 1 else {'stem': widths[0]}
+    return {**stem, **common.streams(widths, self.expansion)}
 
   def parts(
       self, architecture: architecture_lib.Architecture

@@ -49,7 +49,7 @@ class Head(base.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class VGG(base.Network):
+class VGG(common.Published):
   """A VGG family.
 
   Attributes:
@@ -65,10 +65,6 @@ class VGG(base.Network):
   depths: tuple[int, ...]
   widths: tuple[int, ...] = (64, 128, 256, 512, 512)
   bias: bool = False
-
-  @property
-  def seed_depths(self) -> tuple[int, ...]:
-    return self.depths
 
   def seed(
       self,
@@ -86,25 +82,14 @@ class VGG(base.Network):
           f'{self.title} takes {stages} positive widths, and one more for a '
           f'hidden layer of the head, got {"-".join(map(str, widths))}.'
       )
-    resolved = common.resolve_options(
-        self,
-        input_shape,
-        {**options, 'widths': widths[:stages]},
-        shortcuts=(),
+    architecture = super().seed(
+        depths,
+        input_shape=input_shape,
+        classes=classes,
+        options={**options, 'widths': widths[:stages]},
     )
-    widths = resolved.pop('widths')
-    blocks = common.name_blocks(common.checked_depths(self, depths))
-    sizes = {
-        'image': input_shape[-1],
-        'classes': classes,
-        **{HIDDEN: width for width in hidden},
-        **{
-            f'{block}.out': widths[stage]
-            for stage, names in enumerate(blocks)
-            for block in names
-        },
-    }
-    return common.build(self.name, blocks, sizes, resolved)
+    sizes = (*architecture.sizes, *((HIDDEN, width) for width in hidden))
+    return dataclasses.replace(architecture, sizes=tuple(sorted(sizes)))
 
   def parts(
       self, architecture: architecture_lib.Architecture

@@ -11,9 +11,8 @@ convolutions of blocks and the head; 1x1 convolutions read it as it is. The
 inner widths are private.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -113,7 +112,7 @@ class Head(base.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class WideResNet(base.Network):
+class WideResNet(common.Published):
   """A wide residual family.
 
   Attributes:
@@ -130,33 +129,10 @@ class WideResNet(base.Network):
   widths: tuple[int, ...]
   stem: int = 16
 
-  @property
-  def seed_depths(self) -> tuple[int, ...]:
-    return self.depths
+  inner = ('mid',)
 
-  def seed(
-      self,
-      depths: Sequence[int],
-      *,
-      input_shape: Sequence[int],
-      classes: int,
-      options: Mapping[str, Any],
-  ) -> architecture_lib.Architecture:
-    resolved = common.resolve_options(self, input_shape, options, shortcuts=())
-    widths = resolved.pop('widths')
-    blocks = common.name_blocks(common.checked_depths(self, depths))
-    sizes = {
-        'image': input_shape[-1],
-        'classes': classes,
-        'stem': self.stem,
-        **{f's{stage}': width for stage, width in enumerate(widths)},
-        **{
-            f'{block}.mid': widths[stage]
-            for stage, names in enumerate(blocks)
-            for block in names
-        },
-    }
-    return common.build(self.name, blocks, sizes, resolved)
+  def shared(self, widths: Sequence[int]) -> dict[str, int]:
+    return {'stem': self.stem, **common.streams(widths)}
 
   def parts(
       self, architecture: architecture_lib.Architecture
@@ -164,11 +140,8 @@ class WideResNet(base.Network):
     option, sizes = dict(architecture.options), dict(architecture.sizes)
     scale_init, scheme = option['bn_scale_init'], option['stem']
     stem = Stem(features=sizes['stem'], init_scheme=scheme)
-    shape = (*option['resolution'], sizes['image'])
     stream = 'stem'
-    chain = [
-        base.Part('stem', stem, (('in', 'image'), ('out', stream)), shape)
-    ]
+    chain = [common.stem_part(architecture, stream, stem)]
     for stage, names in enumerate(architecture.stages):
       for index, block in enumerate(names):
         module = PreActivationBlock(
