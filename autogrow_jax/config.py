@@ -13,11 +13,16 @@ from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.methods import autogrow
+from autogrow_jax.methods.gauss_newton import method as gauss_newton
 from autogrow_jax.networks import common
 
 PRECISIONS = ('float32', 'bfloat16')
-POLICIES = ('periodic', 'convergent', 'sequential', 'oneshot', 'fixed')
-GROWING_SCHEDULES = ('constant', 'staircase')
+POLICIES = (
+    'periodic', 'convergent', 'sequential', 'oneshot', 'every', 'fixed'
+)
+GROWING_SCHEDULES = ('constant', 'staircase', 'cosine')
+
+Method = autogrow.AutoGrow | gauss_newton.GaussNewton
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +61,10 @@ class PolicyConfig:
   """When and where to grow.
 
   Attributes:
-    name: 'periodic', 'convergent', 'sequential', 'oneshot', or 'fixed' to not
-      grow; of a policy object that `run` is given, 'module:class'.
+    name: 'periodic', 'convergent', 'sequential', 'oneshot', 'every' (every
+      interval, what the method finds best), or 'fixed' to not grow; of a
+      policy or method object that `run` is given, 'module:class' of the policy,
+      how it starts, and the method.
     interval: K, epochs between checks; None for the paper's rule,
       `default_interval`.
     window: J, epochs over which a stage must have helped (periodic and
@@ -96,7 +103,7 @@ class ScheduleConfig:
 
   Attributes:
     learning_rate: the top rate; None for the network's own.
-    growing: 'constant' or 'staircase'.
+    growing: 'constant', 'staircase' or 'cosine'.
     finetune_epochs: N, epochs after growing (all of them if nothing grows).
   """
 
@@ -221,6 +228,8 @@ class RunConfig:
     batch_size: images per step, over all devices.
     seed: of everything random.
     init_from: work directory of a run whose final network to start from.
+    reinitialize: of that network take the architecture alone, and draw its
+      weights afresh.
     paper_compat: the paper's own protocol as a whole, see `in_paper_protocol`;
       what contradicts it is refused.
   """
@@ -229,7 +238,7 @@ class RunConfig:
   data: data_lib.DataConfig = data_lib.DataConfig()
   network: NetworkConfig = NetworkConfig()
   policy: PolicyConfig = PolicyConfig()
-  method: autogrow.AutoGrow = autogrow.AutoGrow()
+  method: Method = autogrow.AutoGrow()
   schedule: ScheduleConfig = ScheduleConfig()
   optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
   devices: DeviceConfig = DeviceConfig()
@@ -237,6 +246,7 @@ class RunConfig:
   batch_size: int = 128
   seed: int = 0
   init_from: str | None = None
+  reinitialize: bool = False
   paper_compat: bool = False
 
   def __post_init__(self):
@@ -244,6 +254,11 @@ class RunConfig:
       raise ValueError(
           f"paper_compat is the paper's own protocol as a whole; it excludes "
           f'{", ".join(conflicts)}. Leave out the one or the other.'
+      )
+    if self.reinitialize and self.init_from is None:
+      raise ValueError(
+          'reinitialize draws the weights of another run afresh: name that run '
+          'with init_from.'
       )
     if self.batch_size < 1:
       raise ValueError(f'batch_size is at least 1, got {self.batch_size}.')
@@ -284,6 +299,8 @@ class RunConfig:
       )
     if policy.name == 'fixed':
       return policies.Fixed(depths=depths)
+    if policy.name == 'every':
+      return policies.EveryEpochs(policy.interval, policy.max_epochs)
     if policy.name == 'oneshot':
       return _one_shot(policy, depths)
     shared = {
@@ -418,7 +435,7 @@ def _from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
     raise ValueError(f'The configuration has unknown fields {unknown}.')
   arguments = {}
   for name, item in value.items():
-    hint = hints[name]
+    hint = _kind_of(hints[name], item)
     if dataclasses.is_dataclass(hint):
       item = _from_json(hint, item, f'{where}{name}.')
     elif isinstance(item, list):
@@ -429,6 +446,20 @@ def _from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
     return kind(**arguments)
   except TypeError as error:
     raise ValueError(f'The configuration is incomplete: {error}.') from error
+
+
+def _kind_of(hint: Any, value: Any) -> Any:
+  """Of several dataclasses the one whose fields a JSON object has."""
+  kinds = [kind for kind in typing.get_args(hint) if _has_fields(kind, value)]
+  return kinds[0] if kinds else hint
+
+
+def _has_fields(kind: Any, value: Any) -> bool:
+  return (
+      dataclasses.is_dataclass(kind)
+      and isinstance(value, Mapping)
+      and value.keys() <= {field.name for field in dataclasses.fields(kind)}
+  )
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

@@ -190,7 +190,7 @@ def trace_step(
   meters = programs_lib.new_meters()
   shape = jax.ShapeDtypeStruct
   after = jax.eval_shape(
-      functools.partial(programs_lib.train_step, task, layout.bucket),
+      functools.partial(programs_lib.train_step, task, layout),
       packed,
       meters,
       shape((batch_size, *image_shape), np.uint8),
@@ -255,7 +255,7 @@ class _Full:
         *self._examples(),
         parallel.replicate(np.float32(setup.config.schedule.learning_rate)),
     )
-    program = programs.train_step(layout.bucket, arguments)
+    program = programs.train_step(layout, arguments)
     _, meters = program(*arguments)
     meters = parallel.fetch(meters)
     loss = float(meters['loss_sum']) / int(meters['total'])

@@ -21,8 +21,10 @@ proofs:
   one: s + s^2 / (2 q) <= s + 1/2 dz'A dz for every dz.
 """
 
+from collections.abc import Callable, Mapping
 import enum
 import functools
+from typing import Any
 
 from flax import struct
 import jax
@@ -47,7 +49,7 @@ class Code(enum.IntEnum):
   OK = 0
   NOT_FINITE = 1  # The matrix or the right side holds NaN or infinity.
   RANK_ZERO = 2  # The trace is below `DEAD_TRACE`.
-  INDEFINITE = 3  # The damped matrix has no Cholesky factor.
+  INDEFINITE = 3  # The damped matrix is not positive definite.
 
 
 @struct.dataclass
@@ -116,6 +118,164 @@ def _solve_damped(
   code = jnp.where(trace < DEAD_TRACE, Code.RANK_ZERO, code)
   code = jnp.where(finite, code, Code.NOT_FINITE).astype(jnp.int32)
   return Solution(jnp.where(code == Code.OK, x, 0), code)
+
+
+Vectors = Mapping[str, jax.Array]
+
+
+def conjugate_gradients(
+    product: Callable[[Vectors], Vectors],
+    vectors: Vectors,
+    traces: Vectors,
+    *,
+    damping: float,
+    tolerance: float,
+    iterations: int,
+) -> dict[str, Solution]:
+  """Solves (A + m I) x = b for many positive semidefinite A known by products.
+
+  Problems come in groups, each with a dimension of its own. All of them advance
+  together, with one product for each iteration. A problem that has ended stays
+  as it is. The host looks at the residuals between iterations, so this is not
+  to be called inside a compiled program.
+
+  Args:
+    product: A v for one v of each problem, of the shape of `vectors`. Neither
+      problem nor group may depend on another.
+    vectors: per group, b, (problems, dimension).
+    traces: per group, (problems,) trace of each A, or an estimate.
+    damping: m in units of the mean eigenvalue, trace / dimension.
+    tolerance: a problem has ended when its residual is this part of b.
+    iterations: at most so many.
+
+  Returns:
+    The solutions of each group, with a code each.
+  """
+  descents = _start_descents(vectors, traces, damping, tolerance)
+  for _ in range(iterations):
+    if not any(descent.active.any() for descent in descents.values()):
+      break
+    images = product(
+        {name: descent.direction for name, descent in descents.items()}
+    )
+    descents = _advance_all(descents, images)
+  return {
+      name: Solution(
+          jnp.where(descent.code[:, None] == Code.OK, descent.x, 0),
+          descent.code,
+      )
+      for name, descent in descents.items()
+  }
+
+
+@struct.dataclass
+class _Descent:
+  """Where conjugate gradients are, for one group of problems.
+
+  Attributes:
+    x: (problems, dimension).
+    residual: b - (A + m I) x.
+    direction: of the next step; zero for problems that have ended.
+    shift: (problems,) m.
+    target: (problems,) squared length of a residual that is small enough.
+    code: (problems,) int32.
+  """
+
+  x: jax.Array
+  residual: jax.Array
+  direction: jax.Array
+  shift: jax.Array
+  target: jax.Array
+  code: jax.Array
+
+  @property
+  def active(self) -> jax.Array:
+    """(problems,) whether a problem has not ended."""
+    return (self.code == Code.OK) & (_dot(self.residual) > self.target)
+
+
+@jax.jit
+def _start_descents(vectors, traces, damping, tolerance):
+  """Descents from zero."""
+
+  def start(vector, trace):
+    finite = jnp.isfinite(vector).all(-1) & jnp.isfinite(trace)
+    code = jnp.where(trace < DEAD_TRACE, Code.RANK_ZERO, Code.OK)
+    code = jnp.where(finite, code, Code.NOT_FINITE).astype(jnp.int32)
+    residual = jnp.where(code[:, None] == Code.OK, vector, 0)
+    return _Descent(
+        x=jnp.zeros_like(vector),
+        residual=residual,
+        direction=residual,
+        shift=jnp.maximum(damping * trace / vector.shape[-1], JITTER),
+        target=tolerance**2 * _dot(residual),
+        code=code,
+    )
+
+  return {name: start(vectors[name], traces[name]) for name in vectors}
+
+
+@jax.jit
+def _advance_all(descents, images):
+  """One step of every problem."""
+  return {
+      name: _advance(descent, images[name])
+      for name, descent in descents.items()
+  }
+
+
+def _advance(descent: _Descent, image: jax.Array) -> _Descent:
+  """One step of a group, given A times its directions."""
+  column = lambda numbers: numbers[:, None]
+  image = image + column(descent.shift) * descent.direction
+  curvature = _dot(descent.direction, image)
+  code = jnp.where(curvature > 0, Code.OK, Code.INDEFINITE)
+  code = jnp.where(jnp.isfinite(curvature), code, Code.NOT_FINITE)
+  code = jnp.where(descent.active, code, descent.code).astype(jnp.int32)
+  moves = descent.active & (code == Code.OK)
+  before = _dot(descent.residual)
+  step = column(jnp.where(moves, before / curvature, 0))
+  moved = descent.replace(
+      x=descent.x + step * descent.direction,
+      residual=descent.residual
+      - step * jnp.where(column(moves), image, 0),
+      code=code,
+  )
+  after = _dot(moved.residual)
+  turn = column(jnp.where(moved.active, after / before, 0))
+  direction = moved.residual + turn * descent.direction
+  return moved.replace(
+      direction=jnp.where(column(moved.active), direction, 0)
+  )
+
+
+def _dot(left: jax.Array, right: jax.Array | None = None) -> jax.Array:
+  """Inner product of each problem's vectors, or squared length."""
+  return jnp.sum(left * (left if right is None else right), -1)
+
+
+@jax.jit
+def plus(first: Any, second: Any) -> Any:
+  """The sum of two trees, leaf by leaf, as one compiled program."""
+  return jax.tree.map(jnp.add, first, second)
+
+
+def downdate(inverse: np.ndarray, index: int) -> np.ndarray:
+  """The inverse of a matrix without one of its rows and columns.
+
+  P - p p'/ P_cc, p the column c of P, in the place of P_{-c,-c}.
+
+  Args:
+    inverse: (size, size) P, symmetric, of the whole matrix.
+    index: c.
+
+  Returns:
+    (size, size), with zeros where the row and the column were.
+  """
+  column = inverse[:, index]
+  rest = inverse - np.outer(column, column) / column[index]
+  rest[index] = rest[:, index] = 0
+  return rest
 
 
 def squared_newton_decrement(

@@ -3,19 +3,20 @@
 A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
 (blocks per stage). Each kind of event adds its own keys:
 
-* 'epoch': phase ('growing', 'finetuning' or 'training'), learning_rate;
-  train_loss (mean), train_correct, train_total; loss, correct, total of the
-  selection data, select_on ('holdout' or 'test') and protocol (the same, or
-  'paper_compat'); best (largest count so far); params, macs; train_macs and
-  eval_macs (multiply-adds so far); wall_seconds, compile_seconds and
-  compile_count (so far); images_per_second (missing where an epoch's last step
-  had been done before a restart); of a stream input_wait_seconds (for which the
-  devices had no batch to work on, since the restart); skipped (damaged training
-  images, if there were any).
-* 'grow': stage, block, depths (after), note; params, macs and loss, each with
-  _before and _after; logits_change_eval and logits_change_train (largest
-  absolute change on one fixed batch); optimizer (leaves {'kept',
+* 'epoch': shape (of the network, as the method describes it), phase ('growing',
+  'finetuning' or 'training'), learning_rate; train_loss (mean), train_correct,
+  train_total; loss, correct, total of the selection data, select_on ('holdout'
+  or 'test') and protocol (the same, or 'paper_compat'); best (largest count so
+  far); params, macs; train_macs and eval_macs (multiply-adds so far);
+  wall_seconds, compile_seconds and compile_count (so far); images_per_second
+  (missing where an epoch's last step had been done before a restart); of a
+  stream input_wait_seconds (for which the devices had no batch to work on,
+  since the restart); skipped (damaged training images, if there were any).
+* 'grow': stage, block, shape and depths (after), note; params, macs and loss,
+  each with _before and _after; logits_change_eval and logits_change_train
+  (largest absolute change on one fixed batch); optimizer (leaves {'kept',
   'changed', 'new', 'dropped'}); initializer (its report); seconds.
+* 'skip': reason; the policy asked for a growth, and the method had none.
 * 'stop': stage, reason ('window' or 'cap').
 * 'phase': name.
 * 'compile': what, seconds; count where several programs were compiled.
@@ -24,7 +25,7 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
 Of several hosts only the first one opens any of these.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import json
 import math
 import os
@@ -221,15 +222,13 @@ class Progress:
     self._has_bar = bool(getattr(self._stream, 'isatty', lambda: False)())
     self._bar = None
 
-  def start_epoch(
-      self, epoch: int, steps: int, depths: Iterable[int]
-  ) -> None:
+  def start_epoch(self, epoch: int, steps: int, shape: str) -> None:
     """Begins the bar of an epoch of so many steps."""
     if self._has_bar:
       self._close_bar()
       self._bar = tqdm.tqdm(
           total=steps,
-          desc=f'epoch {epoch}  {format_depths(depths)}',
+          desc=f'epoch {epoch}  {shape}',
           unit='step',
           file=self._stream,
           leave=False,
@@ -289,6 +288,8 @@ def format_record(record: Record) -> str:
     return format_epoch(record)
   if event == 'grow':
     return format_growth(record)
+  if event == 'skip':
+    return f"no growth: {record['reason']}"
   if event == 'stop':
     reasons = {
         'window': 'no gain within its window',
@@ -313,7 +314,7 @@ def format_epoch(record: Record) -> str:
   columns = [
       f"epoch {record['epoch']:>3}",
       f'{phases.get(phase, phase):<5}',
-      f"{format_depths(record['depths']):<7}",
+      f'{_shape(record):<7}',
       f"loss {_number(record.get('train_loss'))}/{_number(record.get('loss'))}",
       'acc {}/{}%'.format(
           _percent(percent(record, 'train_correct', 'train_total')),
@@ -344,10 +345,9 @@ def format_growth(record: Record) -> str:
   """The receipt of a growth: a headline and a few short lines."""
   block = f" by {record['block']}" if record.get('block') else ''
   stage = record['stage']  # None if several grow at once.
-  where = 'at once' if stage is None else f'stage {stage}'
+  where = f' stage {stage}' if stage is not None else ' at once' * bool(block)
   lines = [
-      f"grow {where}{block} ->"
-      f" {format_depths(record['depths'])}"
+      f'grow{where}{block} -> {_shape(record)}'
       + (f"  ({record['note']})" if record.get('note') else '')
   ]
   cost = [
@@ -380,7 +380,9 @@ def format_growth(record: Record) -> str:
     lines.append(f'optimizer state: {states}')
   if record.get('initializer'):
     report = ', '.join(
-        f'{name} {value}' for name, value in record['initializer'].items()
+        f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
+        for name, value in record['initializer'].items()
+        if not isinstance(value, (Mapping, Sequence)) or isinstance(value, str)
     )
     lines.append(f'initializer: {report}')
   return '\n  '.join(lines)
@@ -405,6 +407,11 @@ def format_count(count: float) -> str:
 def format_depths(depths: Iterable[int]) -> str:
   """(3, 2, 2) -> '3-2-2'."""
   return '-'.join(str(depth) for depth in depths)
+
+
+def _shape(record: Record) -> str:
+  """What a method says of a network, or its depths."""
+  return record.get('shape') or format_depths(record['depths'])
 
 
 def _waiting(record: Record) -> float:

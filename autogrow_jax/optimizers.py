@@ -8,6 +8,7 @@ stale after the first growth.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -49,7 +50,7 @@ class Schedule:
 
   Attributes:
     learning_rate: the top rate.
-    growing: 'constant', or 'staircase': the whole staircase within every
+    growing: 'constant'; 'staircase' or 'cosine': all of it within every
       interval of the policy, whether or not the network grew.
     interval: epochs between the policy's checks.
     finetune_epochs: N, length of the final phase.
@@ -78,6 +79,8 @@ class Schedule:
       if self.growing == 'constant':
         return self.learning_rate
       length, epoch = self.interval, epoch % self.interval
+      if self.growing == 'cosine':
+        return self.learning_rate * (1 + math.cos(math.pi * epoch / length)) / 2
     else:
       length = self.finetune_epochs
     first, second = {

@@ -647,8 +647,8 @@ class EveryEpochs:
 
   Attributes:
     interval: n, epochs.
-    max_epochs: the epoch that ends growing; nothing grows there. None means no
-      limit.
+    max_epochs: the epoch that ends growing, after a last growth if one is due.
+      None means no limit.
     epoch: progress: number of epochs seen.
   """
 
@@ -674,9 +674,9 @@ class EveryEpochs:
     """See `Policy.update`."""
     _require_next(self, observation)
     policy = dataclasses.replace(self, epoch=observation.epoch)
-    if policy.finished:
-      return policy, FINISH
-    return policy, KEEP if policy.epoch % self.interval else grow()
+    if policy.epoch % self.interval == 0:
+      return policy, grow()
+    return policy, FINISH if policy.finished else KEEP
 
   def to_json(self) -> dict[str, Any]:
     """See `Policy.to_json`."""

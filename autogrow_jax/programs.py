@@ -89,7 +89,7 @@ def new_meters() -> dict[str, np.ndarray]:
 
 def train_step(
     task: Task,
-    bucket: view.Bucket,
+    layout: view.Layout,
     packed: Any,
     meters: Any,
     images: jax.Array,
@@ -101,7 +101,7 @@ def train_step(
 
   Args:
     task: static.
-    bucket: static, the chain to run.
+    layout: static, of the network.
     packed: the packed `TrainState`.
     meters: see `new_meters`.
     images: the whole training set, uint8 (examples, height, width, channel),
@@ -129,14 +129,9 @@ def train_step(
   )
   x = data.preprocess(x, task.preprocessing, dtype=task.dtype)
 
-  def forward(weights, stats, gates):
-    return networks_base.apply(
-        bucket, weights, stats, x, train=True, gates=gates
-    )
-
   def loss_fn(params):
     return task.method.objective(
-        forward,
+        base.Forward(layout, x),
         params,
         packed.stats,
         y,
@@ -209,15 +204,17 @@ class Programs:
     self._on_compile = on_compile
     self._compiled: dict[view.Bucket, dict[Any, Compiled]] = {}
 
-  def train_step(self, bucket: view.Bucket, arguments: Any) -> Compiled:
+  def train_step(self, layout: view.Layout, arguments: Any) -> Compiled:
     """`train_step` for arguments like these; consumes the packed state."""
+    step = functools.partial(train_step, self._task, layout)
     return self._get(
-        bucket, 'train step', train_step, arguments, 'replicated', donate=(0,)
+        layout.bucket, 'train step', step, arguments, 'replicated', donate=(0,)
     )
 
   def forward(self, bucket: view.Bucket, arguments: Any) -> Compiled:
     """`forward_batch` for arguments like these."""
-    return self._get(bucket, 'evaluation', forward_batch, arguments, 'sharded')
+    forward = functools.partial(forward_batch, self._task, bucket)
+    return self._get(bucket, 'evaluation', forward, arguments, 'sharded')
 
   def _get(self, bucket, name, function, arguments, outputs, donate=()):
     known = self._compiled.pop(bucket, {})
@@ -228,7 +225,7 @@ class Programs:
     key = name, jax.tree.structure(arguments)
     if key not in known:
       known[key], seconds = self._task.parallel.compile(
-          functools.partial(function, self._task, bucket),
+          function,
           arguments,
           outputs=outputs,
           donate=donate,

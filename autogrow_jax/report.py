@@ -4,25 +4,21 @@ No scripts, no network: the figures are inline SVG. The same run gives the same
 bytes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import html
-import io
 import os
 import pathlib
-import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autogrow_jax import logs
+from autogrow_jax import plots
 
 if TYPE_CHECKING:
   from matplotlib import axes as mpl_axes
   from matplotlib import figure as mpl_figure
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
-_BLUE, _ORANGE, _GREEN = '#0072b2', '#d55e00', '#009e73'
-_COLORS = (_BLUE, _ORANGE, _GREEN, '#cc79a7', '#e69f00', '#56b4e9', '#000000')
-_INK, _GREY = '#1f2328', '#8c959f'
 _MARK = '#444444'  # Growths; not the colour of a line.
 _PHASES = {'growing': ('growing', '#e8f1fa'), 'finetuning': (
     'fine-tuning', '#fdf3e1'
@@ -152,12 +148,11 @@ def figures(history: Sequence[logs.Record]) -> dict[str, 'mpl_figure.Figure']:
   if not epochs:
     return {}
   growths = [record for record in history if record['event'] == 'grow']
-  with _plotting_style():
+  with plots.style():
     return {
         'Accuracy and loss by epoch. Dashed: training data, solid: the data'
         ' that decisions are taken on.': _curves_figure(epochs, growths),
-        'Blocks of each stage by epoch. The number behind a stage is its depth'
-        ' at the end.': _depths_figure(epochs, growths),
+        **_growth_figures(epochs, growths),
         'What it cost so far: multiply-adds and seconds.': (
             _costs_figure(epochs)
         ),
@@ -237,7 +232,7 @@ def _cards(result: Mapping[str, Any]) -> str:
 
 def _figures(history: Sequence[logs.Record]) -> str:
   parts = [
-      f'<figure>{_svg(figure, f"figure{i}")}'
+      f'<figure>{plots.svg(figure, f"figure{i}")}'
       f'<figcaption>{_escape(caption)}</figcaption></figure>'
       for i, (caption, figure) in enumerate(figures(history).items())
   ]
@@ -342,23 +337,23 @@ def _before_after(record: logs.Record, key: str) -> str:
 def _curves_figure(
     epochs: Sequence[logs.Record], growths: Sequence[logs.Record]
 ) -> 'mpl_figure.Figure':
-  figure, (top, bottom) = _new_figure(2, 1, height=6.0, sharex=True)
+  figure, (top, bottom) = plots.new_figure(2, 1, height=6.0, sharex=True)
   x = [record['epoch'] for record in epochs]
   _shade_phases(top, epochs, named=True)
   _shade_phases(bottom, epochs, named=False)
   _mark_growths((top, bottom), growths)
   for correct, total, style in (
-      ('train_correct', 'train_total', _line('train', _BLUE, '--')),
-      ('correct', 'total', _line('selection', _ORANGE, '-')),
-      ('best', 'total', _line('best so far', _INK, ':')),
+      ('train_correct', 'train_total', _line('train', plots.BLUE, '--')),
+      ('correct', 'total', _line('selection', plots.ORANGE, '-')),
+      ('best', 'total', _line('best so far', plots.INK, ':')),
   ):
     y = [_float(logs.percent(record, correct, total)) for record in epochs]
     _plot(top, x, y, style)
   top.set_ylabel('accuracy (%)')
   losses = []
   for key, style in (
-      ('train_loss', _line('train', _BLUE, '--')),
-      ('loss', _line('selection', _ORANGE, '-')),
+      ('train_loss', _line('train', plots.BLUE, '--')),
+      ('loss', _line('selection', plots.ORANGE, '-')),
   ):
     y = [_float(record.get(key)) for record in epochs]
     losses += [value for value in y if 0.0 < value < float('inf')]
@@ -367,56 +362,104 @@ def _curves_figure(
     bottom.set_yscale('log')
   bottom.set_ylabel('loss')
   _epoch_axis(bottom, x)
-  _legend(top)
+  plots.legend(top)
   return figure
 
 
-def _depths_figure(
+def _growth_figures(
     epochs: Sequence[logs.Record], growths: Sequence[logs.Record]
+) -> dict[str, 'mpl_figure.Figure']:
+  """What grew: blocks of stages, or widths of layers and their estimates."""
+  reports = [record.get('initializer') or {} for record in growths]
+  reports = [report for report in reports if 'estimated_change' in report]
+  if not reports:
+    return {
+        'Blocks of each stage by epoch. The number behind a stage is its depth'
+        ' at the end.': _sizes_figure(
+            epochs,
+            growths,
+            [record['depths'] for record in epochs],
+            lambda stage: f'stage {stage}',
+            'blocks',
+        )
+    }
+  layers = list(reports[0]['widths'])
+  decreases = tuple(
+      np.array([-_float(report[f'{kind}_change']) for report in reports])
+      for kind in ('estimated', 'actual')
+  )
+  return {
+      'Channels of each layer by epoch. The number behind a layer is its width'
+      ' at the end.': _sizes_figure(
+          epochs,
+          growths,
+          [[int(n) for n in record['shape'].split('-')] for record in epochs],
+          lambda number: layers[number],
+          'channels',
+      ),
+      'By how much each growth step lowered the loss, in nats.': plots.scatter(
+          [
+              plots.Scatter(
+                  'growth steps',
+                  'estimated',
+                  'measured',
+                  {'on the examples that it was chosen by': decreases},
+              )
+          ]
+      ),
+  }
+
+
+def _sizes_figure(
+    epochs: Sequence[logs.Record],
+    growths: Sequence[logs.Record],
+    sizes: Sequence[Sequence[int]],
+    name: Callable[[int], str],
+    label: str,
 ) -> 'mpl_figure.Figure':
-  figure, (axes,) = _new_figure(1, 1, height=3.2)
+  """A line of steps for each of several sizes, given for each epoch."""
+  figure, (axes,) = plots.new_figure(1, 1, height=3.2)
   _shade_phases(axes, epochs, named=False)
   _mark_growths((axes,), growths)
-  stages = max(len(record['depths']) for record in epochs)
-  highest = max(max(record['depths'], default=0) for record in epochs)
-  # A slight shift keeps lines of equal depth apart.
-  shift = 0.018 * max(highest, 4)
+  lines = max(len(own) for own in sizes)
+  highest = max(max(own, default=0) for own in sizes)
+  # A slight shift keeps lines of equal size apart.
+  shift = 0.018 * max(highest, 4) / max(1, lines / 4)
   edges = [epochs[0]['epoch'] - 0.5] + [
       record['epoch'] + 0.5 for record in epochs
   ]
-  for stage in range(stages):
-    offset = shift * (stage - (stages - 1) / 2)
-    depths = [
-        record['depths'][stage] + offset
-        if stage < len(record['depths']) else float('nan')
-        for record in epochs
+  for line in range(lines):
+    offset = shift * (line - (lines - 1) / 2)
+    values = [
+        own[line] + offset if line < len(own) else float('nan')
+        for own in sizes
     ]
     axes.stairs(
-        depths, edges, baseline=None, linewidth=2.2,
-        color=_COLORS[stage % len(_COLORS)],
-        linestyle='-' if stage < len(_COLORS) else '--',
-        label=f"stage {stage} ({epochs[-1]['depths'][stage]})"
-        if stage < len(epochs[-1]['depths']) else f'stage {stage}',
+        values, edges, baseline=None, linewidth=2.2,
+        color=plots.COLORS[line % len(plots.COLORS)],
+        linestyle='-' if line < len(plots.COLORS) else '--',
+        label=f'{name(line)} ({sizes[-1][line]})'
+        if line < len(sizes[-1]) else name(line),
     )
   axes.set_ylim(0, highest + 0.1 * max(highest, 4))
   axes.yaxis.get_major_locator().set_params(integer=True)
-  axes.set_ylabel('blocks')
+  axes.set_ylabel(label)
   _epoch_axis(axes, [record['epoch'] for record in epochs])
-  _legend(axes)
+  plots.legend(axes)
   return figure
 
 
 def _costs_figure(epochs: Sequence[logs.Record]) -> 'mpl_figure.Figure':
-  figure, (left, right) = _new_figure(1, 2, height=3.2)
+  figure, (left, right) = plots.new_figure(1, 2, height=3.2)
   x = [record['epoch'] for record in epochs]
   for axes, label, lines in (
       (left, 'multiply-adds so far', (
-          ('train_macs', _line('training', _BLUE, '-')),
-          ('eval_macs', _line('evaluation', _ORANGE, '--')),
+          ('train_macs', _line('training', plots.BLUE, '-')),
+          ('eval_macs', _line('evaluation', plots.ORANGE, '--')),
       )),
       (right, 'seconds so far', (
-          ('wall_seconds', _line('wall time', _INK, '-')),
-          ('compile_seconds', _line('of it compilation', _ORANGE, '--')),
+          ('wall_seconds', _line('wall time', plots.INK, '-')),
+          ('compile_seconds', _line('of it compilation', plots.ORANGE, '--')),
       )),
   ):
     for key, style in lines:
@@ -427,20 +470,8 @@ def _costs_figure(epochs: Sequence[logs.Record]) -> 'mpl_figure.Figure':
         lambda value, unused_position: logs.format_count(float(f'{value:.6g}'))
     )
     _epoch_axis(axes, x)
-    _legend(axes)
+    plots.legend(axes)
   return figure
-
-
-def _new_figure(
-    rows: int, columns: int, *, height: float, sharex: bool = False
-) -> tuple['mpl_figure.Figure', list['mpl_axes.Axes']]:
-  """A figure that pyplot never knows of, and its axes."""
-  # pylint: disable-next=g-import-not-at-top
-  from matplotlib import figure as mpl_figure
-
-  figure = mpl_figure.Figure(figsize=(9.0, height), layout='constrained')
-  axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex)
-  return figure, list(axes.flat)
 
 
 def _line(label: str, color: str, style: str) -> dict[str, Any]:
@@ -504,49 +535,6 @@ def _epoch_axis(axes: 'mpl_axes.Axes', x: Sequence[int]) -> None:
     axes.set_xticks(x)
   else:
     axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _legend(axes: 'mpl_axes.Axes') -> None:
-  if axes.get_legend_handles_labels()[1]:
-    axes.legend(
-        loc='lower left', bbox_to_anchor=(0.0, 1.0), ncols=7, frameon=False,
-        borderaxespad=0.2, handlelength=1.8, columnspacing=1.3,
-    )
-
-
-def _svg(figure: 'mpl_figure.Figure', name: str) -> str:
-  """The figure as an SVG element whose names are its own."""
-  buffer = io.StringIO()
-  with _plotting_style():
-    import matplotlib  # pylint: disable=g-import-not-at-top
-
-    matplotlib.rcParams['svg.hashsalt'] = name
-    figure.savefig(buffer, format='svg', metadata={'Date': None})
-  svg = buffer.getvalue()
-  svg = svg[svg.index('<svg') :]
-  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-  # Group names like "axes_1" would appear in every figure.
-  svg = re.sub(r' id="[\w.]+_\d+"', '', svg)
-  return svg.replace('<svg', '<svg role="img"', 1).strip()
-
-
-@contextlib.contextmanager
-def _plotting_style() -> Iterator[None]:
-  """Matplotlib's own defaults and ours, whatever the user's are."""
-  import matplotlib  # pylint: disable=g-import-not-at-top
-
-  with matplotlib.rc_context():
-    matplotlib.rcdefaults()
-    matplotlib.rcParams.update({
-        'svg.fonttype': 'none', 'font.size': 10.5,
-        'font.family': 'sans-serif', 'text.color': _INK,
-        'axes.labelcolor': _INK, 'axes.edgecolor': _GREY,
-        'axes.spines.top': False, 'axes.spines.right': False,
-        'axes.grid': True, 'axes.axisbelow': True, 'grid.color': '#e4e8ec',
-        'grid.linewidth': 0.7, 'xtick.color': '#57606a',
-        'ytick.color': '#57606a', 'legend.fontsize': 9.5,
-    })
-    yield
 
 
 def _escape(text: str) -> str:

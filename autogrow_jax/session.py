@@ -390,13 +390,14 @@ def restore_or_start(
 
 
 def start(setup: Setup) -> tuple[Architecture, state_lib.TrainState]:
-  """What a run starts from: drawn afresh, or another run's network."""
+  """What a run starts from: drawn afresh, or of another run."""
   if setup.config.init_from is None:
     architecture = seed_architecture(setup.config, setup.dataset)
     known = None
   else:
     network = trained.load(setup.config.init_from)
-    architecture, known = network.architecture, network.parts()
+    architecture = network.architecture
+    known = None if setup.config.reinitialize else network.parts()
   state = state_lib.create_state(
       architecture,
       setup.task.tx,

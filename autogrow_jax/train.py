@@ -309,7 +309,9 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
   )
   end = (progress.epoch + 1) * steps
   session.screen.start_epoch(
-      progress.epoch + 1, steps, progress.architecture.depths
+      progress.epoch + 1,
+      steps,
+      setup.task.method.describe(progress.architecture),
   )
   session.screen.update(steps - (end - step))
   late = None
@@ -320,7 +322,7 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
     session.note_skipped()
     arguments = (session.packed, session.meters, *examples, rate)
     compiling = time.perf_counter()
-    program = session.programs.train_step(session.layout.bucket, arguments)
+    program = session.programs.train_step(session.layout, arguments)
     session.flush_compilations()
     started += time.perf_counter() - compiling
     session.packed, session.meters = program(*arguments)
@@ -370,6 +372,7 @@ def _finish_epoch(
   ledger = session.progress.ledger
   session.record(
       'epoch',
+      shape=setup.task.method.describe(before.architecture),
       phase=before.phase,
       phase_epoch=session.progress.phase_epoch,
       learning_rate=setup.schedule.rate(before.phase, before.phase_epoch),
@@ -466,7 +469,11 @@ def _decide(
   with programs_lib.compilations() as spent:
     change = setup.task.method.propose(decision, situation)
   session.record_compilations('proposal', spent)
-  if change is not None:
+  if isinstance(change, base.Skip):
+    macs = costs.macs(progress.architecture)
+    session.charge(session.progress.ledger.trained(macs, change.images))
+    session.record('skip', reason=change.reason)
+  elif change is not None:
     _apply(session, change, situation.state, decision)
   for stage in decision.capped:
     session.record('stop', stage=stage, reason='cap')
@@ -515,6 +522,7 @@ def _apply(
   ]
   session.record(
       'grow',
+      shape=setup.task.method.describe(change.architecture),
       stage=decision.stage,
       block=', '.join(new_blocks),
       note=change.note,

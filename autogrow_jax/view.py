@@ -25,10 +25,12 @@ class Layout:
   """Where the parts of an architecture are in the packed trees.
 
   Attributes:
+    architecture: whose parts they are.
     bucket: the chain to execute; equal buckets share compiled programs.
     members: per segment, the names of its parts.
   """
 
+  architecture: Architecture
   bucket: Bucket
   members: tuple[tuple[str, ...], ...]
 
@@ -40,6 +42,7 @@ def layout(architecture: Architecture, *, fuse: bool = True) -> Layout:
       architecture, networks.parts(architecture), fuse=fuse
   )
   return Layout(
+      architecture,
       tuple(segment for segment, _ in pairs),
       tuple(members for _, members in pairs),
   )

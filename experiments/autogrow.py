@@ -12,7 +12,6 @@ A row of the paper's tables, at first without training:
 from collections.abc import Mapping
 import dataclasses
 import os
-import sys
 from typing import Any
 
 from absl import flags as absl_flags
@@ -26,6 +25,8 @@ from autogrow_jax import policies
 from autogrow_jax import results
 from autogrow_jax import session
 from autogrow_jax import train
+from autogrow_jax.methods import autogrow
+from experiments import comparison
 from experiments import flags
 from experiments import presets
 from experiments import summary
@@ -79,14 +80,15 @@ and real images, once TFDS has prepared them:
 
 def main() -> None:
   flags.use_compilation_cache()
-  run_config = flags.make_config(FIELDS)
+  run_config = flags.make_config(FIELDS, _appending)
   if DRY_RUN.value != 'no':
     walk(run_config, shapes=DRY_RUN.value == 'shapes')
     return
-  if run_config.policy.name == 'fixed':
+  if run_config.policy.name in ('fixed', 'every'):
     raise ValueError(
         '--policy is periodic, convergent, sequential or oneshot; fixed '
-        "networks are experiments.baseline's."
+        "networks are experiments.baseline's, and what grows widths every so "
+        "many epochs is experiments.gauss_newton's."
     )
   if unknown := set(COMPARE.value) - {'seed', 'found'}:
     raise ValueError(
@@ -103,6 +105,16 @@ def main() -> None:
   print(summary.of_run(result, run_config.workdir, comparisons))
   if run_config.data.dataset == 'digits':
     print(NEXT.replace('WORKDIR', run_config.workdir))
+
+
+def _appending(preset: config.RunConfig) -> config.RunConfig:
+  """The preset, if it is one that appends sub-modules."""
+  if not isinstance(preset.method, autogrow.AutoGrow):
+    raise ValueError(
+        'The preset grows widths and not depths; it is for '
+        'experiments.gauss_newton.'
+    )
+  return preset
 
 
 def compare(
@@ -134,22 +146,12 @@ def compare(
       network=dataclasses.replace(resolved.network, depths=depths),
       init_from=None,
   )
-  macs = costs.macs(session.seed_architecture(fixed, dataset))
-  images = len(dataset.train.labels) // fixed.batch_size * fixed.batch_size
-  epoch_cost = costs.Ledger().trained(macs, images).train_macs
-  epochs = max(1, round(result['train_macs'] / epoch_cost))
-  print(
-      f'for comparison: {policies.format_depths(depths)}, fixed, {epochs} '
-      'epochs at equal training cost',
-      file=sys.stderr,
-      flush=True,
-  )
-  return train.run(
-      dataclasses.replace(
-          fixed,
-          schedule=dataclasses.replace(fixed.schedule, finetune_epochs=epochs),
-      ),
-      dataset=dataset,
+  return comparison.at_equal_cost(
+      fixed,
+      dataset,
+      result,
+      macs=costs.macs(session.seed_architecture(fixed, dataset)),
+      label=policies.format_depths(depths),
   )
 
 

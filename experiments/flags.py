@@ -21,6 +21,9 @@ from autogrow_jax import config
 from autogrow_jax import networks
 from autogrow_jax import policies
 from autogrow_jax import train
+from autogrow_jax.methods.gauss_newton import prunes
+from autogrow_jax.methods.gauss_newton import signals
+from autogrow_jax.methods.gauss_newton import splits
 from experiments import presets
 
 flags.disclaim_key_flags()  # They belong to the binary that defines them.
@@ -184,6 +187,11 @@ RUN_FLAGS = {
         'text',
         'Work directory of a run whose network to start from.',
     ),
+    'reinitialize': (
+        'reinitialize',
+        'bool',
+        'Of that network take the shape alone, and draw its weights afresh.',
+    ),
     'seed': ('seed', 'int', 'Of everything random.'),
 }
 
@@ -245,10 +253,55 @@ GROWING_FLAGS = {
     'growing_schedule': (
         'schedule.growing',
         'text',
-        'Learning rate while growing: constant or staircase.',
+        'Learning rate while growing: constant, staircase or cosine.',
     ),
 }
 
+# How morphisms are learned, for the binaries that learn or study them.
+LEARNING_FLAGS = {
+    'solver': (
+        'method.learn.solver',
+        'text',
+        f'Of the splits: {", ".join(splits.SOLVERS)}; joint learning has adam '
+        'in any case.',
+    ),
+    'morphism_epochs': (
+        'method.learn.epochs',
+        'int',
+        'Of adam: over the examples, or of joint learning at the end of each '
+        'phase.',
+    ),
+    'morphism_learning_rate': (
+        'method.learn.learning_rate', 'float', 'Of adam.'
+    ),
+    'sweeps': (
+        'method.learn.sweeps',
+        'int',
+        'Of alternating least squares over all splits.',
+    ),
+    'damping': (
+        'method.learn.damping',
+        'float',
+        'Of its solves, in units of the mean eigenvalue.',
+    ),
+    'curvature': (
+        'method.learn.curvature',
+        'text',
+        f'Of the model: {", ".join(signals.CURVATURES)}.',
+    ),
+    'examples': (
+        'method.examples',
+        'int',
+        'To learn splits from, and as many to judge by; up to 4096 by default, '
+        'at most half an epoch each.',
+    ),
+    'compensation': (
+        'method.compensation',
+        'text',
+        'What makes up for a pruned channel: '
+        f'{", ".join(prunes.COMPENSATIONS)}.',
+    ),
+}
 
 # Flag -> the policies that it means something to.
 POLICY_FLAGS = {
@@ -258,8 +311,16 @@ POLICY_FLAGS = {
 }
 
 
-def define(fields: dict[str, tuple[str, str, str]]) -> None:
-  """Defines flags for fields, and those that every training binary has."""
+def define(
+    fields: dict[str, tuple[str, str, str]],
+    base: Callable[[config.RunConfig], config.RunConfig] = lambda x: x,
+) -> None:
+  """Defines flags for fields, and those that every training binary has.
+
+  Args:
+    fields: flag -> (field of RunConfig, kind, help).
+    base: changes the preset before the flags do.
+  """
   flags.DEFINE_string(
       'preset',
       'digits',
@@ -274,12 +335,23 @@ def define(fields: dict[str, tuple[str, str, str]]) -> None:
       'row of the paper runs/ROW-SEED. The same command continues a run that '
       'was stopped.',
   )
+  define_cache()
+  define_fields(fields, base(presets.get('digits')))
+
+
+def define_cache() -> None:
+  """Defines the flag that `use_compilation_cache` reads."""
   flags.DEFINE_string(
       'compilation_cache',
       os.path.join('~', '.cache', 'autogrow_jax'),
       "Directory of compiled programs, for the next start; '' for none.",
   )
-  defaults = presets.get('digits')
+
+
+def define_fields(
+    fields: dict[str, tuple[str, str, str]], defaults: config.RunConfig
+) -> None:
+  """Defines flags for fields, with the values of a configuration."""
   for name, (field, kind, text) in fields.items():
     default = _get(defaults, field)
     if kind == 'int':
@@ -310,13 +382,7 @@ def make_config(
   Raises:
     ValueError: if flags contradict one another or the preset.
   """
-  changes = {}
-  for name, (field, kind, _) in fields.items():
-    if FLAGS[name].present:
-      value = FLAGS[name].value
-      if kind == 'depths' and value is not None:
-        value = parse_depths(name, value)
-      changes[field] = value
+  changes = _given(fields)
   preset = base(presets.get(FLAGS.preset))
   if changes.get('paper_compat'):
     _refuse_contradictions(changes)
@@ -341,6 +407,13 @@ def make_config(
     name = run_name(FLAGS.preset, result)
     workdir = os.path.join('runs', f'{name}-{result.seed}')
   return dataclasses.replace(result, workdir=workdir)
+
+
+def overridden(
+    run_config: config.RunConfig, fields: dict[str, tuple[str, str, str]]
+) -> config.RunConfig:
+  """A configuration with the fields whose flags are given."""
+  return _replace(run_config, _given(fields))
 
 
 def parse_depths(flag: str, text: str) -> tuple[int, ...]:
@@ -434,6 +507,18 @@ def run_name(preset: str, run_config: config.RunConfig) -> str:
     return preset
   name = f'{run_config.network.name}-{run_config.data.dataset}'
   return re.sub(r'[^\w.:-]+', '_', name)  # Of folder:PATH.
+
+
+def _given(fields: dict[str, tuple[str, str, str]]) -> dict[str, Any]:
+  """Field -> value, for the flags that are given."""
+  changes = {}
+  for name, (field, kind, _) in fields.items():
+    if FLAGS[name].present:
+      value = FLAGS[name].value
+      if kind == 'depths' and value is not None:
+        value = parse_depths(name, value)
+      changes[field] = value
+  return changes
 
 
 def _get(value: Any, field: str) -> Any:

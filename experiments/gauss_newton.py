@@ -1,14 +1,19 @@
 """Grows the widths of a network by learned splits of its channels.
 
     python -m experiments.gauss_newton                  # digits, minutes
-    python -m experiments.gauss_newton --network=mlp --seed_width=4
+    python -m experiments.gauss_newton --strategy=net2net --seed=1
+    python -m experiments.gauss_newton --preset=vgg19_cifar10_small --final=both
 
 After Lawton et al. 2024, of which only the idea is known to us; equations,
 settings and defaults are our own (see `autogrow_jax.methods.gauss_newton`).
+Each phase trains for some epochs, learns how best to split every channel,
+estimates what each split and each prune would do to the loss, and applies those
+that pay most per parameter or multiply-add.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
+import os
 import pathlib
 import sys
 from typing import Any
@@ -17,19 +22,22 @@ from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import config
+from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import logs
 from autogrow_jax import networks
-from autogrow_jax import policies
+from autogrow_jax import results
 from autogrow_jax import session
 from autogrow_jax import train
+from autogrow_jax.methods.gauss_newton import calibration
 from autogrow_jax.methods.gauss_newton import method as method_lib
-from autogrow_jax.methods.gauss_newton import prunes
+from autogrow_jax.methods.gauss_newton import rivals
 from autogrow_jax.methods.gauss_newton import selection
-from autogrow_jax.methods.gauss_newton import signals
-from autogrow_jax.methods.gauss_newton import splits
+from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import surgery
+from experiments import comparison
 from experiments import flags
+from experiments import presets
 from experiments import summary
 
 FIELDS = {
@@ -39,126 +47,231 @@ FIELDS = {
         "Blocks per stage, e.g. 3-3-3; by default the network's, mostly one "
         'each.',
     ),
+    'epochs_per_phase': (
+        'policy.interval', 'int', 'Epochs before each growth step.'
+    ),
+    'strategy': (
+        'method.strategy',
+        'text',
+        f'Who chooses the splits: {", ".join(rivals.STRATEGIES)}.',
+    ),
+    'learn': (
+        'method.learning',
+        'text',
+        'When splits are learned: frozen (before each growth step, the weights '
+        'held) or joint (by Adam, beside the training of the weights).',
+    ),
+    **flags.LEARNING_FLAGS,
+    'resource': (
+        'method.limits.resource',
+        'text',
+        f'What growth costs: {", ".join(selection.RESOURCES)}.',
+    ),
+    'growth_cap': (
+        'method.limits.growth_cap',
+        'float',
+        'Largest relative increase of it in a step.',
+    ),
+    'price': (
+        'method.limits.price',
+        'float',
+        'Nats per unit below which no split is worth it.',
+    ),
+    'budget': (
+        'method.limits.budget',
+        'int',
+        'Largest resource of the network; none by default.',
+    ),
+    'optimizer_state': (
+        'method.optimizer_state',
+        'text',
+        f'After a growth: {", ".join(surgery.OPTIMIZER_STATES)}.',
+    ),
+    'norms': (
+        'method.norms',
+        'text',
+        'After a growth: settled (scales and biases make up for new '
+        'statistics) or measured (statistics alone).',
+    ),
+    'growing_schedule': flags.GROWING_FLAGS['growing_schedule'],
     **{
         name: field
         for name, field in flags.RUN_FLAGS.items()
-        if name not in ('widths', 'paper_compat', 'init_from')
+        if name not in ('widths', 'paper_compat', 'init_from', 'reinitialize')
     },
 }
+SEED_WIDTH_DEFAULT = 16
+FINALS = ('continue', 'scratch', 'both')
 
-flags.define(FIELDS)
+
+def growing(preset: config.RunConfig) -> config.RunConfig:
+  """A preset of this method, or the data and training of another one.
+
+  The latter with a plain network, whose layers have widths of their own, at a
+  rate that it also stands right after a growth.
+  """
+  if isinstance(preset.method, method_lib.GaussNewton):
+    return preset
+  interval = preset.policy.interval or 1
+  return dataclasses.replace(
+      preset,
+      network=config.NetworkConfig('plain3net'),
+      policy=config.PolicyConfig('every', interval, max_epochs=6 * interval),
+      method=method_lib.GaussNewton(),
+      schedule=dataclasses.replace(preset.schedule, learning_rate=0.02),
+  )
+
+
+flags.define(FIELDS, growing)
 SEED_WIDTH = absl_flags.DEFINE_integer(
-    'seed_width', 16, 'Channels of every layer to start from.'
-)
-PHASES = absl_flags.DEFINE_integer('phases', 4, 'Growth steps.')
-EPOCHS_PER_PHASE = absl_flags.DEFINE_integer(
-    'epochs_per_phase', 3, 'Epochs before each growth step.'
-)
-CURVATURE = absl_flags.DEFINE_string(
-    'curvature', 'mc', f'Of the model: {", ".join(signals.CURVATURES)}.'
-)
-SOLVER = absl_flags.DEFINE_string(
-    'solver', 'als', f'Of the splits: {", ".join(splits.SOLVERS)}.'
-)
-MORPHISM_EPOCHS = absl_flags.DEFINE_integer(
-    'morphism_epochs', 4, 'Of adam over the examples.'
-)
-SWEEPS = absl_flags.DEFINE_integer(
-    'sweeps', 2, 'Of alternating least squares over all splits.'
-)
-DAMPING = absl_flags.DEFINE_float(
-    'damping', 0.3, 'Of its solves, in units of the mean eigenvalue.'
-)
-EXAMPLES = absl_flags.DEFINE_integer(
-    'examples',
+    'seed_width',
     None,
-    'To learn splits from, and as many to judge by; up to 4096 by default, at '
-    'most half an epoch each.',
+    f"Channels of every layer to start from; the preset's, or "
+    f'{SEED_WIDTH_DEFAULT}, by default.',
 )
-RESOURCE = absl_flags.DEFINE_string(
-    'resource',
-    'params',
-    f'What growth costs: {", ".join(selection.RESOURCES)}.',
+PHASES = absl_flags.DEFINE_integer(
+    'phases',
+    None,
+    "Growth steps; the preset's by default, of digits 6.",
 )
-GROWTH_CAP = absl_flags.DEFINE_float(
-    'growth_cap', 0.35, 'Largest relative increase of it in a step.'
+PRUNE = absl_flags.DEFINE_bool(
+    'prune', True, 'Prune cheap channels as well (gauss_newton only).'
 )
-PRICE = absl_flags.DEFINE_float(
-    'price', 0.0, 'Nats per unit below which no split is worth it.'
+FINAL = absl_flags.DEFINE_string(
+    'final',
+    'continue',
+    'After growing: continue (train the grown weights for --finetune_epochs), '
+    'scratch (only draw the found widths afresh, and train them for as many '
+    'epochs as cost as much as growing did), or both.',
 )
-BUDGET = absl_flags.DEFINE_integer(
-    'budget', None, 'Largest resource of the network; none by default.'
-)
-PRUNE = absl_flags.DEFINE_bool('prune', True, 'Prune cheap channels as well.')
-COMPENSATION = absl_flags.DEFINE_string(
-    'compensation',
-    'gauss_newton',
-    'What makes up for a pruned channel: '
-    f'{", ".join(prunes.COMPENSATIONS)}.',
-)
-OPTIMIZER_STATE = absl_flags.DEFINE_string(
-    'optimizer_state',
-    'reset',
-    f'After a growth: {", ".join(surgery.OPTIMIZER_STATES)}.',
-)
-NORMS = absl_flags.DEFINE_string(
-    'norms', 'copied', 'Of children: copied from the parent, or their own.'
+COMPARE = absl_flags.DEFINE_list(
+    'compare',
+    [],
+    'Fixed networks to train from scratch at equal training cost: seed (the '
+    'widths at the start), uniform (equal widths with about as many parameters '
+    'as were found), or both (seed,uniform).',
 )
 
 
 def main() -> None:
   flags.use_compilation_cache()
-  run_config = flags.make_config(FIELDS, _growing)
-  run_config = dataclasses.replace(run_config, network=_seed(run_config))
-  method = make_method()
-  if PHASES.value < 1:
-    raise ValueError(f'--phases is at least 1, got {PHASES.value}.')
-  # The last growth is trained for an epoch before the final phase.
-  policy = policies.EveryEpochs(
-      interval=EPOCHS_PER_PHASE.value,
-      max_epochs=PHASES.value * EPOCHS_PER_PHASE.value + 1,
-  )
+  _check_own_flags()
+  run_config = complete(flags.make_config(FIELDS, growing))
   dataset = data.load(run_config.data, seed=run_config.seed)
-  _check_examples(len(dataset.train.labels))
+  run_config = with_delay(run_config, len(dataset.train.labels))
+  _check_examples(run_config, len(dataset.train.labels))
   architecture = session.seed_architecture(run_config, dataset)
-  method.limits.allowance(architecture)  # Refuses one beyond the budget.
-  print(coverage(architecture, SOLVER.value), file=sys.stderr, flush=True)
-  result = train.run(
-      run_config, dataset=dataset, policy=policy, method=method
-  )
-  print(summary.of_run(result, run_config.workdir))
+  # Refuses a network beyond the budget.
+  run_config.method.limits.allowance(architecture)
+  print(coverage(architecture), file=sys.stderr, flush=True)
+  result = train.run(run_config, dataset=dataset)
+  comparisons = [
+      (name, compare(run_config, dataset, result, name))
+      for name in (*['scratch'] * (FINAL.value != 'continue'), *COMPARE.value)
+  ]
+  if comparisons:
+    results.add_comparisons(run_config.workdir, dict(comparisons))
+  print(summary.of_run(result, run_config.workdir, comparisons))
   print(of_growth(result, run_config.workdir))
 
 
-def make_method() -> method_lib.GaussNewton:
-  """The method that the flags ask for."""
-  return method_lib.GaussNewton(
-      learn=splits.LearnConfig(
-          curvature=CURVATURE.value,
-          solver=SOLVER.value,
-          epochs=MORPHISM_EPOCHS.value,
-          sweeps=SWEEPS.value,
-          damping=DAMPING.value,
-      ),
-      limits=selection.Limits(
-          resource=RESOURCE.value,
-          growth_cap=GROWTH_CAP.value,
-          price=PRICE.value,
-          budget=BUDGET.value,
-      ),
-      compensation=COMPENSATION.value if PRUNE.value else 'off',
-      examples=EXAMPLES.value,
-      optimizer_state=OPTIMIZER_STATE.value,
-      norms=NORMS.value,
+def complete(run_config: config.RunConfig) -> config.RunConfig:
+  """The configuration with what the flags of this binary alone say."""
+  network, policy = run_config.network, run_config.policy
+  stages = len(networks.get(network.name).widths)
+  if SEED_WIDTH.value is not None or len(network.widths or ()) != stages:
+    width = SEED_WIDTH.value or SEED_WIDTH_DEFAULT
+    network = dataclasses.replace(network, widths=(width,) * stages)
+  preset = growing(presets.get(flags.FLAGS.preset)).policy
+  phases = PHASES.value or preset.max_epochs // preset.interval
+  method, schedule = run_config.method, run_config.schedule
+  if not PRUNE.value:
+    method = dataclasses.replace(method, compensation='off')
+  if FINAL.value == 'scratch':
+    schedule = dataclasses.replace(schedule, finetune_epochs=0)
+  return dataclasses.replace(
+      run_config,
+      network=network,
+      policy=dataclasses.replace(policy, max_epochs=phases * policy.interval),
+      method=method,
+      schedule=schedule,
   )
 
 
-def coverage(
-    architecture: architecture_lib.Architecture, solver: str
-) -> str:
+def with_delay(
+    run_config: config.RunConfig, examples: int
+) -> config.RunConfig:
+  """Joint learning begins so many epochs before the end of a phase."""
+  method = run_config.method
+  if method.learning != 'joint':
+    return run_config
+  epochs = max(0, run_config.policy.interval - method.learn.epochs)
+  delay = epochs * (examples // run_config.batch_size)
+  return dataclasses.replace(
+      run_config, method=dataclasses.replace(method, delay=delay)
+  )
+
+
+def compare(
+    run_config: config.RunConfig,
+    dataset: data.Dataset,
+    result: Mapping[str, Any],
+    name: str,
+) -> dict[str, Any]:
+  """Trains a fixed network from scratch at the grown one's training cost.
+
+  Args:
+    run_config: of the grown network.
+    dataset: its data.
+    result: its result.
+    name: 'scratch', 'seed' or 'uniform'.
+
+  Returns:
+    The fixed network's result.
+  """
+  fixed = dataclasses.replace(
+      presets.fixed(run_config),
+      workdir=os.path.join(run_config.workdir, f'fixed-{name}'),
+  )
+  if name == 'scratch':
+    fixed = dataclasses.replace(
+        fixed, init_from=run_config.workdir, reinitialize=True
+    )
+    macs, label = result['macs'], 'the found widths from scratch'
+  else:
+    if name == 'uniform':
+      fixed = uniform(fixed, dataset, result['params'])
+    macs = costs.macs(session.seed_architecture(fixed, dataset))
+    label = f'every layer {fixed.network.widths[0]} wide'
+  return comparison.at_equal_cost(
+      fixed, dataset, result, macs=macs, label=label
+  )
+
+
+def uniform(
+    run_config: config.RunConfig, dataset: data.Dataset, params: int
+) -> config.RunConfig:
+  """All layers of one width, with the nearest number of parameters."""
+
+  def wide(width):
+    widths = (width,) * len(run_config.network.widths)
+    network = dataclasses.replace(run_config.network, widths=widths)
+    return dataclasses.replace(run_config, network=network)
+
+  size = lambda width: costs.params(
+      session.seed_architecture(wide(width), dataset)
+  )
+  width = 1
+  while size(width) < params:
+    width += 1
+  nearest = min((max(1, width - 1), width), key=lambda w: abs(size(w) - params))
+  return wide(nearest)
+
+
+def coverage(architecture: architecture_lib.Architecture) -> str:
   """What of a network can be split, and what is left as it is, and why."""
-  method_lib.model_of(architecture, solver)  # Refuses one without channels.
-  survey = method_lib.coverage(architecture, solver)
+  method_lib.model_of(architecture)  # Refuses one without channels.
+  survey = sites.survey(architecture)
   channels = sum(site.units for site in survey.sites)
   lines = [
       f'{channels} channels of {len(survey.sites)} layers can be split: '
@@ -172,43 +285,62 @@ def of_growth(result: Mapping[str, Any], workdir: str) -> str:
   """Widths per layer, and the estimates beside what was measured."""
   sizes = result['architecture']['sizes']
   inner = {a: n for a, n in sizes.items() if a not in ('image', 'classes')}
-  lines = ['  widths ' + ', '.join(f'{a} {n}' for a, n in inner.items())]
-  for record in logs.read(pathlib.Path(workdir) / 'history.jsonl'):
-    if record['event'] == 'grow':
-      report = record['initializer']
-      lines.append(
-          f'  epoch {record["epoch"]:3}: loss by '
-          f'{report["estimated_change"]:+.4f} nats estimated, '
-          f'{report["actual_change"]:+.4f} measured; '
-          f'{record["params_before"]} -> {record["params_after"]} parameters'
-      )
-  return '\n'.join(lines)
+  lines = ['  widths ' + ', '.join(f'{a} {n}' for a, n in inner.items()), '']
+  growths = [
+      record
+      for record in logs.read(pathlib.Path(workdir) / 'history.jsonl')
+      if record['event'] in ('grow', 'skip')
+  ]
+  pairs = []
+  for phase, record in enumerate(growths, start=1):
+    line = f'  phase {phase:2}, epoch {record["epoch"]:3}: '
+    if record['event'] == 'skip':
+      lines.append(f'{line}no growth, {record["reason"]}')
+      continue
+    report = record['initializer']
+    pairs.append((report['estimated_change'], report['actual_change']))
+    lines.append(
+        f'{line}loss by {pairs[-1][0]:+.4f} nats estimated, '
+        f'{pairs[-1][1]:+.4f} measured; {record["params_before"]} -> '
+        f'{record["params_after"]} parameters'
+    )
+  return '\n'.join([*lines, *_of_estimates(pairs)])
 
 
-def _growing(preset: config.RunConfig) -> config.RunConfig:
-  """A preset with a plain network, whose layers have widths of their own."""
-  return dataclasses.replace(
-      preset,
-      network=dataclasses.replace(preset.network, name='plain3net'),
-      policy=config.PolicyConfig(interval=EPOCHS_PER_PHASE.value),
-  )
+def _of_estimates(pairs: Sequence[tuple[float, float]]) -> list[str]:
+  """How good the estimates of whole growth steps were."""
+  if len(pairs) < 3:
+    return []
+  found = calibration.calibration(*zip(*pairs, strict=True))
+  return [
+      '',
+      f'  estimates of {found.count} growth steps: Pearson {found.pearson:.3f},'
+      f' Spearman {found.spearman:.3f}, slope {found.slope:.2f} (measured over '
+      'estimated)',
+  ]
 
 
-def _seed(run_config: config.RunConfig) -> config.NetworkConfig:
-  """The network with all layers as wide as asked."""
-  if SEED_WIDTH.value < 1:
-    raise ValueError(f'--seed_width is at least 1, got {SEED_WIDTH.value}.')
-  stages = len(networks.get(run_config.network.name).widths)
-  return dataclasses.replace(
-      run_config.network, widths=(SEED_WIDTH.value,) * stages
-  )
-
-
-def _check_examples(available: int) -> None:
-  """Refuses statistics of more examples than there are."""
-  if EXAMPLES.value is not None and 2 * EXAMPLES.value > available:
+def _check_own_flags() -> None:
+  """Refuses values of the flags that no configuration has."""
+  for flag in (SEED_WIDTH, PHASES):
+    if flag.value is not None and flag.value < 1:
+      raise ValueError(f'--{flag.name} is at least 1, got {flag.value}.')
+  if FINAL.value not in FINALS:
     raise ValueError(
-        f'--examples={EXAMPLES.value}, and as many to judge by, are more than '
+        f'--final is one of {", ".join(FINALS)}, got {FINAL.value!r}.'
+    )
+  if unknown := set(COMPARE.value) - {'seed', 'uniform'}:
+    raise ValueError(
+        f'--compare names seed, uniform or both, not {", ".join(unknown)}.'
+    )
+
+
+def _check_examples(run_config: config.RunConfig, available: int) -> None:
+  """Refuses statistics of more examples than there are."""
+  wanted = run_config.method.examples
+  if wanted is not None and 2 * wanted > available:
+    raise ValueError(
+        f'--examples={wanted}, and as many to judge by, are more than '
         f'the {available} training images; take at most {available // 2}.'
     )
 

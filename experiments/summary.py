@@ -55,7 +55,7 @@ def of_run(
       )
       for name, item in rows
   ]
-  lines += _aligned(table)
+  lines += aligned(table)
   spent = [('', 'epochs', 'training cost', 'wall', 'compiling')] + [
       (
           name,
@@ -66,7 +66,7 @@ def of_run(
       )
       for name, item in rows
   ]
-  lines += ['', *_aligned(spent)]
+  lines += ['', *aligned(spent)]
   if 'floor' in result:
     band = result['null_band']
     lines += [
@@ -97,7 +97,8 @@ def _band(percentiles: Mapping[str, Any]) -> str:
   return f'{percentiles["p10"]} to {percentiles["p90"]}'
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Lines of a table: the first column to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
       '  '

@@ -64,6 +64,7 @@ class JsonTest(parameterized.TestCase):
         'batch_size': 3,
         'seed': 2**32 - 1,
         'init_from': 'x',
+        'reinitialize': True,
     })
     default = RunConfig('other')
     for field in dataclasses.fields(RunConfig):
@@ -150,7 +151,7 @@ class ChecksTest(parameterized.TestCase):
       ({'policy': {'max_depths': [2, 2]}}, 'stages'),
       ({'policy': {'max_epochs': 0}}, 'epochs'),
       ({'method': {'initializer': 'he'}}, 'gauss, zero, uniform, adam'),
-      ({'schedule': {'growing': 'cosine'}}, 'constant, staircase'),
+      ({'schedule': {'growing': 'linear'}}, 'constant, staircase, cosine'),
       ({'schedule': {'learning_rate': 0}}, 'positive'),
       ({'schedule': {'learning_rate': float('nan')}}, 'positive'),
       ({'schedule': {'finetune_epochs': -1}}, 'at least 0'),

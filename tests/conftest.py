@@ -5,19 +5,19 @@ import os
 import sys
 import tempfile
 
-# Programs compiled once serve all tests and their subprocesses.
-os.environ.setdefault(
-    'JAX_COMPILATION_CACHE_DIR',
-    os.path.join(
-        tempfile.gettempdir(), f'autogrow_jax_tests_{getpass.getuser()}'
-    ),
+# Programs compiled once serve all tests of a process and its subprocesses. Two
+# that ran at the same time could read each other's half-written programs.
+_CACHE = os.path.join(
+    tempfile.gettempdir(), f'autogrow_jax_tests_{getpass.getuser()}'
+)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(
+    _CACHE, os.environ.get('PYTEST_XDIST_WORKER', 'main')
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8'
-)
+_DEVICES = '--xla_force_host_platform_device_count=8'
+if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from absl import flags  # pylint: disable=g-import-not-at-top

@@ -16,7 +16,7 @@ BAD = (
     ('--resource=watts', 'resource is one of params, macs, got .watts'),
     ('--compensation=magic', 'compensation is one of off, none, .*magic'),
     ('--optimizer_state=keep', 'optimizer_state is one of reset, carry'),
-    ('--norms=new', 'norms is one of copied, own, got .new'),
+    ('--norms=new', 'norms is one of settled, measured, got .new'),
     ('--seed_width=0', 'seed_width is at least 1, got 0'),
     ('--phases=0', 'phases is at least 1, got 0'),
     ('--epochs_per_phase=0', 'is 0; it must be an int, at least 1'),
@@ -56,7 +56,7 @@ class BinaryTest(absltest.TestCase):
       self.assertEqual(again.status, 0)
       self.assertIn('nats estimated', again.stdout)
       self.assertEqual(other.status, 2)
-      self.assertRegex(other.stderr, 'holds another run .*sweeps=1')
+      self.assertRegex(other.stderr, r'holds another run \(.*sweeps: 2 -> 1\)')
       self.assertTrue(os.path.exists(os.path.join(workdir, 'result.json')))
 
   def test_bad_input(self):

@@ -172,9 +172,7 @@ class MethodTest(parameterized.TestCase):
 
   def test_proposes_what_it_estimates(self):
     now = situation()
-    grower = method.GaussNewton(
-        limits=selection.Limits(growth_cap=0.5), norms='own'
-    )
+    grower = method.GaussNewton(limits=selection.Limits(growth_cap=0.5))
     change = grower.propose(policies.grow(), now)
     self.assertBetween(
         costs.params(change.architecture),
@@ -187,16 +185,59 @@ class MethodTest(parameterized.TestCase):
     self.assertBetween(
         report['actual_change'] / report['estimated_change'], 0.6, 1.5
     )
+    # There are no norms that would have to be settled.
+    self.assertAlmostEqual(
+        report['settled_change'], report['actual_change'], places=6
+    )
     self.assertEqual(report['candidates'], 11)
     self.assertEqual(
         sum(map(len, report['splits'].values())), len(report['scales'])
     )
-    # 640 examples twice: 4 half sweeps, then twice 4 samples of labels.
-    self.assertEqual(report['images'], 3 * (4 * 5 + 8 * 5) * BATCH)
+    # 640 examples twice: 4 half sweeps, then twice 4 samples of labels and the
+    # prunes. Forward passes for norms, before and after, and for three losses.
+    images = 3 * (4 + 9) * 640 + (2 + 3) * 640 // 3
+    self.assertEqual(
+        report['images'],
+        round(
+            images
+            * costs.macs(now.architecture)
+            / costs.macs(change.architecture)
+        ),
+    )
     moments = [m for m in jax.tree.leaves(state.opt_state) if m.ndim]
     self.assertTrue(all(not moment.any() for moment in moments))
     again = grow(now.state, grower.propose(policies.grow(), now))[1].report
     self.assertEqual(again, report)
+
+  @parameterized.parameters(('least_squares', 5), ('gauss_newton', 3))
+  def test_prunes_one_of_each_pair_of_twins(self, compensation, fewest):
+    """Half of all units in one step, and the loss hardly notices."""
+    now = situation()
+    architecture, state = now.architecture, now.state
+    for axis in ('s0b0.out', 's1b0.out'):
+      change = growth.split(
+          architecture, axis, np.arange(architecture.size(axis))
+      )
+      state, architecture = grow(state, change)[0], change.architecture
+    twins = dataclasses.replace(now, architecture=architecture, state=state)
+    grower = method.GaussNewton(
+        limits=selection.Limits(price=4e-3), compensation=compensation
+    )
+    change = grower.propose(policies.grow(), twins)
+    report = grow(state, change)[1].report
+    self.assertEmpty(report['splits'])
+    for axis, units in report['prunes'].items():
+      size = now.architecture.size(axis)
+      self.assertBetween(len(units), fewest, size)
+      self.assertEqual(change.architecture.size(axis), 2 * size - len(units))
+    if compensation == 'least_squares':  # Which is exact for twins.
+      self.assertEqual(change.architecture, now.architecture)
+      for axis, units in report['prunes'].items():
+        size = now.architecture.size(axis)
+        self.assertCountEqual([unit % size for unit in units], range(size))
+      self.assertAlmostEqual(report['actual_change'], 0, delta=1e-4)
+      self.assertAlmostEqual(report['estimated_change'], 0, delta=1e-4)
+    self.assertLess(report['actual_change'], 1e-4)
 
   def test_keeps_when_told_to(self):
     self.assertIsNone(
@@ -207,10 +248,15 @@ class MethodTest(parameterized.TestCase):
     joint = prunes.Joint(np.array([-0.1]), np.array([[0.3]]))
     grower = method.GaussNewton(compensation='off')
     with mock.patch.object(prunes, 'together', return_value=joint):
-      self.assertIsNone(grower.propose(policies.grow(), situation()))
+      skipped = grower.propose(policies.grow(), situation())
+    self.assertIsInstance(skipped, base.Skip)
+    self.assertIn('would not lower the loss', skipped.reason)
+    # As much work as for a step that is taken.
+    self.assertEqual(skipped.images, 3 * (4 + 8) * 640 + 5 * 640 // 3)
     joint = prunes.Joint(np.array([-0.1]), np.array([[0.1]]))
     with mock.patch.object(prunes, 'together', return_value=joint):
-      self.assertIsNotNone(grower.propose(policies.grow(), situation()))
+      change = grower.propose(policies.grow(), situation())
+    self.assertIsInstance(change, growth.Growth)
 
   def test_stops_at_the_budget(self):
     now = situation()
@@ -218,7 +264,10 @@ class MethodTest(parameterized.TestCase):
     limits = lambda budget: method.GaussNewton(
         limits=selection.Limits(budget=budget)
     )
-    self.assertIsNone(limits(size).propose(policies.grow(), now))
+    self.assertEqual(
+        limits(size).propose(policies.grow(), now),
+        base.Skip('the budget is used up'),
+    )
     with self.assertRaisesRegex(ValueError, f'budget is {size - 1} params'):
       limits(size - 1).propose(policies.grow(), now)
 
@@ -229,11 +278,14 @@ class MethodTest(parameterized.TestCase):
     weights['s1b0']['dense']['bias'][:] = np.nan
     broken = now.state.replace(params={**now.state.params, 'weights': weights})
     now = dataclasses.replace(now, state=broken)
-    self.assertIsNone(method.GaussNewton().propose(policies.grow(), now))
+    skipped = method.GaussNewton().propose(policies.grow(), now)
+    self.assertIsInstance(skipped, base.Skip)
+    self.assertEqual(skipped.reason, 'no split or prune is worth it')
+    self.assertGreater(skipped.images, 0)
 
   @parameterized.parameters(
       ({'compensation': 'magic'}, 'compensation is one of off, none'),
-      ({'norms': 'mine'}, 'norms is one of copied, own'),
+      ({'norms': 'mine'}, 'norms is one of settled, measured'),
       ({'optimizer_state': 'x'}, 'optimizer_state is one of reset, carry'),
       ({'samples': 0}, 'samples is at least 1'),
   )

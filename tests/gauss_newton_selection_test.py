@@ -1,6 +1,8 @@
 """Tests of pruning estimates, and of what is selected together."""
 
 import dataclasses
+import functools
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -21,15 +23,12 @@ from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax.networks import taps
 
 SGD = tiny_networks.OPTIMIZERS['sgd']
-FAMILIES = {
-    'plain3net': {'widths': (3, 4, 4)},
-    'mlp': {'widths': (5, 4)},
-}
+WIDTHS = {'plain3net': (3, 4, 4), 'mlp': (5, 4)}
 
 
-def seed(family):
-  depths = (1,) * len(FAMILIES[family]['widths'])
-  return tiny_networks.seed(family, depths, **FAMILIES[family])
+def seed(family, widths=None):
+  widths = widths or WIDTHS[family]
+  return tiny_networks.seed(family, (1,) * len(widths), widths=widths)
 
 
 def model_of(architecture):
@@ -82,29 +81,32 @@ class PrunesTest(parameterized.TestCase):
     )
     for site in model.sites[-2:]:
       index = found.candidates.index((site.axis, 1))
-      removed = surgery.removals(model, trees, found, [index])
-      self.assertEqual(removed[site.axis].weights[1], -1)
+      removal = found.alone(index)
+      self.assertEqual(removal.weights[0, 1], -1)
+      removed = surgery.absorbed(model, trees, [removal])
       change = surgery.morph(architecture, {}, {}, removed=removed)
       after = run(change.architecture, grow(state, change), x)
       # The constant goes to the norm behind the reader, if there is one.
-      top = (site.reader_norm or site.reader).path
+      (reader,), layer = site.readers, site.readers[0].layer
       factor = 1
-      if site.reader_norm is not None:
-        norm = layer_of(trees.weights, top)['scale']
-        var = layer_of(trees.stats, top)['var']
-        factor = norm / np.sqrt(var + site.reader_norm.epsilon)
-      got = np.asarray(after.outputs[top] - before.outputs[top]) / factor
-      w = removed[site.axis].weights
-      a = np.asarray(before.inputs[site.reader.path])
-      v = np.asarray(trees.kernel(site.reader))
+      if reader.norm is not None:
+        norm = layer_of(trees.weights, reader.top)['scale']
+        var = layer_of(trees.stats, reader.top)['var']
+        factor = norm / np.sqrt(var + reader.norm.epsilon)
+      got = after.outputs[reader.top] - before.outputs[reader.top]
+      got = np.asarray(got) / factor
+      (w,) = removal.weights
+      a = np.asarray(before.inputs[layer.path])
+      v = np.asarray(trees.kernel(layer))
       mixed = np.zeros_like(v) + v[..., 1:2, :]
       mixed = mixed * w[:-1].reshape(-1, 1)
-      want = site.reader.linear(a, mixed.astype('f4'))
+      want = layer.linear(a, mixed.astype('f4'))
       want = want + w[-1] * np.asarray(prunes.outgoing_sum(v))[1][
           (None,) * (want.ndim - 1)
       ]
       np.testing.assert_allclose(got, want, atol=1e-4)
-      s = (by_axis[site.axis].slope * want).reshape(len(x), -1).sum(-1)
+      (slope,) = by_axis[site.axis].slope
+      s = (slope * want).reshape(len(x), -1).sum(-1)
       predicted = s.mean() + np.square(s).mean() / 2
       np.testing.assert_allclose(
           found.changes[index], predicted, rtol=1e-3, atol=1e-5
@@ -126,13 +128,13 @@ class PrunesTest(parameterized.TestCase):
         compensation='least_squares',
     )
     index = found.candidates.index(('s0b0.out', 1))
-    w = found.weights['s0b0.out'][1]
+    (w,) = found.weights['s0b0.out'][1]
     np.testing.assert_allclose(w, np.eye(5)[3] - np.eye(5)[1], atol=2e-3)
     self.assertAlmostEqual(found.changes[index], 0, delta=1e-4)
     self.assertTrue(found.usable[index])
     back = surgery.morph(
         change.architecture, {}, {},
-        removed=surgery.removals(model, trees, found, [index]),
+        removed=surgery.absorbed(model, trees, [found.alone(index)]),
     )
     after = run(back.architecture, grow(twins, back), x).output
     np.testing.assert_allclose(
@@ -169,8 +171,8 @@ class PrunesTest(parameterized.TestCase):
     )
     start = splits.start(model, trees, jax.random.key(1))
     chosen = ('s0b0.out', 2), ('s1b0.out', 0)
-    removed = surgery.removals(
-        model, trees, found, [found.candidates.index(c) for c in chosen]
+    removed = surgery.absorbed(
+        model, trees, [found.alone(found.candidates.index(c)) for c in chosen]
     )
     alone = surgery.morph(architecture, {}, {}, removed=removed)
     units = {'s0b0.out': np.array([0]), 's1b0.out': np.array([1, 3])}
@@ -185,6 +187,121 @@ class PrunesTest(parameterized.TestCase):
         np.abs(want - run(architecture, state, x).output).max(), 1e-3
     )
 
+  @parameterized.parameters(('plain3net', (1, 3, 0)), ('mlp', (1, 3)))
+  def test_several_of_an_axis_are_applied_as_estimated(self, family, units):
+    """What was taken over is removed in turn, exactly."""
+    architecture, axis = seed(family), 's1b0.out'
+    state, model = tiny_networks.state(architecture), model_of(architecture)
+    (site,) = (site for site in model.sites if site.axis == axis)
+    trees, (x, labels), key = trees_of(state), batch(), jax.random.key(0)
+    found = prunes.estimate(
+        model, trees, [(x, labels)], key, compensation='least_squares'
+    )
+    removals = in_order(found, axis, units)
+    change = surgery.morph(
+        architecture, {}, {}, removed=surgery.absorbed(model, trees, removals)
+    )
+    before = run(architecture, state, x)
+    after = run(change.architecture, grow(state, change), x)
+    (reader,) = site.readers
+    moved = after.outputs[reader.top] - before.outputs[reader.top]
+    if reader.norm is not None:  # It has the constant.
+      moved = moved / trees.factor(reader)[None, None, None]
+    self.assertGreater(np.abs(moved).max(), 0.01)
+    still = splits.start(model, trees, key)
+    joint = prunes.together(
+        model, trees, still, removals, [(x, labels)], key, samples=1
+    )
+    draw = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+    _, by_axis = signals.signals(
+        model, trees, x, labels, draw, curvature='mc'
+    )
+    signal = by_axis[axis]
+    s, c = (
+        (gradient * moved).reshape(len(x), -1).sum(-1)
+        for (gradient,) in (signal.slope, signal.curvature)
+    )
+    self.assertAlmostEqual(joint.slopes.sum(), s.mean(), delta=1e-4)
+    self.assertAlmostEqual(joint.gram.sum(), np.mean(c**2), delta=1e-4)
+    self.assertGreater(np.abs(joint.slopes[2:]).min(), 1e-4)
+
+  def test_what_is_left_is_as_if_estimated_anew(self):
+    """After a twin, whose removal changes nothing; its half is taken over."""
+    architecture, axis = seed('plain3net'), 's0b0.out'
+    state = tiny_networks.state(architecture)
+    change = growth.split(architecture, axis, np.array([1]))
+    model, trees = model_of(change.architecture), trees_of(grow(state, change))
+    settings = {'compensation': 'least_squares', 'curvature': 'emp-fisher'}
+    data, key = [batch()], jax.random.key(0)
+    want = prunes.estimate(
+        model_of(architecture), trees_of(state), data, key, **settings
+    )
+    found = prunes.estimate(model, trees, data, key, **settings)
+    with mock.patch.object(prunes, 'LARGEST_GRAMS', 0):
+      wide = prunes.estimate(model, trees, data, key, **settings)
+    index = found.candidates.index((axis, 3))
+    left, rough = (
+        one.left[axis].without(one.alone(index)) for one in (found, wide)
+    )
+    for unit in range(3):
+      with mock.patch.object(prunes, 'LARGEST_DIVERGENCE', np.inf):
+        (removal, cost), (_, estimate) = (
+            one.removal(unit) for one in (left, rough)
+        )
+      np.testing.assert_allclose(
+          removal.weights[:, [0, 1, 2, 4]], want.weights[axis][unit], atol=5e-3
+      )
+      np.testing.assert_array_equal(removal.weights[:, 3], 0)
+      index = want.candidates.index((axis, unit))
+      expected, curvature = want.changes[index], want.curvatures[index]
+      self.assertAlmostEqual(cost, expected, delta=0.02 * curvature)
+      # Without K the slope is exact, and the curvature of the right size.
+      slope = expected - curvature / 2
+      self.assertBetween((estimate - slope) / (curvature / 2), 0.3, 3)
+
+  def test_without_room_for_the_curvature_of_each(self):
+    """The changes are measured; least squares in place of gauss_newton."""
+    architecture = seed('mlp')
+    trees, model = trees_of(tiny_networks.state(architecture)), model_of(
+        architecture
+    )
+
+    def estimate(compensation):
+      return prunes.estimate(
+          model, trees, [batch(), batch()], jax.random.key(3),
+          compensation=compensation,
+      )
+
+    want = estimate('least_squares')
+    # There is room for 4 units, not for 5.
+    with mock.patch.object(prunes, 'LARGEST_GRAMS', 4 * 5 * 6 * 6 - 1):
+      found = estimate('gauss_newton')
+    self.assertEqual((want.passes, found.passes), (1, 2))
+    axes = np.array([axis for axis, _ in found.candidates])
+    first = axes == 's0b0.out'
+    for name in ('changes', 'curvatures'):
+      got, expected = getattr(found, name), getattr(want, name)
+      np.testing.assert_allclose(
+          got[first], expected[first], rtol=1e-3, atol=1e-7
+      )
+      self.assertGreater(np.abs(got - expected)[~first].min(), 1e-5)
+    np.testing.assert_allclose(
+        found.weights['s0b0.out'], want.weights['s0b0.out'], atol=1e-6
+    )
+
+  def test_products_in_chunks(self):
+    architecture = seed('mlp')
+    trees, model = trees_of(tiny_networks.state(architecture)), model_of(
+        architecture
+    )
+    estimate = lambda: prunes.estimate(
+        model, trees, [batch()], jax.random.key(0)
+    )
+    want = estimate()
+    with mock.patch.object(prunes, 'LARGEST_PRODUCTS', 2 * 4 * 6 * 6):
+      found = estimate()
+    np.testing.assert_allclose(found.changes, want.changes, rtol=1e-4)
+
   def test_the_joint_model_of_a_step(self):
     """Its parts are those of the splits, and of each prune."""
     architecture = seed('mlp')
@@ -193,15 +310,12 @@ class PrunesTest(parameterized.TestCase):
     found = prunes.estimate(model, trees, batches, key)
     start = splits.start(model, trees, key)
     moved = {
-        axis: split.replace(u=split.u + 0.1) for axis, split in start.items()
+        axis: split.replace(u=tuple(u + 0.1 for u in split.u))
+        for axis, split in start.items()
     }
-    removed = surgery.removals(
-        model, trees, found, [found.candidates.index(('s1b0.out', 1))]
-    )
+    index = found.candidates.index(('s1b0.out', 1))
     joint = prunes.together(
-        model, trees, moved,
-        [(axis, one.unit, one.weights) for axis, one in removed.items()],
-        batches, key, samples=3,
+        model, trees, moved, [found.alone(index)], batches, key, samples=3
     )
     _, by_axis = signals.signals(
         model, trees, *batches[0], key, curvature='emp-fisher'
@@ -213,7 +327,6 @@ class PrunesTest(parameterized.TestCase):
         for site in model.sites
     )
     np.testing.assert_allclose(joint.slopes[0], np.mean(s), rtol=1e-4)
-    index = found.candidates.index(('s1b0.out', 1))
     np.testing.assert_allclose(
         joint.slopes[1],
         found.changes[index] - found.curvatures[index] / 2,
@@ -240,8 +353,17 @@ class PrunesTest(parameterized.TestCase):
           model, trees, [batch()], jax.random.key(0), compensation='exact'
       )
     found = prunes.estimate(model, trees, [batch()], jax.random.key(0))
-    with self.assertRaisesRegex(ValueError, 'Two units of s0b0.out'):
-      surgery.removals(model, trees, found, [0, 1])
+    for units, message in (
+        ((1, 1), r'distinct numbers .*, got \[1, 1\]'),
+        (range(4), "one unit of axis 's1b0.out' stays, but all 4 are"),
+    ):
+      removals = [
+          found.alone(found.candidates.index(('s1b0.out', unit)))
+          for unit in units
+      ]
+      removed = surgery.absorbed(model, trees, removals)
+      with self.assertRaisesRegex(ValueError, message):
+        surgery.morph(architecture, {}, {}, removed=removed)
 
 
 class SelectionTest(parameterized.TestCase):
@@ -340,39 +462,85 @@ class SelectionTest(parameterized.TestCase):
     self.assertNotIn(best, chosen.splits)
     self.assertTrue(np.isfinite(chosen.change))
 
-  def test_cheap_prunes_are_selected(self):
-    architecture, found = random_estimates(seed('plain3net'))
-    count = len(found.candidates)
-    changes = np.full(count, 10.0)
-    changes[[1, 2, 5]] = 1e-9, -1e-9, 1e-9
-    cheap = prunes.Prunes(
-        found.candidates, changes, np.zeros(count), {}, np.ones(count, bool)
+  @mock.patch.object(prunes, 'LARGEST_DIVERGENCE', np.inf)
+  def test_prunes_are_the_cheapest_per_resource_each_time(self):
+    architecture, found = estimated_prunes()
+    split, price = [('s0b0.out', 0)], 1.0
+    sizes = dict(architecture.sizes)
+    sizes['s0b0.out'] += 1
+    picked = selection.pick_prunes(
+        architecture, split, found, selection.Limits(), price
     )
+    # Half of 8 and of 5, rounded down.
+    self.assertCountEqual(
+        [removal.axis for removal in picked],
+        ['s0b0.out'] * 4 + ['s1b0.out'] * 2,
+    )
+    left, gone = dict(found.left), set(split)
+    params = lambda sizes: costs.params(architecture, sizes)
+    ratios = []
+    for pick in picked:
+      now = {}
+      for axis, unit in found.candidates:
+        if (axis, unit) in gone or len(left[axis].removals) == left[axis].most:
+          continue
+        freed = params(sizes) - params({**sizes, axis: sizes[axis] - 1})
+        now[axis, unit] = left[axis].removal(unit)[1] / freed
+      ratios.append(now[pick.axis, pick.unit])
+      self.assertAlmostEqual(ratios[-1], min(now.values()), places=9)
+      want, _ = left[pick.axis].removal(pick.unit)
+      np.testing.assert_allclose(pick.weights, want.weights, atol=1e-5)
+      np.testing.assert_allclose(pick.mixture, want.mixture, atol=1e-5)
+      gone.add((pick.axis, pick.unit))
+      sizes[pick.axis] -= 1
+      left[pick.axis] = left[pick.axis].without(pick)
+    self.assertGreater(ratios[-1], ratios[0])
+    fewer = selection.pick_prunes(
+        architecture, split, found, selection.Limits(), ratios[3]
+    )
+    self.assertEqual(
+        [(removal.axis, removal.unit) for removal in fewer],
+        [(removal.axis, removal.unit) for removal in picked[:3]],
+    )
+
+  def test_prunes_below_the_price_of_splits_are_selected(self):
+    _, found = random_estimates(seed('mlp', (8, 5)))
+    architecture, cheap = estimated_prunes()
     limits = selection.Limits(price=1e-3)
     chosen = selection.select(architecture, found, limits, cheap)
+    self.assertGreaterEqual(chosen.price, 1e-3)
     split = {found.candidates[index] for index in chosen.splits}
-    pruned = [found.candidates[index] for index in chosen.prunes]
-    self.assertEqual(len({axis for axis, _ in pruned}), len(pruned))
-    self.assertFalse(split & set(pruned))
-    self.assertTrue(set(chosen.prunes) <= {1, 2, 5} and chosen.prunes)
+    pruned = {(removal.axis, removal.unit) for removal in chosen.prunes}
+    self.assertLen(pruned, len(chosen.prunes))
+    self.assertNotEmpty(pruned)
+    self.assertFalse(split & pruned)
 
-  def test_prunes_that_clash_with_splits_are_dropped(self):
-    architecture, found = random_estimates(seed('plain3net'))
-    count = len(found.candidates)
-    cheap = prunes.Prunes(
-        found.candidates, np.zeros(count), np.zeros(count), {},
-        np.ones(count, bool),
+  def test_prunes_that_clash_are_dropped_with_all_that_count_on_them(self):
+    architecture, found = random_estimates(seed('mlp', (8, 5)))
+    _, prunable = estimated_prunes()
+    selected = selection.Selection(
+        (),
+        np.zeros(0),
+        0.0,
+        tuple(
+            prunable.alone(prunable.candidates.index(candidate))
+            for candidate in (
+                ('s0b0.out', 0), ('s1b0.out', 0), ('s1b0.out', 3),
+                ('s0b0.out', 2),
+            )
+        ),
+        1e-3,
     )
-    first, second = 0, found.candidates.index(('s1b0.out', 0))
-    selected = selection.Selection((), np.zeros(0), 0.0, (first, second), 1e-3)
-    # Each is free, but the second undoes what the splits have gained.
-    joint = prunes.Joint(
-        np.array([-0.2, 0.0, 0.0]),
-        np.array([[0.2, 0.0, 0.1], [0.0, 0.0, 0.0], [0.1, 0.0, 0.1]]),
+    # Each is free, or better, but the second undoes what splits have gained.
+    gram = np.diag([0.2, 0.0, 0.1, 0.0, 0.0])
+    gram[0, 2] = gram[2, 0] = 0.1
+    joint = prunes.Joint(np.array([-0.2, 0.0, 0.0, -0.1, 0.0]), gram)
+    kept = selection.confirm(
+        architecture, found.candidates, selected, joint, selection.Limits()
     )
-    limits = selection.Limits()
-    kept = selection.confirm(architecture, selected, cheap, joint, limits)
-    self.assertEqual(kept.prunes, (first,))
+    self.assertEqual(
+        kept.prunes, (selected.prunes[0], selected.prunes[3])
+    )
     self.assertAlmostEqual(kept.change, -0.1)
 
   def test_bad_limits(self):
@@ -385,10 +553,32 @@ class SelectionTest(parameterized.TestCase):
         selection.Limits(**settings)
 
 
+def in_order(found, axis, units):
+  """Removals of units of an axis, each counting on those before it."""
+  left, removals = found.left[axis], []
+  for unit in units:
+    removals.append(left.removal(unit)[0])
+    left = left.without(removals[-1])
+  return removals
+
+
 def layer_of(tree, path):
   for name in path:
     tree = tree[name]
   return tree
+
+
+@functools.lru_cache(maxsize=None)
+def estimated_prunes():
+  """An architecture and its prunes, all of which are trusted."""
+  architecture = seed('mlp', (8, 5))
+  with mock.patch.object(prunes, 'LARGEST_DIVERGENCE', np.inf):
+    return architecture, prunes.estimate(
+        model_of(architecture),
+        trees_of(tiny_networks.state(architecture)),
+        [batch(64)],
+        jax.random.key(0),
+    )
 
 
 def random_estimates(architecture):

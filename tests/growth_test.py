@@ -580,7 +580,7 @@ class FunctionTest(parameterized.TestCase):
     )
     layout = view.layout(architecture)
     step = jax.jit(
-        functools.partial(programs.train_step, task, layout.bucket),
+        functools.partial(programs.train_step, task, layout),
         compiler_options=tiny_networks.FAST_COMPILE,
     )
     packed, meters = view.pack(state, layout), programs.new_meters()

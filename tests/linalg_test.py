@@ -32,6 +32,22 @@ def softmax_model(logits, label):
   return p, np.diag(p) - np.outer(p, p), p - np.eye(len(p))[label]
 
 
+class DowndateTest(absltest.TestCase):
+
+  def test_is_a_fresh_inverse(self):
+    """Also after several, of what is left."""
+    generator = np.random.default_rng(5)
+    root = generator.normal(size=(9, 6))
+    matrix = root.T @ root
+    inverse, kept = np.linalg.inv(matrix), list(range(6))
+    for index in (2, 5, 0):
+      inverse = linalg.downdate(inverse, index)
+      kept.remove(index)
+      want = np.zeros((6, 6))
+      want[np.ix_(kept, kept)] = np.linalg.inv(matrix[np.ix_(kept, kept)])
+      np.testing.assert_allclose(inverse, want, atol=1e-10)
+
+
 class TheoremsTest(parameterized.TestCase):
 
   @parameterized.product(seed=(0, 1, 2, 3), scale=(-0.7, 0.3, 1.0, 1.9))
@@ -135,6 +151,91 @@ class SolveTest(parameterized.TestCase):
       chunked = linalg.solve_damped(matrices, vectors, damping=0.3)
     np.testing.assert_allclose(chunked.x, whole.x, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(chunked.code, whole.code)
+
+
+class ConjugateGradientsTest(parameterized.TestCase):
+
+  def solve(self, matrices, vectors, damping=0.3):
+    """Groups of problems whose matrices are at hand, but only multiplied."""
+    calls = []
+
+    def product(directions):
+      calls.append(None)
+      return {
+          name: jnp.einsum('pde,pe->pd', matrices[name], direction)
+          for name, direction in directions.items()
+      }
+
+    traces = {
+        name: np.einsum('pdd->p', group) for name, group in matrices.items()
+    }
+    solutions = linalg.conjugate_gradients(
+        product, vectors, traces, damping=damping, tolerance=1e-4, iterations=20
+    )
+    return solutions, len(calls)
+
+  def test_equals_cholesky(self):
+    generator = np.random.default_rng(2)
+    matrices, vectors = {}, {}
+    for name, size, rank in (('wide', 40, 90), ('narrow', 6, 3)):
+      root = generator.normal(size=(5, rank, size)).astype('f4')
+      root *= np.linspace(0.1, 2, size, dtype='f4')
+      matrices[name] = np.einsum('prd,pre->pde', root, root)
+      vectors[name] = generator.normal(size=(5, size)).astype('f4')
+    solutions, products = self.solve(matrices, vectors)
+    self.assertLess(products, 20)  # It ends when there is nothing to gain.
+    for name, solution in solutions.items():
+      want = linalg.solve_damped(matrices[name], vectors[name], damping=0.3)
+      np.testing.assert_array_equal(solution.code, 0)
+      error = np.linalg.norm(solution.x - want.x, axis=-1)
+      np.testing.assert_array_less(
+          error, 1e-3 * np.linalg.norm(want.x, axis=-1)
+      )
+
+  def test_codes_of_a_problem_are_its_own(self):
+    generator = np.random.default_rng(0)
+    root = generator.normal(size=(7, 3, 6)).astype('f4')
+    matrices = np.einsum('prd,pre->pde', root, root)
+    matrices[1] = 0
+    matrices[2, 0, 0] = np.nan
+    matrices[3] = np.diag([9, 9, 9, 9, 9, -5])
+    vectors = generator.normal(size=(7, 6)).astype('f4')
+    vectors[4, 2] = np.inf
+    vectors[5] = 0
+    solutions, _ = self.solve({'all': matrices}, {'all': vectors}, damping=0.1)
+    code = linalg.Code
+    self.assertSequenceEqual(
+        list(solutions['all'].code),
+        [
+            code.OK,
+            code.RANK_ZERO,
+            code.NOT_FINITE,
+            code.INDEFINITE,
+            code.NOT_FINITE,
+            code.OK,
+            code.OK,
+        ],
+    )
+    np.testing.assert_array_equal(solutions['all'].x[1:6], 0)
+    alone, _ = self.solve(
+        {'all': matrices[[0, 6]]}, {'all': vectors[[0, 6]]}, damping=0.1
+    )
+    together = solutions['all'].x[np.array([0, 6])]
+    np.testing.assert_allclose(together, alone['all'].x, rtol=1e-4)
+    self.assertTrue(np.any(together, axis=-1).all())
+
+  def test_not_finite_on_the_way(self):
+    matrices = np.eye(3, dtype='f4')[None]
+    solution = linalg.conjugate_gradients(
+        lambda directions: {'a': directions['a'] * np.float32(np.nan)},
+        {'a': np.ones((1, 3), 'f4')},
+        {'a': np.einsum('pdd->p', matrices)},
+        damping=0.1,
+        tolerance=1e-4,
+        iterations=3,
+    )['a']
+    self.assertEqual(solution.code[0], linalg.Code.NOT_FINITE)
+    np.testing.assert_array_equal(solution.x, 0)
 
 
 class BoxTest(absltest.TestCase):

@@ -192,6 +192,7 @@ class FormatTest(parameterized.TestCase):
       ({'event': 'stop', 'stage': 1, 'reason': 'cap'}, 'largest depth'),
       ({'event': 'phase', 'name': 'finetuning'}, 'finetuning at 3-2'),
       ({'event': 'compile', 'what': '4-4', 'seconds': 2}, '4-4 in 2.0 s'),
+      ({'event': 'skip', 'reason': 'no loss'}, 'no growth: no loss'),
       ({'event': 'end'}, ''),
   )
   def test_other_records(self, record, expected):
@@ -204,7 +205,7 @@ class ProgressTest(absltest.TestCase):
   def test_lines_where_there_is_no_terminal(self):
     stream = io.StringIO()
     progress = logs.Progress(stream=stream)
-    progress.start_epoch(12, 10, [3, 2, 2])
+    progress.start_epoch(12, 10, '3-2-2')
     progress.update(10, loss=0.5, accuracy=80.0)
     progress.record(_EPOCH)
     progress.record({'event': 'end'})
@@ -214,7 +215,7 @@ class ProgressTest(absltest.TestCase):
   def test_bar_on_a_terminal(self):
     stream = _Terminal()
     progress = logs.Progress(stream=stream)
-    progress.start_epoch(12, 10, [3, 2, 2])
+    progress.start_epoch(12, 10, '3-2-2')
     progress.write('a line')
     progress.update(10, loss=0.5, accuracy=80.0)
     progress.record(_EPOCH)

@@ -197,6 +197,12 @@ class ScheduleTest(parameterized.TestCase):
     np.testing.assert_allclose(got, want, rtol=1e-12)
     self.assertEqual(rates.rate('finetuning', 0), 0.1)
 
+  def test_cosine_restarts_every_interval(self):
+    rates = schedule(growing='cosine', interval=3)
+    got = [rates.rate('growing', epoch) for epoch in range(6)]
+    np.testing.assert_allclose(got, [0.1, 0.075, 0.025] * 2, rtol=1e-12)
+    self.assertEqual(rates.rate('finetuning', 0), 0.1)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -61,7 +61,7 @@ def steps(parallelism, state, architecture):
         parallelism.shard(order),
         parallelism.replicate(RATE),
     )
-    packed, meters = compiler.train_step(layout.bucket, arguments)(*arguments)
+    packed, meters = compiler.train_step(layout, arguments)(*arguments)
     state = view.unpack(parallelism.fetch(packed), layout)
     results.append((state, parallelism.fetch(meters)))
     state, architecture = grown(state, architecture)

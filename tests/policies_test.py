@@ -972,15 +972,16 @@ class OtherPoliciesTest(parameterized.TestCase):
     self.assertFalse(policy.finished)
     self.assertEqual(policy.depths, ())
 
-  def test_every_epochs_ends_without_a_growth(self):
-    policy = policies.EveryEpochs(1, max_epochs=2)
-    policy, decision = policy.update(observe(1, 0))
-    self.assertEqual(decision, policies.Decision('grow', None))
-    policy, decision = policy.update(observe(2, 0))
-    self.assertEqual(decision, policies.FINISH)
+  @parameterized.parameters((2, policies.grow()), (3, policies.FINISH))
+  def test_every_epochs_ends(self, max_epochs, last):
+    policy = policies.EveryEpochs(2, max_epochs)
+    for epoch in range(1, max_epochs + 1):
+      self.assertFalse(policy.finished)
+      policy, decision = policy.update(observe(epoch, 0))
+    self.assertEqual(decision, last)
     self.assertTrue(policy.finished)
     with self.assertRaisesRegex(ValueError, 'finished'):
-      policy.update(observe(3, 0))
+      policy.update(observe(max_epochs + 1, 0))
 
   def test_every_epochs_refuses(self):
     with self.assertRaisesRegex(ValueError, 'is 0'):

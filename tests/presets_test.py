@@ -145,7 +145,18 @@ def rows_of(table: int, *, grown: bool) -> list[tuple[str, paper.Row]]:
 
 
 def table_of(name: str) -> str:
-  return name.partition('/')[0] if '/' in name else 'small'
+  if '/' in name:
+    return name.partition('/')[0]
+  return 'depths' if name in of_depths() else 'widths'
+
+
+def of_depths() -> list[str]:
+  """The presets that append sub-modules; the others grow widths."""
+  return [
+      name
+      for name in presets.names()
+      if isinstance(presets.get(name).method, autogrow.AutoGrow)
+  ]
 
 
 class NamesTest(parameterized.TestCase):
@@ -302,7 +313,7 @@ class ScheduleTest(parameterized.TestCase):
 
   def test_floors(self):
     tried = set()
-    for name in presets.names():
+    for name in of_depths():
       config = resolved(name)
       depths = config.network.depths
       if config.policy.name != 'periodic' or max(depths) > 1:
@@ -338,7 +349,7 @@ class ScheduleTest(parameterized.TestCase):
 
   def test_every_architecture_has_a_cost(self):
     known = {}
-    for name in presets.names():
+    for name in of_depths():
       before = None
       for _, architecture in course(name):
         if architecture not in known:
@@ -361,7 +372,7 @@ class ScheduleTest(parameterized.TestCase):
   def test_deepest_architectures_can_be_trained(self):
     """Of every network, input and number of classes."""
     deepest = {}
-    for name in presets.names():
+    for name in of_depths():
       config = resolved(name)
       dataset = stand_in(config.data)
       key = config.network.name, dataset.input_shape, dataset.classes
@@ -376,7 +387,7 @@ class ScheduleTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_all_architectures_can_be_trained(self):
     tried = set()
-    for name in presets.names():
+    for name in of_depths():
       for _, architecture in course(name):
         if architecture not in tried:
           tried.add(architecture)

@@ -188,6 +188,22 @@ class ReportTest(parameterized.TestCase):
   def test_short_histories(self, history):
     _check(_render(history=history, result={}))
 
+  def test_widths(self):
+    """Of a run that grows channels: widths for depths, and its estimates."""
+    history = _history()
+    for record in history:
+      record['shape'] = '4-5' if record['epoch'] < 2 else '6-5'
+    (growth,) = [r for r in history if r['event'] == 'grow']
+    growth['initializer'] = {
+        'estimated_change': -0.25, 'actual_change': -0.24,
+        'widths': {'first': 6, 'second': 5},
+    }
+    page = _check(_render(history=history))
+    self.assertIn('first (6)', page.text)
+    self.assertIn('second (5)', page.text)
+    self.assertIn('each growth step lowered the loss', page.text)
+    self.assertNotIn('Blocks of each stage', page.text)
+
   def test_write_leaves_one_file_and_the_style_alone(self):
     import matplotlib  # pylint: disable=g-import-not-at-top
 

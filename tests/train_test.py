@@ -572,6 +572,20 @@ class InitFromTest(RunTest):
     self.assertEqual(result['test_accuracy'], RESULT['test_accuracy'])
     self.assertEqual(result['train_macs'], 0)
 
+  def test_draws_its_weights_afresh(self):
+    """As those of the same depths from the start, whatever grew them."""
+    changes = {'policy': {'name': 'fixed'}, 'schedule': {'finetune_epochs': 0}}
+    result = self.run_tiny(init_from=str(BASE), reinitialize=True, **changes)
+    self.assertNotEqual(result['params_digest'], RESULT['params_digest'])
+    fresh = runs.quietly(
+        runs.tiny(
+            self.workdir.with_name('fresh'),
+            network={'depths': [2, 2, 1]},
+            **changes,
+        )
+    )
+    self.assertEqual(result['params_digest'], fresh['params_digest'])
+
   def test_grows_on(self):
     origin = self.workdir.with_name('origin')
     runs.quietly(runs.tiny(origin, policy={'name': 'fixed'}))

@@ -130,7 +130,7 @@ class StepTest(parameterized.TestCase):
     for fuse in (True, False):
       layout = view.layout(architecture, fuse=fuse)
       packed, meters = jax.jit(
-          functools.partial(programs.train_step, task, layout.bucket),
+          functools.partial(programs.train_step, task, layout),
           compiler_options=tiny_networks.FAST_COMPILE,
       )(
           view.pack(state, layout),

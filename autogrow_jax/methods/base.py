@@ -12,12 +12,32 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
+from autogrow_jax import view
+from autogrow_jax.networks import base as networks_base
 
 Architecture = architecture_lib.Architecture
 Tree = dict[str, Any]
 
-# (weights, network statistics, gates) -> (logits, network statistics).
-Forward = Callable[[Tree, Tree, Any], tuple[jax.Array, Tree]]
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+  """The network in training mode, on one step's inputs.
+
+  Attributes:
+    layout: of the packed trees.
+    x: (batch, height, width, channel), preprocessed and augmented.
+  """
+
+  layout: view.Layout
+  x: jax.Array
+
+  def __call__(
+      self, weights: Tree, stats: Tree, gates: Any
+  ) -> tuple[jax.Array, Tree]:
+    """Logits (batch, classes) and new statistics; trees are packed."""
+    return networks_base.apply(
+        self.layout.bucket, weights, stats, self.x, train=True, gates=gates
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +61,19 @@ class Situation:
   batches_per_epoch: int
   train_accuracy: float
   weight_decay: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+  """A decision that is not carried out.
+
+  Attributes:
+    reason: why, for people.
+    images: that looking for a change trained on, as of a `growth.Growth`.
+  """
+
+  reason: str
+  images: int = 0
 
 
 class Method(Protocol):
@@ -82,8 +115,12 @@ class Method(Protocol):
 
   def propose(
       self, decision: policies.Decision, situation: Situation
-  ) -> growth.Growth | None:
+  ) -> growth.Growth | Skip | None:
     """The change that carries out a decision, if any; runs between epochs."""
+    ...
+
+  def describe(self, architecture: Architecture) -> str:
+    """The shape of a network in a few characters, for the progress line."""
     ...
 
 
@@ -107,9 +144,12 @@ class FixedArchitecture:
 
   def propose(
       self, decision: policies.Decision, situation: Situation
-  ) -> growth.Growth | None:
+  ) -> growth.Growth | Skip | None:
     del decision, situation
     return None
+
+  def describe(self, architecture: Architecture) -> str:
+    return policies.format_depths(architecture.depths)
 
 
 def task_objective(

@@ -13,6 +13,7 @@ import functools
 from flax import linen as nn
 from flax import struct
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from autogrow_jax import layers
@@ -21,7 +22,13 @@ from autogrow_jax.networks import base
 Path = tuple[str, ...]
 Change = Callable[[jax.Array], jax.Array]
 
-_KINDS = (layers.Conv, layers.Dense, layers.Norm, layers.Select)
+_KINDS = (
+    layers.Conv,
+    layers.DepthwiseConv,
+    layers.Dense,
+    layers.Norm,
+    layers.Select,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Layer:
 
   Attributes:
     path: (part, layer).
-    kind: class of the layer, 'Conv', 'Dense', 'Norm' or 'Select'.
+    kind: class of the layer, 'Conv', 'DepthwiseConv', 'Dense', 'Norm' or
+      'Select'.
     stride: of a convolution, else 1.
     size: side of a convolution's kernel, else 1.
     epsilon: of a norm, else 0.
@@ -47,9 +55,25 @@ class Layer:
 
   def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution or matrix product with some kernel, without bias."""
-    if self.kind == 'Conv':
+    if self.kind in ('Conv', 'DepthwiseConv'):
       return layers.plain_conv(x, kernel, self.stride, self.size // 2)
     return x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+  def patches(self, x: jax.Array) -> jax.Array:
+    """What each output position reads: (batch, ..., taps, in)."""
+    if self.kind != 'Conv':
+      return x.reshape(len(x), -1, x.shape[-1])
+    pad = self.size // 2
+    patches = lax.conv_general_dilated_patches(
+        x,
+        (self.size, self.size),
+        (self.stride, self.stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        precision=lax.Precision.HIGHEST,
+    )  # The input channel is the slowest of its features.
+    patches = patches.reshape(*patches.shape[:-1], x.shape[-1], self.size**2)
+    return patches.swapaxes(-1, -2)
 
 
 @struct.dataclass

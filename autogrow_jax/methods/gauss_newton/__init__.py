@@ -9,18 +9,24 @@ channels are split and pruned in the same step, between two epochs. The paper's
 equations, algorithm, settings and tables are not: all formulas here are our own
 derivation, all defaults our own choice, and no number is the paper's.
 
-  sites      which axes of a network are channels that can be split
-  signals    what one batch says: activations and two gradients per example
-  splits     learning how to split every channel, and what each split will gain
-  surgery    chosen splits as one `growth.Growth`
-  selection  which of them to apply together
-  prunes     what removing each channel would cost
-  method     all of it as a `Method`
+  sites        which axes of a network are channels that can be split
+  signals      what one batch says: activations and two gradients per example
+  splits       learning how to split every channel, on frozen weights
+  matrix_free  how, where units have too many weights for a matrix of each
+  joint        learning that while the weights are trained
+  estimates    what each split will gain, alone and beside others
+  prunes       what removing each channel would cost
+  selection    which of them to apply together
+  surgery      chosen splits and prunes as one `growth.Growth`
+  norms        statistics of norms before, and norms that fit them after it
+  method       all of it as a `Method`
+  rivals       other ways to choose splits, to compare with
+  trials       the true loss after splits, by running the network with them
+  calibration  how good estimates were
 
-Splits are learned on frozen weights. Streams with several writers or readers,
-depthwise layers, and for alternating least squares units with more than
-`splits.LARGEST_SOLVE` weights on one side, are not covered; `sites.survey` and
-`method.coverage` name each with its reason.
+Streams of residual stages, with several writers and readers, are covered, and
+depthwise layers. Shortcuts without parameters are not; `sites.survey` names
+each such axis with its reason.
 
 For one channel, with incoming weights w, outgoing weights v, normalised
 pre-activation h, and T the channel-wise map from h to what the next layer
@@ -33,4 +39,9 @@ reads:
 is the exact change of the next layer's output z, with no Taylor expansion, and
 zero at u = 0 whatever e is. Per example n, s_n = <d loss_n / dz, dz> is its
 slope and Q_n its curvature; the loss changes by about mean(s) + mean(Q) / 2.
+
+A channel of a stream is split everywhere at once: each writer i has its own u_i
+and r_i, each reader j its own T_j of all h_i, v_j, e_j and dz_j, and s_n is the
+sum over readers. That leaves out, beyond the first order, that one reader's dz
+changes what later writers write.
 """

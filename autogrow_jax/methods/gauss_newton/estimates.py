@@ -86,6 +86,13 @@ class Estimates:
     return np.where(self.usable, np.minimum(best, limits), 0)
 
 
+def candidates_of(model: Model) -> tuple[tuple[str, int], ...]:
+  """(axis, unit) of all units of all sites."""
+  return tuple(
+      (site.axis, unit) for site in model.sites for unit in range(site.units)
+  )
+
+
 def estimate(
     model: Model,
     trees: Trees,
@@ -130,11 +137,7 @@ def estimate(
   slopes, gram = slopes / examples, gram / examples
   finite = np.isfinite(slopes) & np.isfinite(np.diag(gram))
   return Estimates(
-      candidates=tuple(
-          (site.axis, unit)
-          for site in model.sites
-          for unit in range(site.units)
-      ),
+      candidates=candidates_of(model),
       slopes=slopes,
       gram=gram,
       loss=float(loss / examples),
@@ -151,9 +154,9 @@ def scaled(
   for axis, split in splits.items():
     own = [s for (name, _), s in zip(candidates, scales, strict=True)
            if name == axis]
-    factor = jnp.asarray(np.array(own), split.u.dtype)
-    shape = (1,) * (split.u.ndim - 1) + (-1,)
-    result[axis] = split.replace(u=split.u * factor.reshape(shape))
+    rows = splits_lib.incoming(split.u)
+    rows = rows * jnp.asarray(np.array(own)[:, None], rows.dtype)
+    result[axis] = split.replace(u=splits_lib.as_incoming(rows, split.u))
   return result
 
 

@@ -1,6 +1,6 @@
 """`GaussNewton`: grows widths by the splits that are estimated to pay most."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import itertools
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from autogrow_jax import costs
 from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import policies
@@ -15,12 +16,16 @@ from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
+from autogrow_jax.methods.gauss_newton import joint
+from autogrow_jax.methods.gauss_newton import norms as norms_lib
 from autogrow_jax.methods.gauss_newton import prunes as prunes_lib
+from autogrow_jax.methods.gauss_newton import rivals
 from autogrow_jax.methods.gauss_newton import selection as selection_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import surgery
+from autogrow_jax.networks import base as networks_base
 from autogrow_jax.networks import taps
 
 Architecture = base.Architecture
@@ -31,19 +36,26 @@ EXAMPLES = 4096
 # A pass over an example costs three training steps on it: forward, two
 # backward passes, and the products with u and e and their gradients.
 STEPS_PER_PASS = 3
+LEARNING = ('frozen', 'joint')
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussNewton(base.FixedArchitecture):
   """Splits and prunes channels where a quadratic model of the loss says so.
 
-  All is learned on frozen weights, in evaluation mode, at the end of an epoch.
-  Splits are learned from some batches and estimated on others. What has been
+  At the end of an epoch, on frozen weights, in evaluation mode, with statistics
+  of norms measured anew. Splits are learned from some batches, or have been
+  learned beside the weights, and are estimated on others. What has been
   selected is estimated once more as a whole, with other labels, since the best
   of many noisy estimates are too good; a step that then no longer lowers the
   loss is not taken, as happens when there is hardly any loss left.
 
   Attributes:
+    strategy: 'gauss_newton', or one of its rivals, see `rivals`; they choose
+      their splits in their own way, and prune nothing.
+    learning: of splits: on 'frozen' weights before each growth, or 'joint' with
+      the training of the weights, by Adam.
+    delay: of joint learning, steps after a growth before it begins.
     learn: how splits are learned.
     limits: of a growth step.
     compensation: of prunes, see `prunes`; 'off' to prune nothing.
@@ -51,22 +63,28 @@ class GaussNewton(base.FixedArchitecture):
     examples: for learning, and as many for estimates; None for up to 4096, and
       at most half an epoch.
     optimizer_state: after a growth, see `surgery.morph`.
-    norms: of children: 'copied' from the parent, or their 'own'.
+    norms: after a growth, a function of `norms`: 'settled', or only 'measured'
+      anew, which normalises part of the gain away.
   """
 
+  strategy: str = 'gauss_newton'
+  learning: str = 'frozen'
+  delay: int = 0
   learn: splits_lib.LearnConfig = splits_lib.LearnConfig()
   limits: selection_lib.Limits = selection_lib.Limits()
   compensation: str = 'gauss_newton'
   samples: int = 4
   examples: int | None = None
   optimizer_state: str = 'reset'
-  norms: str = 'copied'
+  norms: str = 'settled'
 
   def __post_init__(self):
     choices = {
+        'strategy': rivals.STRATEGIES,
+        'learning': LEARNING,
         'compensation': ('off', *prunes_lib.COMPENSATIONS),
         'optimizer_state': surgery.OPTIMIZER_STATES,
-        'norms': ('copied', 'own'),
+        'norms': ('settled', 'measured'),
     }
     for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
@@ -78,58 +96,102 @@ class GaussNewton(base.FixedArchitecture):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'{name} is at least 1, got {value}.')
+    if self.delay < 0:
+      raise ValueError(f'delay is at least 0, got {self.delay}.')
+    if self.learning == 'joint':
+      if self.strategy != 'gauss_newton':
+        raise ValueError(
+            f'The strategy {self.strategy} has no joint learning; learn frozen.'
+        )
+      if self.learn.curvature == 'rank1-cal':
+        raise ValueError(
+            'The factor of rank1-cal is measured on frozen weights; take '
+            'another curvature for joint learning, such as mc.'
+        )
+
+  def extra(self, architecture: Architecture) -> tuple[base.Tree, base.Tree]:
+    if self.learning == 'frozen':
+      return {}, {}
+    return {}, joint.memory(architecture, self.learn)
+
+  def objective(
+      self,
+      forward: base.Forward,
+      params: base.Tree,
+      stats: base.Tree,
+      labels: jax.Array,
+      key: jax.Array,
+  ) -> tuple[jax.Array, tuple[base.Tree, jax.Array]]:
+    loss, (after, logits) = super().objective(
+        forward, params, stats, labels, key
+    )
+    if self.learning == 'joint':
+      after['method'] = joint.step(
+          stats['method'],
+          forward,
+          params['weights'],
+          stats['network'],
+          labels,
+          key,
+          self.learn,
+          delay=self.delay,
+      )
+    return loss, (after, logits)
+
+  def describe(self, architecture: Architecture) -> str:
+    axes = [site.axis for site in sites_lib.survey(architecture).sites]
+    return '-'.join(str(architecture.size(axis)) for axis in axes)
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth.Growth | None:
+  ) -> growth.Growth | base.Skip | None:
     """Learns all splits, estimates them and all prunes, and selects."""
     if decision.action != 'grow':
       return None
     architecture = situation.architecture
     if not self.limits.allowance(architecture):
-      return None
-    model = model_of(architecture, self.learn.solver)
-    trees = jax.device_put(_trees_of(situation.state))
+      return base.Skip('the budget is used up')
+    model = model_of(architecture)
     learning, judging = self._batches(situation)
-    step = self._step(model, trees, situation, learning, judging)
+    trees = norms_lib.measured(
+        model.chain, jax.device_put(_trees_of(situation.state)), learning
+    )
+    choose = self._step if self.strategy == 'gauss_newton' else self._rival
+    step = choose(model, trees, situation, learning, judging)
     selected = step.selected
+    images = step.images + _passes_images(learning, judging)
     if not selected.splits and not selected.prunes:
-      return None
-    if selected.splits and not selected.change < 0:
-      return None
-    units = _by_axis(step.candidates, selected.splits)
-    statistics = None
-    if self.norms == 'own':
-      statistics = surgery.child_statistics(
-          model, trees, step.splits, learning
+      return base.Skip('no split or prune is worth it', images)
+    if selected.splits and step.must_help and not selected.change < 0:
+      return base.Skip(
+          'what had been selected would not lower the loss as a whole', images
       )
+    units = _by_axis(step.candidates[i] for i in selected.splits)
     change = surgery.morph(
         architecture,
         step.splits,
         {axis: np.array(chosen) for axis, chosen in units.items()},
         removed=step.removed,
         optimizer_state=self.optimizer_state,
-        statistics=statistics,
+        one_sided=step.one_sided,
     )
-    passes = self.learn.passes * len(learning)
-    passes += 2 * self.samples * len(judging)
+    wider = change.architecture
     report = {
         'estimated_change': selected.change,
-        'widths': {
-            site.axis: change.architecture.size(site.axis)
-            for site in model.sites
-        },
+        'widths': {site.axis: wider.size(site.axis) for site in model.sites},
         'splits': units,
         'scales': [round(float(scale), 4) for scale in selected.scales],
-        'prunes': _by_axis(step.candidates, selected.prunes),
+        'prunes': _by_axis((r.axis, r.unit) for r in selected.prunes),
         'price': selected.price,
         'candidates': len(step.candidates),
         'dropped': step.dropped,
-        'images': STEPS_PER_PASS * passes * len(learning[0][1]),
+        # It was the smaller network that saw them.
+        'images': round(images * costs.macs(architecture) / costs.macs(wider)),
     }
-    before = estimates_lib.mean_loss(model.chain, trees, judging)
     return dataclasses.replace(
-        change, patch=_measured(change, judging, before, report)
+        change,
+        patch=self._measured(change, model.chain, trees, learning, judging,
+                             report),
     )
 
   def _step(
@@ -141,12 +203,17 @@ class GaussNewton(base.FixedArchitecture):
       judging: Sequence[Batch],
   ) -> '_Step':
     """Learns from some batches, and judges and selects by others."""
-    stream = randomness.stream(
-        jax.random.wrap_key_data(situation.state.key), 'gauss_newton'
-    )
-    stream = jax.random.fold_in(stream, situation.state.step)
+    stream = self._key(situation)
     keys = [jax.random.fold_in(stream, number) for number in range(4)]
-    learned = splits_lib.learn(model, trees, learning, keys[0], self.learn)
+    if self.learning == 'joint':
+      memory = situation.state.stats['method']
+      learned = joint.learned(memory, situation.architecture)
+      # A step with signals instead of one without.
+      passes = max(0, int(memory['steps']) - self.delay)
+      images = (STEPS_PER_PASS - 1) * passes * len(learning[0][1])
+    else:
+      learned = splits_lib.learn(model, trees, learning, keys[0], self.learn)
+      images = STEPS_PER_PASS * self.learn.passes * _examples(learning)
     estimates = estimates_lib.estimate(
         model, trees, learned.splits, judging, keys[1],
         curvature=self.learn.curvature, samples=self.samples,
@@ -158,33 +225,149 @@ class GaussNewton(base.FixedArchitecture):
           model, trees, judging, keys[2],
           compensation=self.compensation, curvature=self.learn.curvature,
       )
+    passes = 2 * self.samples + prunes.passes
+    images += STEPS_PER_PASS * passes * _examples(judging)
     architecture = situation.architecture
     selected = selection_lib.select(
         architecture, estimates, self.limits, prunes
     )
     scales = np.zeros(len(estimates.candidates))
     scales[list(selected.splits)] = selected.scales
-    splits = estimates_lib.scaled(learned.splits, estimates.candidates, scales)
-    removed = surgery.removals(model, trees, prunes, selected.prunes)
-    joint = prunes_lib.together(
+    splits = splits_lib.balanced(
+        model,
+        trees,
+        estimates_lib.scaled(learned.splits, estimates.candidates, scales),
+        self.learn.trust,
+    )
+    together = prunes_lib.together(
         model,
         trees,
         splits,
-        [(axis, one.unit, one.weights) for axis, one in removed.items()],
+        selected.prunes,
         judging,
         keys[3],
         samples=self.samples,
     )
     selected = selection_lib.confirm(
-        architecture, selected, prunes, joint, self.limits
+        architecture, estimates.candidates, selected, together, self.limits
     )
     return _Step(
         selected,
         splits,
-        surgery.removals(model, trees, prunes, selected.prunes),
+        surgery.absorbed(model, trees, selected.prunes),
         estimates.candidates,
         estimates.dropped,
+        images,
     )
+
+  def _rival(
+      self,
+      model: signals_lib.Model,
+      trees: signals_lib.Trees,
+      situation: base.Situation,
+      learning: Sequence[Batch],
+      judging: Sequence[Batch],
+  ) -> '_Step':
+    """As `_step`, in the way of another method."""
+    key = self._key(situation)
+    proposal = rivals.propose(
+        self.strategy,
+        situation.architecture,
+        model,
+        trees,
+        learning,
+        jax.random.fold_in(key, 0),
+    )
+    candidates = estimates_lib.candidates_of(model)
+    selected = selection_lib.by_gain(
+        situation.architecture,
+        candidates,
+        proposal.gains,
+        proposal.usable,
+        self.limits,
+    )
+    images = proposal.examples_seen
+    if not proposal.one_sided:  # Which does not change the function at first.
+      chosen = np.zeros(len(candidates))
+      chosen[list(selected.splits)] = 1
+      together = prunes_lib.together(
+          model,
+          trees,
+          estimates_lib.scaled(proposal.splits, candidates, chosen),
+          [],
+          judging,
+          jax.random.fold_in(key, 1),
+          samples=self.samples,
+      )
+      images += STEPS_PER_PASS * self.samples * _examples(judging)
+      selected = dataclasses.replace(selected, change=together.change([]))
+    return _Step(
+        selected,
+        proposal.splits,
+        {},
+        candidates,
+        int(np.count_nonzero(~proposal.usable)),
+        images,
+        one_sided=proposal.one_sided,
+        must_help=False,
+    )
+
+  def _key(self, situation: base.Situation) -> jax.Array:
+    """Of everything random in a growth step."""
+    stream = randomness.stream(
+        jax.random.wrap_key_data(situation.state.key), 'gauss_newton'
+    )
+    return jax.random.fold_in(stream, situation.state.step)
+
+  def _measured(
+      self,
+      change: growth.Growth,
+      chain: tuple[networks_base.Segment, ...],
+      trees: signals_lib.Trees,
+      learning: Sequence[Batch],
+      judging: Sequence[Batch],
+      report: dict[str, Any],
+  ) -> growth.Patch:
+    """The patch of a growth that also measures what it does to the loss.
+
+    It works on the statistics of norms that splits were learned with, and
+    leaves those of the grown network.
+    """
+    architecture = change.architecture
+
+    def patch(state, key):
+      stats, _ = growth.carry(
+          {'network': trees.stats},
+          {'network': state.stats['network']},
+          state_lib.axis_table(architecture),
+          change.sources,
+      )
+      state = state.replace(stats={**state.stats, **stats})
+      state, _ = change.patch(state, key)
+      grown = taps.chain_of(networks.parts(architecture))
+      before, after = (
+          estimates_lib.mean_loss(*network, judging)
+          for network in ((chain, trees), (grown, _trees_of(state)))
+      )
+      settle = getattr(norms_lib, self.norms)
+      settled = settle(grown, _trees_of(state), learning)
+      state = state.replace(
+          params={
+              **state.params, 'weights': state_lib.to_host(settled.weights)
+          },
+          stats={
+              'network': state_lib.to_host(settled.stats),
+              'method': state_lib.to_host(self.extra(architecture)[1]),
+          }
+      )
+      return state, {
+          **report,
+          'actual_change': after - before,
+          'settled_change': estimates_lib.mean_loss(grown, settled, judging)
+          - before,
+      }
+
+    return patch
 
   def _batches(
       self, situation: base.Situation
@@ -217,41 +400,29 @@ class _Step:
     removed: the prunes, by axis.
     candidates: all (axis, unit) pairs.
     dropped: how many splits could not be used.
+    images: what it cost, in images of training steps.
+    one_sided: whether the splits are, see `surgery.morph`.
+    must_help: whether it is not taken unless it lowers the loss.
   """
 
   selected: selection_lib.Selection
   splits: splits_lib.Splits
-  removed: dict[str, surgery.Removal]
+  removed: dict[str, surgery.Absorbed]
   candidates: tuple[tuple[str, int], ...]
   dropped: int
+  images: int
+  one_sided: bool = False
+  must_help: bool = True
 
 
-def coverage(
-    architecture: Architecture, solver: str = 'als'
-) -> sites_lib.Survey:
-  """What of a network is covered, and what is not.
-
-  Args:
-    architecture: the network's.
-    solver: als needs dense solves, adam does not.
-
-  Returns:
-    The sites, and the other axes with reasons.
-  """
-  survey = sites_lib.survey(architecture)
-  return splits_lib.within_reach(survey) if solver == 'als' else survey
-
-
-def model_of(
-    architecture: Architecture, solver: str = 'als'
-) -> signals_lib.Model:
+def model_of(architecture: Architecture) -> signals_lib.Model:
   """What programs are compiled for.
 
   Raises:
     ValueError: nothing can be split.
   """
   chain = taps.chain_of(networks.parts(architecture))
-  return signals_lib.model_of(coverage(architecture, solver), chain)
+  return signals_lib.model_of(sites_lib.survey(architecture), chain)
 
 
 def _trees_of(state: state_lib.TrainState) -> signals_lib.Trees:
@@ -270,29 +441,20 @@ def _without_failed(
   )
 
 
-def _by_axis(
-    candidates: Sequence[tuple[str, int]], indices: Sequence[int]
-) -> dict[str, list[int]]:
-  """Units of selected candidates."""
+def _by_axis(chosen: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+  """Units of (axis, unit) pairs."""
   result: dict[str, list[int]] = {}
-  for index in indices:
-    axis, unit = candidates[index]
+  for axis, unit in chosen:
     result.setdefault(axis, []).append(unit)
   return result
 
 
-def _measured(
-    change: growth.Growth,
-    batches: Sequence[Batch],
-    before: float,
-    report: dict[str, Any],
-) -> growth.Patch:
-  """The patch of a growth, which then measures the change of the loss."""
+def _examples(batches: Sequence[Batch]) -> int:
+  return sum(len(labels) for _, labels in batches)
 
-  def patch(state, key):
-    state, _ = change.patch(state, key)
-    chain = taps.chain_of(networks.parts(change.architecture))
-    after = estimates_lib.mean_loss(chain, _trees_of(state), batches)
-    return state, {**report, 'actual_change': after - before}
 
-  return patch
+def _passes_images(
+    learning: Sequence[Batch], judging: Sequence[Batch]
+) -> int:
+  """What norms and losses cost: a forward pass is a third of a step."""
+  return (2 * _examples(learning) + 3 * _examples(judging)) // 3

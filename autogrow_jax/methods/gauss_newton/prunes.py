@@ -1,22 +1,45 @@
-"""What removing each channel would cost, and what makes up for it.
+"""What removing channels would cost, and what makes up for them.
 
 Unit c is removed, and others take over: a_c is replaced by
 
   r_0 + sum over j != c of r_j a_j,
 
 which adds r_j v_c to what the reader multiplies a_j with, and a constant to
-what it writes. With weights w = r and w_c = -1, and R_nj the product of the
-gradient of example n with v_c a_j (j = 0: with the constant),
+what it writes. Each reader has its own activations and its own r, one after
+another in what follows. With weights w = r and w_c = -1, and R_nj the product
+of the gradient of example n with v_c a_j (j = 0: with the constant),
 
   s_n = R_n'w,   change of the loss = mean(R)'w + 1/2 w'Kw,   K = mean S_n S_n'
 
 where S is as R with d' in place of d. There is no Taylor expansion in between:
-the reader is linear.
+readers are linear. As with splits, what one reader's change does to other
+writers of the same stream is there in first order only.
 
   none           r = 0
   mean           r_0 is the mean of a_c
   least_squares  r minimises the mean square of what is left of a_c
   gauss_newton   r minimises the model above, with a ridge towards that one
+
+Several units of an axis go one after another. Unit d has by then taken over
+from those before it: what it multiplies is no longer v_d, but a mixture
+
+  sum_i m_i v_i,   m = e_d + sum over the c before it of r_cd m_c,
+
+and its R is the same mixture of theirs. Least squares leave out who has gone
+(`linalg.downdate`). Products of the S of two units are not kept, so that K is
+bounded, by Cauchy and Schwarz, with equality where units do the same:
+
+  K <= sum_i m_i^2 K_i / q_i,   q_i = |m_i| / sum |m|.
+
+`together`, which has the last word, forms the mixtures themselves.
+
+The K of a site are units * (weights of w)^2 numbers. Where those of all sites
+are more than `LARGEST_GRAMS` bytes, the largest sites go without: gauss_newton
+is least_squares there, and mean (S_n'w)^2 is measured in a second pass, for the
+w of each unit and for r = 0. As units go, K is then taken to be the multiple of
+the activations' second moments that gives the sum of both. A batch's products,
+of which K is the sum, are formed for as many units at a time as fit into
+`LARGEST_PRODUCTS` bytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +65,92 @@ LEAST_SQUARES_DAMPING = 1e-6
 GAUSS_NEWTON_DAMPING = 0.1
 # Half the curvature of a prune beyond which its estimate is not trusted, nats.
 LARGEST_DIVERGENCE = 0.02
+# Bytes of the K of all sites, and of a batch's products at any time.
+LARGEST_GRAMS = 2**31
+LARGEST_PRODUCTS = 2**28
 _EXACT = lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Removal:
+  """One unit to prune, after those of its axis that go before it.
+
+  Attributes:
+    axis: its axis.
+    unit: its number before the step.
+    weights: (readers, units + 1) w, the constant's last; 0 for those gone.
+    mixture: (readers, units) m, of what the readers multiply it with.
+  """
+
+  axis: str
+  unit: int
+  weights: np.ndarray
+  mixture: np.ndarray
+
+
+def alone(axis: str, unit: int, weights: np.ndarray) -> Removal:
+  """The first removal of an axis; weights as there."""
+  return Removal(axis, unit, weights, _own(weights.shape, unit))
+
+
+@dataclasses.dataclass(frozen=True)
+class Left:
+  """What is known of a site of which some units are pruned already.
+
+  Attributes:
+    axis: its axis.
+    compensation: one of `COMPENSATIONS`.
+    constants: (readers,) whether there is a norm or a bias for a constant.
+    moments: (readers, units + 1, units + 1) of activations and 1.
+    inverses: of the moments of the units that are left; 0 for the others.
+    slopes: (units, readers, units + 1) mean R.
+    gram: (units, weights of w, weights of w) K up to its factors; (1, ...) if
+      it is the same of all.
+    factors: (units,) of K.
+    removals: of the pruned units, in their order.
+  """
+
+  axis: str
+  compensation: str
+  constants: np.ndarray
+  moments: np.ndarray
+  inverses: np.ndarray
+  slopes: np.ndarray
+  gram: np.ndarray
+  factors: np.ndarray
+  removals: tuple[Removal, ...] = ()
+
+  @property
+  def most(self) -> int:
+    """How many units one step may prune."""
+    return len(self.slopes) // 2
+
+  def removal(self, unit: int) -> tuple[Removal, float]:
+    """The removal of one more unit, and by how much it changes the loss.
+
+    Args:
+      unit: one that is left.
+
+    Returns:
+      The removal; nats, infinite if the model is not to be trusted.
+    """
+    found = _evaluated(self, slice(unit, unit + 1))
+    usable = _trusted(found.changes, found.curvatures).item()
+    change = found.changes.item() if usable else float('inf')
+    return Removal(
+        self.axis, unit, found.weights[0], _mixtures(self, [unit])[0]
+    ), change
+
+  def without(self, removal: Removal) -> 'Left':
+    """What is left after one more removal."""
+    inverses = [
+        linalg.downdate(inverse, removal.unit) for inverse in self.inverses
+    ]
+    return dataclasses.replace(
+        self,
+        inverses=np.stack(inverses),
+        removals=(*self.removals, removal),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +161,11 @@ class Prunes:
     candidates: (axis, unit) pairs.
     changes: (candidates,) change of the loss by each alone, nats.
     curvatures: (candidates,) w'Kw.
-    weights: per axis, (units, units + 1) the w of each unit, the constant's
-      last.
+    weights: per axis, (units, readers, units + 1) the w of each unit alone.
     usable: (candidates,) whether the statistics are finite and the model is
       trusted.
+    left: per axis, what further removals are estimated from.
+    passes: how often the examples were seen.
   """
 
   candidates: tuple[tuple[str, int], ...]
@@ -64,15 +173,22 @@ class Prunes:
   curvatures: np.ndarray
   weights: Mapping[str, np.ndarray]
   usable: np.ndarray
+  left: Mapping[str, Left]
+  passes: int
 
   @property
   def dropped(self) -> int:
     """How many candidates cannot be used."""
     return int(np.count_nonzero(~self.usable))
 
+  def alone(self, index: int) -> Removal:
+    """The removal of one candidate and no other of its axis."""
+    axis, unit = self.candidates[index]
+    return alone(axis, unit, self.weights[axis][unit])
+
 
 # Of a method that does not prune.
-NONE = Prunes((), np.zeros(0), np.zeros(0), {}, np.zeros(0, bool))
+NONE = Prunes((), np.zeros(0), np.zeros(0), {}, np.zeros(0, bool), {}, 0)
 
 
 def estimate(
@@ -106,43 +222,63 @@ def estimate(
     )
   if not batches:
     raise ValueError('An estimate takes at least one batch.')
-  total, examples = None, sum(len(labels) for _, labels in batches)
-  for index, (x, labels) in enumerate(batches):
-    draw = jax.random.fold_in(key, index)
-    part = _sums(model, curvature, trees, x, labels, draw)
-    total = part if total is None else jax.tree.map(jnp.add, total, part)
-  changes, curvatures, weights, usable = [], [], {}, []
-  for site in model.sites:
-    moments, slopes, gram = (
-        np.asarray(leaf, np.float64) / examples for leaf in total[site.axis]
+  with_gram = _with_gram(model.sites)
+  sums = _mean(
+      functools.partial(
+          _sums, model, curvature, with_gram, LARGEST_PRODUCTS, trees
+      ),
+      batches,
+      key,
+  )
+  left = {
+      site.axis: _start(site, trees, sums[site.axis], compensation)
+      for site in model.sites
+  }
+  found = {axis: _evaluated(left[axis], slice(None)) for axis in with_gram}
+  wide = tuple(site for site in model.sites if site.axis not in with_gram)
+  if wide:
+    model_of_wide = dataclasses.replace(model, sites=wide)
+    weights = {
+        site.axis: _first_weights(left[site.axis], slice(None))
+        for site in wide
+    }
+    measured = _mean(
+        functools.partial(
+            _curvatures, model_of_wide, curvature, trees,
+            {axis: w.astype('f4') for axis, w in weights.items()},
+        ),
+        batches,
+        key,
     )
-    free = np.ones((site.units, site.units + 1), bool)
-    free[np.arange(site.units), np.arange(site.units)] = False
-    free[:, -1] = _takes_constant(site, trees)
-    # A site with a value that is not finite stays so in `changes`.
-    moments = moments if np.isfinite(moments).all() else np.eye(len(moments))
-    w = _first_weights(moments, free, compensation)
-    if compensation == 'gauss_newton':
-      w = w + _refinement(slopes, gram, w, free)
-    curvature_of = np.einsum('cj,cjk,ck->c', w, gram, w)
-    changes.append(np.einsum('cj,cj->c', slopes, w) + curvature_of / 2)
-    curvatures.append(curvature_of)
-    weights[site.axis] = w
-    usable.append(
-        np.isfinite(changes[-1])
-        & (curvature_of <= 2 * LARGEST_DIVERGENCE)
-        & (site.units > 1)
-    )
+    for axis, w in weights.items():
+      left[axis], found[axis] = _as_measured(left[axis], w, measured[axis])
+  return _collected(model, found, left, passes=2 if wide else 1)
+
+
+def _collected(
+    model: Model,
+    found: Mapping[str, '_Evaluation'],
+    left: Mapping[str, Left],
+    *,
+    passes: int,
+) -> Prunes:
+  """`Prunes` from the first evaluation of each site."""
+  ordered = [found[site.axis] for site in model.sites]
+  changes = np.concatenate([one.changes for one in ordered])
+  curvatures = np.concatenate([one.curvatures for one in ordered])
+  lonely = [np.full(site.units, site.units == 1) for site in model.sites]
   return Prunes(
-      tuple(
+      candidates=tuple(
           (site.axis, unit)
           for site in model.sites
           for unit in range(site.units)
       ),
-      np.concatenate(changes),
-      np.concatenate(curvatures),
-      weights,
-      np.concatenate(usable),
+      changes=changes,
+      curvatures=curvatures,
+      weights={axis: one.weights for axis, one in found.items()},
+      usable=_trusted(changes, curvatures) & ~np.concatenate(lonely),
+      left=left,
+      passes=passes,
   )
 
 
@@ -169,7 +305,7 @@ def together(
     model: Model,
     trees: Trees,
     splits: splits_lib.Splits,
-    removed: Sequence[tuple[str, int, np.ndarray]],
+    removals: Sequence[Removal],
     batches: Sequence[Batch],
     key: jax.Array,
     *,
@@ -184,7 +320,7 @@ def together(
     model: the network.
     trees: its arrays.
     splits: of all sites, with u = 0 for the units that stay.
-    removed: (axis, unit, w) of each prune.
+    removals: of units, those of an axis in their order.
     batches: the examples.
     key: of sampled labels.
     samples: of the label of each example.
@@ -192,24 +328,32 @@ def together(
   Returns:
     The joint model.
   """
-  axes = tuple(axis for axis, _, _ in removed)
-  units = [jnp.int32(unit) for _, unit, _ in removed]
-  weights = [jnp.asarray(w, jnp.float32) for _, _, w in removed]
+  numbers: dict[str, list[int]] = {}
+  for number, removal in enumerate(removals):
+    numbers.setdefault(removal.axis, []).append(number)
+  stacked = {
+      axis: tuple(
+          jnp.asarray([getattr(removals[i], name) for i in own], jnp.float32)
+          for name in ('weights', 'mixture')
+      )
+      for axis, own in numbers.items()
+  }
   slopes, gram, examples = 0.0, 0.0, 0
   for sample in range(samples):
     for index, (x, labels) in enumerate(batches):
       draw = jax.random.fold_in(jax.random.fold_in(key, sample), index)
-      sums = _joint_sums(
-          model, axes, trees, splits, units, weights, x, labels, draw
-      )
+      sums = _joint_sums(model, trees, splits, stacked, x, labels, draw)
       slopes = slopes + np.asarray(sums[0], np.float64)
       gram = gram + np.asarray(sums[1], np.float64)
       examples += len(labels)
-  return Joint(slopes / examples, gram / examples)
+  # The program has the axes by name.
+  order = [number for axis in sorted(numbers) for number in numbers[axis]]
+  back = np.array([0, *(1 + np.argsort(order))], int)
+  return Joint(slopes[back] / examples, gram[np.ix_(back, back)] / examples)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _joint_sums(model, axes, trees, splits, units, weights, x, labels, key):
+@functools.partial(jax.jit, static_argnums=0)
+def _joint_sums(model, trees, splits, stacked, x, labels, key):
   """Sums over a batch for `Joint`."""
   _, by_axis = signals_lib.signals(
       model, trees, x, labels, key, curvature='mc'
@@ -220,89 +364,290 @@ def _joint_sums(model, axes, trees, splits, units, weights, x, labels, key):
       )
       for site in model.sites
   ]
-  s, c = zip(*by_split, strict=True)
-  columns = [tuple(sum(one.sum(-1) for one in kind) for kind in (s, c))]
+  s, c = (
+      [sum(one.sum(-1) for one in kind)[:, None]]
+      for kind in zip(*by_split, strict=True)
+  )
   sites = {site.axis: site for site in model.sites}
-  for axis, unit, w in zip(axes, units, weights, strict=True):
-    columns.append(
-        tuple(
-            jnp.einsum('bj,j->b', product[:, unit], w, precision=_EXACT)
-            for product in products(sites[axis], trees, by_axis[axis])
-        )
-    )
-  s, c = (jnp.stack(kind, -1) for kind in zip(*columns, strict=True))
+  for axis in sorted(stacked):
+    signal = by_axis[axis]
+    a = _activations(sites[axis], trees, signal)
+    project = functools.partial(_projected, sites[axis], trees, a)
+    s.append(project(signal.slope, *stacked[axis]))
+    c.append(project(signal.curvature, *stacked[axis]))
+  s, c = jnp.concatenate(s, -1), jnp.concatenate(c, -1)
   return s.sum(0), jnp.einsum('bi,bj->ij', c, c, precision=_EXACT)
 
 
-def products(
-    site: sites_lib.Site, trees: Trees, signal: signals_lib.Signal
-) -> tuple[jax.Array, jax.Array]:
-  """R and S of every example and unit: (batch, units, units + 1) each."""
-  kernel = trees.kernel(site.reader)
-  a = site.activation(trees.weights, trees.stats, signal.entered, signal.h)
-  flat = a.reshape(len(a), -1, site.units)
-  back = jax.linear_transpose(lambda a: site.reader.linear(a, kernel), a)
-
-  def of(gradient):
-    (at_reader,) = back(gradient)
-    own = jnp.einsum(
-        'bpc,bpj->bcj', at_reader.reshape(flat.shape), flat, precision=_EXACT
+def _projected(site, trees, activations, gradients, weights, mixtures):
+  """<gradients, dz> of some removals, (batch, removals)."""
+  total = 0.0
+  for reader, a, gradient, w, m in zip(
+      site.readers,
+      activations,
+      gradients,
+      jnp.moveaxis(weights, 1, 0),
+      jnp.moveaxis(mixtures, 1, 0),
+      strict=True,
+  ):
+    kernel = jnp.einsum(
+        '...io,ni->...no', trees.kernel(reader.layer), m, precision=_EXACT
     )
-    # The constant is added at every output position, also at the border.
-    summed = gradient.reshape(len(a), -1, gradient.shape[-1]).sum(1)
-    constant = jnp.einsum(
-        'bo,co->bc', summed, outgoing_sum(kernel), precision=_EXACT
+    own, constant = _received(reader.layer, kernel, a.shape, gradient)
+    read = jnp.einsum('bpj,nj->bpn', _flat(a), w[:, :-1], precision=_EXACT)
+    total += (own * read).sum(1) + constant * w[None, :, -1]
+  return total
+
+
+def _received(layer, kernel, shape, gradient):
+  """What a kernel's units receive of the gradient of what a layer writes.
+
+  Args:
+    layer: a reader.
+    kernel: (..., units, out), of any units.
+    shape: (batch, ..., channels) of what it reads.
+    gradient: (batch, ..., out).
+
+  Returns:
+    (batch, positions, units); (batch, units) of a constant at every position of
+    the output, also at the border.
+  """
+  like = jax.ShapeDtypeStruct((*shape[:-1], kernel.shape[-2]), gradient.dtype)
+  (own,) = jax.linear_transpose(lambda a: layer.linear(a, kernel), like)(
+      gradient
+  )
+  constant = jnp.einsum(
+      'bpo,co->bc', _flat(gradient), outgoing_sum(kernel), precision=_EXACT
+  )
+  return _flat(own), constant
+
+
+def _activations(site, trees, signal):
+  return site.activations(
+      trees.weights, trees.stats, signal.entered, signal.h
+  )
+
+
+def _flat(a):
+  """(batch, positions, channels)."""
+  return a.reshape(len(a), -1, a.shape[-1])
+
+
+def outgoing_sum(kernel: jax.Array) -> jax.Array:
+  """(units, out): what a reader makes of a constant 1, inside the border."""
+  return kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
+
+
+def _with_gram(sites: Sequence[sites_lib.Site]) -> tuple[str, ...]:
+  """The axes whose K are formed: the smallest that fit together."""
+  sizes = {
+      site.axis: 4 * site.units * (len(site.readers) * (site.units + 1)) ** 2
+      for site in sites
+  }
+  axes = sorted(sizes, key=sizes.get)
+  ends = np.cumsum([sizes[axis] for axis in axes])
+  return tuple(a for a, end in zip(axes, ends) if end <= LARGEST_GRAMS)
+
+
+def _mean(sums, batches, key):
+  """Means over all examples, on the host, of what a program sums."""
+  total = None
+  for index, (x, labels) in enumerate(batches):
+    part = sums(x, labels, jax.random.fold_in(key, index))
+    total = part if total is None else linalg.plus(total, part)
+  examples = sum(len(labels) for _, labels in batches)
+  return jax.tree.map(lambda leaf: np.asarray(leaf / examples), total)
+
+
+def _start(site, trees, sums, compensation):
+  """A `Left` of which nothing has been pruned."""
+  moments, slopes, *gram = sums
+  constants = np.array([
+      reader.norm is not None or trees.has_bias(reader.layer)
+      for reader in site.readers
+  ])
+  moments = moments.astype('f8')
+  if not gram:
+    if compensation == 'gauss_newton':
+      compensation = 'least_squares'
+    gram = [_block_diagonal(moments)[None]]
+  return Left(
+      axis=site.axis,
+      compensation=compensation,
+      constants=constants,
+      moments=moments,
+      inverses=np.stack([
+          _inverse(own, constant)
+          for own, constant in zip(moments, constants, strict=True)
+      ]),
+      slopes=slopes.astype('f8'),
+      gram=gram[0],
+      factors=np.ones(site.units),
+  )
+
+
+def _block_diagonal(blocks: np.ndarray) -> np.ndarray:
+  """(count, size, size) along the diagonal of one matrix."""
+  count, size, _ = blocks.shape
+  matrix = np.zeros((count, size, count, size))
+  matrix[np.arange(count), :, np.arange(count)] = blocks
+  return matrix.reshape(count * size, count * size)
+
+
+def _inverse(moments: np.ndarray, constant: bool) -> np.ndarray:
+  """Of a reader's moments with a ridge; 0 for a constant it cannot take."""
+  # A site with a value that is not finite stays so in its change.
+  moments = moments if np.isfinite(moments).all() else np.eye(len(moments))
+  used = np.append(np.ones(len(moments) - 1, bool), constant)
+  kept, size = moments[np.ix_(used, used)], np.count_nonzero(used)
+  ridge = max(LEAST_SQUARES_DAMPING * np.trace(kept) / size, linalg.JITTER)
+  inverse = np.zeros_like(moments)
+  inverse[np.ix_(used, used)] = np.linalg.inv(kept + ridge * np.eye(size))
+  return inverse
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+  """Of removals, each as the next of its axis.
+
+  Attributes:
+    weights: (removals, readers, units + 1) w.
+    changes: (removals,) nats.
+    curvatures: (removals,) w'Kw.
+  """
+
+  weights: np.ndarray
+  changes: np.ndarray
+  curvatures: np.ndarray
+
+
+def _evaluated(left: Left, units: slice) -> _Evaluation:
+  """Compensates, and estimates, the removal of each of some units."""
+  w = _first_weights(left, units)
+  shape, count = w.shape, len(w)
+  mixtures = _mixtures(left, _numbers(left, units))
+  slopes = np.einsum('cri,irj->crj', mixtures, left.slopes)
+  slopes, w = slopes.reshape(count, -1), w.reshape(count, -1)
+  gram = _bounded(left, units, mixtures)
+  if left.compensation == 'gauss_newton':
+    free = _free(left, units).reshape(count, -1)
+    gradient = slopes + np.einsum('cjk,ck->cj', gram, w)
+    solution = linalg.solve_damped(
+        jnp.asarray(gram * free[:, :, None] * free[:, None, :]),
+        jnp.asarray(-gradient * free),
+        damping=GAUSS_NEWTON_DAMPING,
     )
-    return jnp.concatenate([own, constant[..., None]], -1)
+    w = w + np.where(free, np.asarray(solution.x, np.float64), 0)
+  curvatures = np.sum(w * np.einsum('cjk,ck->cj', gram, w), -1)
+  return _Evaluation(
+      w.reshape(shape),
+      np.sum(slopes * w, -1) + curvatures / 2,
+      curvatures,
+  )
 
-  return of(signal.slope), of(signal.curvature)
+
+def _as_measured(
+    left: Left, w: np.ndarray, curvatures: np.ndarray
+) -> tuple[Left, _Evaluation]:
+  """A site without K, given (2, units) w'Kw for w and for r = 0."""
+  rows = w.reshape(len(w), -1)
+  energies = np.sum(rows @ left.gram[0] * rows, -1)
+  energies += np.diagonal(left.moments, axis1=1, axis2=2).sum(0)[:-1]
+  factors = curvatures.sum(0) / np.maximum(energies, linalg.JITTER)
+  changes = np.sum(left.slopes * w, (1, 2)) + curvatures[0] / 2
+  return (
+      dataclasses.replace(left, factors=factors),
+      _Evaluation(w, changes, curvatures[0].astype('f8')),
+  )
 
 
-def _takes_constant(site, trees) -> bool:
-  """Whether there is a norm or a bias behind the reader for a constant."""
-  return site.reader_norm is not None or trees.has_bias(site.reader)
+def _trusted(changes, curvatures):
+  return np.isfinite(changes) & (curvatures <= 2 * LARGEST_DIVERGENCE)
 
 
-def _first_weights(
-    moments: np.ndarray, free: np.ndarray, compensation: str
-) -> np.ndarray:
-  """(units, units + 1) w, up to least squares; one inverse serves all units."""
-  units = len(free)
+def _numbers(left: Left, units: slice) -> np.ndarray:
+  return np.arange(len(left.slopes))[units]
+
+
+def _own(shape: tuple[int, int], unit: int) -> np.ndarray:
+  """The mixture of a unit that has taken over nothing."""
+  mixture = np.zeros((shape[0], shape[1] - 1))
+  mixture[:, unit] = 1
+  return mixture
+
+
+def _mixtures(left: Left, units: Sequence[int]) -> np.ndarray:
+  """(units chosen, readers, units) m."""
+  shape = left.slopes.shape[1:]
+  mixtures = np.stack([_own(shape, unit) for unit in units])
+  for removal in left.removals:
+    taken = removal.weights.T[units]
+    mixtures = mixtures + taken[..., None] * removal.mixture
+  return mixtures
+
+
+def _bounded(left: Left, units: slice, mixtures: np.ndarray) -> np.ndarray:
+  """(units chosen, weights of w, weights of w) K of mixtures, or its bound."""
+  if not left.removals:
+    return left.factors[units, None, None] * np.broadcast_to(
+        left.gram, (len(left.factors), *left.gram.shape[1:])
+    )[units]
+  gone = [removal.unit for removal in left.removals]
+  return np.stack([
+      _bound(left, [unit, *gone], mixture)
+      for unit, mixture in zip(_numbers(left, units), mixtures, strict=True)
+  ])
+
+
+def _bound(left: Left, units: list[int], mixture: np.ndarray) -> np.ndarray:
+  """The bound of a mixture, (readers, units), of some units."""
+  mixture = mixture[:, units]
+  sizes = np.abs(mixture).sum(0)
+  # A unit that is not in the mixture has no part in the bound either.
+  part = left.factors[units] * sizes.sum() / np.where(sizes > 0, sizes, 1)
+  parts = np.einsum('i,ri,si->irs', part, mixture, mixture)
+  readers, width = left.slopes.shape[1:]
+  blocks = left.gram.reshape(-1, readers, width, readers, width)
+  if len(blocks) == 1:
+    bound = parts.sum(0)[:, None, :, None] * blocks[0]
+  else:
+    bound = np.einsum('irs,irjsk->rjsk', parts, blocks[units])
+  return bound.reshape(readers * width, -1)
+
+
+def _free(left: Left, units: slice) -> np.ndarray:
+  """(units chosen, readers, units + 1) which weights may be chosen."""
+  chosen = _numbers(left, units)
+  free = np.ones((len(chosen), *left.slopes.shape[1:]), bool)
+  free[np.arange(len(chosen)), :, chosen] = False
+  free[:, :, [removal.unit for removal in left.removals]] = False
+  free[:, :, -1] = left.constants
+  return free
+
+
+def _first_weights(left: Left, units: slice) -> np.ndarray:
+  """(units chosen, readers, units + 1) w up to least squares."""
+  free = _free(left, units)
+  chosen = _numbers(left, units)
   w = np.zeros(free.shape)
-  if compensation == 'mean':
-    w[:, -1] = moments[:units, -1] / moments[-1, -1]
-  elif compensation != 'none':
-    used = np.append(np.ones(units, bool), free[0, -1])
-    size = np.count_nonzero(used)
-    kept = moments[np.ix_(used, used)]
-    ridge = max(LEAST_SQUARES_DAMPING * np.trace(kept) / size, linalg.JITTER)
-    precision = np.linalg.inv(kept + ridge * np.eye(size))
-    w[:, used] = -precision[:units] / np.diag(precision)[:units, None]
+  if left.compensation == 'mean':
+    w[..., -1] = (left.moments[:, chosen, -1] / left.moments[:, -1:, -1]).T
+  elif left.compensation != 'none':
+    rows = left.inverses[:, chosen] / left.inverses[:, chosen, chosen, None]
+    w = -np.moveaxis(rows, 0, 1)
   w = np.where(free, w, 0)
-  w[np.arange(units), np.arange(units)] = -1
+  w[np.arange(len(chosen)), :, chosen] = -1
   return w
 
 
-def _refinement(
-    slopes: np.ndarray, gram: np.ndarray, w: np.ndarray, free: np.ndarray
-) -> np.ndarray:
-  """(units, units + 1) step of each w to the damped minimum of its model."""
-  gradient = slopes + np.einsum('cjk,ck->cj', gram, w)
-  solution = linalg.solve_damped(
-      jnp.asarray(gram * free[:, :, None] * free[:, None, :]),
-      jnp.asarray(-gradient * free),
-      damping=GAUSS_NEWTON_DAMPING,
-  )
-  return np.where(free, np.asarray(solution.x, np.float64), 0)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sums(model, curvature, trees, x, labels, key):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _sums(model, curvature, with_gram, chunk_bytes, trees, x, labels, key):
   """Sums over a batch, per axis.
 
   Returns:
-    `{axis: (moments (units + 1, units + 1) of the activations and 1, averaged
-    over positions; R (units, units + 1); SS' (units, units + 1, units + 1))}`
+    `{axis: (moments of the activations and 1, averaged over positions,
+    (readers, units + 1, units + 1); R (units, readers, units + 1); and if it is
+    among `with_gram`, SS' (units, weights of w, weights of w))}`
   """
   _, by_axis = signals_lib.signals(
       model, trees, x, labels, key, curvature=curvature
@@ -310,23 +655,81 @@ def _sums(model, curvature, trees, x, labels, key):
   sums = {}
   for site in model.sites:
     signal = by_axis[site.axis]
-    a = site.activation(trees.weights, trees.stats, signal.entered, signal.h)
-    flat = a.reshape(len(a), -1, site.units)
-    extended = jnp.concatenate([flat, jnp.ones_like(flat[..., :1])], -1)
-    moments = jnp.einsum(
-        'bpi,bpj->ij', extended, extended, precision=_EXACT
+    activations = _activations(site, trees, signal)
+    slopes, curvatures = (
+        [
+            _received(
+                reader.layer, trees.kernel(reader.layer), a.shape, gradient
+            )
+            for reader, a, gradient in zip(
+                site.readers, activations, gradients, strict=True
+            )
+        ]
+        for gradients in (signal.slope, signal.curvature)
     )
-    by_slope, by_curvature = products(site, trees, signal)
-    sums[site.axis] = (
-        moments / flat.shape[1],
-        by_slope.sum(0),
-        jnp.einsum(
-            'bcj,bck->cjk', by_curvature, by_curvature, precision=_EXACT
-        ),
+    flat = [_flat(a) for a in activations]
+    moments = jnp.stack([_moments(a) for a in flat])
+    summed = jnp.stack(
+        [_summed(a, *own) for a, own in zip(flat, slopes, strict=True)], 1
     )
+    sums[site.axis] = moments, summed
+    if site.axis in with_gram:
+      sums[site.axis] += (_gram(flat, curvatures, chunk_bytes),)
   return sums
 
 
-def outgoing_sum(kernel: jax.Array) -> jax.Array:
-  """(units, out): what a reader makes of a constant 1, inside the border."""
-  return kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
+def _moments(a):
+  """Sums over a batch of second moments of activations and 1."""
+  extended = jnp.concatenate([a, jnp.ones_like(a[..., :1])], -1)
+  moments = jnp.einsum('bpi,bpj->ij', extended, extended, precision=_EXACT)
+  return moments / a.shape[1]
+
+
+def _summed(a, own, constant):
+  """A reader's R summed over a batch, (units, units + 1)."""
+  products = jnp.einsum('bpc,bpj->cj', own, a, precision=_EXACT)
+  return jnp.concatenate([products, constant.sum(0)[:, None]], -1)
+
+
+def _gram(activations, received, chunk_bytes):
+  """SS' summed over a batch, by as many units at a time as there is room."""
+
+  def of_unit(received):
+    rows = []
+    for a, (own, constant) in zip(activations, received, strict=True):
+      rows.append(jnp.einsum('bp,bpj->bj', own, a, precision=_EXACT))
+      rows.append(constant[:, None])
+    rows = jnp.concatenate(rows, -1)
+    return jnp.einsum('bj,bk->jk', rows, rows, precision=_EXACT)
+
+  by_unit = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), received)
+  batch, _, units = activations[0].shape
+  width = len(activations) * (units + 1)
+  chunk = max(1, chunk_bytes // (4 * batch * width))
+  if chunk >= units:
+    return jax.vmap(of_unit)(by_unit)
+  return lax.map(of_unit, by_unit, batch_size=chunk)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _curvatures(model, curvature, trees, weights, x, labels, key):
+  """Per axis, sums over a batch of (S'w)^2, for w and for r = 0: (2, units).
+  """
+  _, by_axis = signals_lib.signals(
+      model, trees, x, labels, key, curvature=curvature
+  )
+  sums = {}
+  for site in model.sites:
+    signal = by_axis[site.axis]
+    w = weights[site.axis]
+    own = jnp.broadcast_to(jnp.eye(site.units)[:, None], w[..., :-1].shape)
+    c = _projected(
+        site,
+        trees,
+        _activations(site, trees, signal),
+        signal.curvature,
+        jnp.concatenate([w, -jnp.pad(own, ((0, 0), (0, 0), (0, 1)))]),
+        jnp.concatenate([own, own]),
+    )
+    sums[site.axis] = jnp.square(c).sum(0).reshape(2, -1)
+  return sums

@@ -2,11 +2,13 @@
 
 Splits are picked one by one, each time the one whose addition lowers the
 optimal value of the joint model most per unit of resource; then the scales of
-all are optimised together. Prunes come after them: one is worth it if it costs
-less loss per resource than the last split gained, and `confirm` asks again how
-much that is beside everything else.
+all are optimised together. Prunes come after them, one by one as well, each
+time the one that costs least loss per unit of resource: it is worth it if that
+is less than the last split gained. `confirm` asks again how much it is beside
+everything else.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np
@@ -89,15 +91,15 @@ class Selection:
     scales: of each of them, above `SMALLEST_SCALE`.
     change: of the loss by all together, nats, as estimated; before `confirm`
       by the splits alone.
-    prunes: indices into the candidates for pruning, at most one of an axis;
-      those that cost least come first.
+    prunes: in the order of picking; each counts on those of its axis before
+      it.
     price: nats per unit of resource that a prune may cost.
   """
 
   splits: tuple[int, ...]
   scales: np.ndarray
   change: float
-  prunes: tuple[int, ...]
+  prunes: tuple[prunes_lib.Removal, ...]
   price: float
 
 
@@ -128,9 +130,8 @@ def select(
   every = np.zeros(len(best))
   every[picked] = scales
   price = max(limits.price, ratio)
-  removed = _pick_prunes(
-      architecture, estimates, picked, prunes, limits, price
-  )
+  split = [estimates.candidates[index] for index in picked]
+  removed = pick_prunes(architecture, split, prunes, limits, price)
   return Selection(
       tuple(picked),
       scales,
@@ -142,41 +143,43 @@ def select(
 
 def confirm(
     architecture: Architecture,
+    candidates: Sequence[tuple[str, int]],
     selected: Selection,
-    prunes: prunes_lib.Prunes,
     joint: prunes_lib.Joint,
     limits: Limits,
 ) -> Selection:
   """Keeps the prunes that are worth it beside the splits and each other.
 
+  Where one is not, those of its axis that come after it are not kept either,
+  since they counted on it.
+
   Args:
     architecture: the network's.
+    candidates: (axis, unit) pairs that splits were selected from.
     selected: splits and prunes.
-    prunes: of all units.
     joint: of this selection.
     limits: of the step.
 
   Returns:
     The selection, with the change of the loss by all of it together.
   """
+  sizes = _sizes_with(architecture, [candidates[i] for i in selected.splits])
   kept: list[int] = []
-  for number, index in enumerate(selected.prunes):
+  refused: set[str] = set()
+  for number, removal in enumerate(selected.prunes):
+    axis = removal.axis
     cost = joint.change([*kept, number]) - joint.change(kept)
-    axis, _ = prunes.candidates[index]
-    if cost / freed(architecture, axis, limits.resource) < selected.price:
+    freed = _freed(architecture, sizes, [axis], limits.resource)[axis]
+    if axis not in refused and cost / freed < selected.price:
       kept.append(number)
+      sizes[axis] -= 1
+    else:
+      refused.add(axis)
   return dataclasses.replace(
       selected,
       prunes=tuple(selected.prunes[number] for number in kept),
       change=joint.change(kept),
   )
-
-
-def freed(architecture: Architecture, axis: str, resource: str) -> int:
-  """By how much the resource falls with one unit of an axis less."""
-  measure, sizes = getattr(costs, resource), dict(architecture.sizes)
-  smaller = {**sizes, axis: sizes[axis] - 1}
-  return measure(architecture, sizes) - measure(architecture, smaller)
 
 
 def joint_scales(
@@ -204,38 +207,178 @@ def pick(
   rho = s_m - G_mM G_MM^-1 s_M and chi = G_mm - G_mM G_MM^-1 G_Mm. Both are
   kept up to date by one step of a Cholesky factorisation per pick.
   """
-  allowance = limits.allowance(architecture)
-  axes = [axis for axis, _ in estimates.candidates]
-  sizes = dict(architecture.sizes)
   slopes = np.where(estimates.usable, estimates.slopes, 0)
   usable = estimates.usable
   gram = np.where(usable[:, None] & usable[None], estimates.gram, 0)
   rho, chi = slopes.copy(), np.diag(gram) * (1 + RELATIVE_RIDGE)
   chi = np.where(usable, chi + linalg.JITTER, 1)
   factor: list[np.ndarray] = []  # Rows of L^-1 G_M: one per pick.
-  available = usable & (estimates.slopes < 0)
-  picked, spent, last = [], 0, 0.0
-  while available.any():
-    increments = _increments(architecture, sizes, set(axes), limits.resource)
-    resource = np.array([increments[axis] for axis in axes])
+
+  def gains():
     # A slope that the picks have turned around has nothing to add.
-    gains = np.where(available & (rho < 0), rho**2 / (2 * chi), 0) / resource
-    gains[resource > allowance - spent] = 0
-    best = int(np.argmax(gains))
-    if gains[best] <= limits.price:
-      break
-    last = float(gains[best])
-    picked.append(best)
-    available[best] = False
-    spent += resource[best]
-    sizes[axes[best]] += 1
-    row = gram[best] - sum((f[best] * f for f in factor), np.zeros(len(axes)))
+    return np.where(rho < 0, rho**2 / (2 * chi), 0)
+
+  def update(best):
+    nonlocal rho, chi
+    row = gram[best] - sum((f[best] * f for f in factor), np.zeros(len(rho)))
     row[best] = chi[best]
     row = row / np.sqrt(chi[best])
     rho = rho - row * rho[best] / np.sqrt(chi[best])
     chi = np.maximum(chi - row**2, RELATIVE_RIDGE * np.diag(gram) + 1e-300)
     factor.append(row)
+
+  available = usable & (estimates.slopes < 0)
+  return _greedy(
+      architecture, estimates.candidates, available, limits, gains, update
+  )
+
+
+def pick_prunes(
+    architecture: Architecture,
+    split: Sequence[tuple[str, int]],
+    prunes: prunes_lib.Prunes,
+    limits: Limits,
+    price: float,
+) -> tuple[prunes_lib.Removal, ...]:
+  """Greedy picks of prunes by cost per resource, while that is below a price.
+
+  Of an axis no more than half of the units, and none that is split. What the
+  others of an axis cost changes with each pick of it. It hardly ever falls,
+  there being fewer to take over, so that it is only estimated again once the
+  last estimate is the lowest of all.
+
+  Args:
+    architecture: the network's.
+    split: (axis, unit) pairs that are split in the same step.
+    prunes: of all units.
+    limits: of the step.
+    price: nats per unit of resource.
+
+  Returns:
+    The removals, in the order of picking.
+  """
+  sizes = _sizes_with(architecture, split)
+  axes = np.array([axis for axis, _ in prunes.candidates])
+  stays = np.array([c not in split for c in prunes.candidates], bool)
+  available = prunes.usable & stays
+  changes, left = prunes.changes.copy(), dict(prunes.left)
+  found = {index: prunes.alone(index) for index in np.flatnonzero(available)}
+  picked: list[prunes_lib.Removal] = []
+  while available.any():
+    freed = _freed(architecture, sizes, set(axes), limits.resource)
+    ratios = changes / [freed[axis] for axis in axes]
+    ratios = np.where(available, ratios, np.inf)
+    best = int(np.argmin(ratios))
+    axis, unit = prunes.candidates[best]
+    if not ratios[best] < price:
+      break
+    if best not in found:
+      found[best], changes[best] = left[axis].removal(unit)
+      continue
+    picked.append(found[best])
+    left[axis] = left[axis].without(found[best])
+    sizes[axis] -= 1
+    same = axes == axis
+    found = {index: r for index, r in found.items() if not same[index]}
+    available[best] = False
+    if len(left[axis].removals) == left[axis].most:
+      available[same] = False
+  return tuple(picked)
+
+
+def by_gain(
+    architecture: Architecture,
+    candidates: Sequence[tuple[str, int]],
+    gains: np.ndarray,
+    usable: np.ndarray,
+    limits: Limits,
+) -> Selection:
+  """Selects splits by their own gains, which are taken to add up.
+
+  There is no joint model: everything is applied as it is, and no unit pruned.
+
+  Args:
+    architecture: the network's.
+    candidates: (axis, unit) pairs.
+    gains: (candidates,) any score that is larger for better splits; in nats if
+      `limits.price` is to mean anything.
+    usable: (candidates,) whether a candidate may be selected.
+    limits: of the step.
+
+  Returns:
+    The selection, whose change is minus the sum of gains; it may be empty.
+  """
+  picked, last = _greedy(
+      architecture, candidates, usable, limits, lambda: gains
+  )
+  return Selection(
+      splits=tuple(picked),
+      scales=np.ones(len(picked)),
+      change=-float(np.sum(np.asarray(gains)[picked])),
+      prunes=(),
+      price=max(limits.price, last),
+  )
+
+
+def _greedy(
+    architecture: Architecture,
+    candidates: Sequence[tuple[str, int]],
+    available: np.ndarray,
+    limits: Limits,
+    gains: Callable[[], np.ndarray],
+    update: Callable[[int], None] = lambda best: None,
+) -> tuple[list[int], float]:
+  """Picks by gain per resource, one by one, within limits.
+
+  Args:
+    architecture: the network's.
+    candidates: (axis, unit) pairs.
+    available: (candidates,) those that may be picked.
+    limits: of the step.
+    gains: (candidates,) now.
+    update: called with every pick.
+
+  Returns:
+    The picks, and the ratio of the last of them.
+  """
+  allowance = limits.allowance(architecture)
+  axes = [axis for axis, _ in candidates]
+  sizes = dict(architecture.sizes)
+  available = np.array(available)
+  picked, spent, last = [], 0, 0.0
+  while available.any():
+    increments = _increments(architecture, sizes, set(axes), limits.resource)
+    resource = np.array([increments[axis] for axis in axes])
+    ratios = np.where(available, gains(), 0) / resource
+    ratios[resource > allowance - spent] = 0
+    best = int(np.argmax(ratios))
+    if ratios[best] <= limits.price:
+      break
+    last = float(ratios[best])
+    picked.append(best)
+    available[best] = False
+    spent += resource[best]
+    sizes[axes[best]] += 1
+    update(best)
   return picked, last
+
+
+def _sizes_with(architecture, split):
+  """Sizes of all axes with some of their units split."""
+  sizes = dict(architecture.sizes)
+  for axis, _ in split:
+    sizes[axis] += 1
+  return sizes
+
+
+def _freed(architecture, sizes, axes, resource):
+  """By how much the resource falls with one unit less of each axis."""
+  measure = getattr(costs, resource)
+  now = measure(architecture, sizes)
+  return {
+      axis: now - measure(architecture, {**sizes, axis: sizes[axis] - 1})
+      for axis in axes
+  }
 
 
 def _increments(architecture, sizes, axes, resource):
@@ -246,20 +389,3 @@ def _increments(architecture, sizes, axes, resource):
       axis: measure(architecture, {**sizes, axis: sizes[axis] + 1}) - now
       for axis in axes
   }
-
-
-def _pick_prunes(architecture, estimates, picked, prunes, limits, price):
-  """The cheapest prune of each axis, if it costs less than the price.
-
-  Two prunes of an axis would each count on the other, and no unit is split and
-  pruned in the same step.
-  """
-  split = {estimates.candidates[index] for index in picked}
-  best: dict[str, tuple[float, int]] = {}
-  for index, (axis, unit) in enumerate(prunes.candidates):
-    if not prunes.usable[index] or (axis, unit) in split:
-      continue
-    ratio = prunes.changes[index] / freed(architecture, axis, limits.resource)
-    if ratio < price and (axis not in best or ratio < best[axis][0]):
-      best[axis] = ratio, index
-  return tuple(index for _, index in sorted(best.values()))

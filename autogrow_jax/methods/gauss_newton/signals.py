@@ -5,7 +5,7 @@ every channel of every site. Gradients are of each example's own loss, never of
 the mean over the batch.
 
 Symbols: p the softmax, y the label, l the loss of an example, d = dl/dz its
-gradient at the output z of a site's reader. The curvature of a change dz is
+gradient at the output z of a reader of a site. The curvature of a change dz is
 modelled per example as Q = <d', dz>^2 with
 
   mc           d' as d, for a label drawn from p; its mean over that draw is the
@@ -60,19 +60,20 @@ class Trees:
 
   def kernel(self, layer: taps.Layer) -> jax.Array:
     """The kernel of a layer."""
-    return _at(self.weights, layer.path)['kernel']
+    return at(self.weights, layer.path)['kernel']
 
   def has_bias(self, layer: taps.Layer) -> bool:
     """Whether a layer adds a bias."""
-    return 'bias' in _at(self.weights, layer.path)
+    return 'bias' in at(self.weights, layer.path)
 
-  def factor(self, site: sites_lib.Site) -> jax.Array:
-    """(units,) by which a site's norm multiplies; ones without a norm."""
-    if site.norm is None:
-      return jnp.ones_like(self.kernel(site.writer), shape=(site.units,))
-    variance = _at(self.stats, site.norm.path)['var']
-    scale = _at(self.weights, site.norm.path)['scale']
-    return scale * jax.lax.rsqrt(variance + site.norm.epsilon)
+  def factor(self, writer: sites_lib.End) -> jax.Array:
+    """(units,) by which a writer's norm multiplies; ones without a norm."""
+    if writer.norm is None:
+      kernel = self.kernel(writer.layer)
+      return jnp.ones_like(kernel, shape=kernel.shape[-1:])
+    variance = at(self.stats, writer.norm.path)['var']
+    scale = at(self.weights, writer.norm.path)['scale']
+    return scale * jax.lax.rsqrt(variance + writer.norm.epsilon)
 
 
 @struct.dataclass
@@ -81,17 +82,17 @@ class Signal:
 
   Attributes:
     entered: what enters the site's chain.
-    x: what the writer reads, (batch, ..., in).
-    h: the pre-activation, (batch, ..., units).
-    slope: d, (batch, ..., out) at the reader's output.
+    x: what each writer reads, (batch, ..., in).
+    h: the pre-activation of each writer, (batch, ..., units).
+    slope: d, (batch, ..., out) at the output of each reader.
     curvature: d', likewise.
   """
 
   entered: jax.Array
-  x: jax.Array
-  h: jax.Array
-  slope: jax.Array
-  curvature: jax.Array
+  x: tuple[jax.Array, ...]
+  h: tuple[jax.Array, ...]
+  slope: tuple[jax.Array, ...]
+  curvature: tuple[jax.Array, ...]
 
 
 def signals(
@@ -127,7 +128,9 @@ def signals(
     return tapped.output, tapped
 
   shapes = jax.eval_shape(lambda: forward({})[1].outputs)
-  readers = [site.reader.path for site in model.sites]
+  readers = [
+      reader.layer.path for site in model.sites for reader in site.readers
+  ]
   zeros = {path: jnp.zeros_like(shapes[path]) for path in readers}
   logits, pull, tapped = jax.vjp(forward, zeros, has_aux=True)
   losses = methods_base.cross_entropy(logits, labels)
@@ -147,11 +150,11 @@ def signals(
     }
   return losses, {
       site.axis: Signal(
-          entered=tapped.entered[site.writer.path[0]],
-          x=tapped.inputs[site.writer.path],
-          h=tapped.outputs[site.top],
-          slope=slopes[site.reader.path],
-          curvature=curvatures[site.reader.path],
+          entered=tapped.entered[site.chain[0].key],
+          x=tuple(tapped.inputs[end.layer.path] for end in site.writers),
+          h=tuple(tapped.outputs[end.top] for end in site.writers),
+          slope=tuple(slopes[end.layer.path] for end in site.readers),
+          curvature=tuple(curvatures[end.layer.path] for end in site.readers),
       )
       for site in model.sites
   }
@@ -176,7 +179,8 @@ def check_curvature(curvature: str) -> None:
     )
 
 
-def _at(tree: base.Tree, path: taps.Path) -> base.Tree:
+def at(tree: base.Tree, path: taps.Path) -> base.Tree:
+  """The leaves of one layer."""
   for name in path:
     tree = tree[name]
   return tree

@@ -1,10 +1,12 @@
 """Sites: the axes of a network whose channels can be split one by one.
 
-A site is an axis that one layer writes and one layer reads, with nothing but a
-norm and channel-wise operations (ReLU, pooling, averages) between. An axis that
-is none is named, with the reason.
+Some layers write an axis and some read it: one and one inside a block, many on
+the stream of a residual stage. It is a site if there is nothing between them
+but norms, sums and channel-wise operations (ReLU, pooling, averages, depthwise
+convolutions). An axis that is none is named, with the reason.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
@@ -20,6 +22,27 @@ from autogrow_jax.networks import taps
 
 Architecture = architecture_lib.Architecture
 
+# Dimensions of a kernel along which lie the units that its layer writes, reads.
+WRITTEN, READ = -1, -2
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+  """A layer that writes or reads an axis.
+
+  Attributes:
+    layer: the layer.
+    norm: the norm of what the layer writes, if there is one.
+  """
+
+  layer: taps.Layer
+  norm: taps.Layer | None
+
+  @property
+  def top(self) -> taps.Path:
+    """The layer that writes the pre-activation: the norm, or the layer."""
+    return (self.norm or self.layer).path
+
 
 @dataclasses.dataclass(frozen=True)
 class Site:
@@ -28,48 +51,51 @@ class Site:
   Attributes:
     axis: its name.
     units: its size.
-    writer: the layer that writes it.
-    norm: the norm of what the writer writes, if there is one.
-    reader: the layer that reads it.
-    reader_norm: the norm of what the reader writes, if there is one.
-    chain: the parts from the writer's to the reader's.
-    incoming: number of weights of the writer for each unit.
-    outgoing: number of weights of the reader for each unit.
+    writers: the layers that write it, in forward order.
+    readers: the layers that read it, in forward order.
+    norms: all norms along it, of writers and on the way to readers.
+    chain: the parts from the first writer's to the last reader's, with
+      convolutions that have a forward mode.
+    incoming: number of weights of all writers for each unit.
+    outgoing: number of weights of all readers for each unit.
   """
 
   axis: str
   units: int
-  writer: taps.Layer
-  norm: taps.Layer | None
-  reader: taps.Layer
-  reader_norm: taps.Layer | None
+  writers: tuple[End, ...]
+  readers: tuple[End, ...]
+  norms: tuple[taps.Layer, ...]
   chain: tuple[base.Segment, ...]
   incoming: int
   outgoing: int
 
-  @property
-  def top(self) -> taps.Path:
-    """The layer that writes the pre-activation h: the norm, or the writer."""
-    return (self.norm or self.writer).path
+  def activations(
+      self,
+      weights: base.Tree,
+      stats: base.Tree,
+      x: jax.Array,
+      h: tuple[jax.Array, ...],
+  ) -> tuple[jax.Array, ...]:
+    """T: what the readers read if the pre-activations are h.
 
-  def activation(
-      self, weights: base.Tree, stats: base.Tree, x: jax.Array, h: jax.Array
-  ) -> jax.Array:
-    """T: what the reader reads if the pre-activation is h.
+    All that reaches a reader comes from them: what layers in between compute is
+    overridden where it would be written.
 
     Args:
       weights: of the network.
       stats: of the network.
       x: what enters the chain; of no influence unless it has a shortcut.
-      h: (batch, ..., units).
+      h: per writer, (batch, ..., units).
 
     Returns:
-      (batch, ..., units).
+      Per reader, (batch, ..., units).
     """
-    tapped = taps.run(
-        self.chain, weights, stats, x, changes={self.top: lambda _: h}
-    )
-    return tapped.inputs[self.reader.path]
+    changes = {
+        writer.top: lambda _, h=h: h
+        for writer, h in zip(self.writers, h, strict=True)
+    }
+    tapped = taps.run(self.chain, weights, stats, x, changes=changes)
+    return tuple(tapped.inputs[reader.layer.path] for reader in self.readers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +103,7 @@ class Survey:
   """What a network offers.
 
   Attributes:
-    sites: in forward order of their writers.
+    sites: in forward order of their first writers.
     uncovered: (axis, reason) for every other axis between two layers.
   """
 
@@ -91,18 +117,23 @@ def survey(architecture: Architecture) -> Survey:
   parts = networks.parts(architecture)
   layers = {layer.path: layer for layer in taps.layers_of(parts)}
   order = {path: index for index, path in enumerate(layers)}
-  ends = _ends(parts)
+  along = _layers_along(parts)
   sites, uncovered = [], []
   for axis, units in architecture.sizes:
-    writers = ends['writes'].get(axis, [])
-    readers = ends['reads'].get(axis, [])
-    if not writers or not readers:
+    ends = {
+        kind: tuple(
+            layers[path]
+            for path in sorted(along[kind].get(axis, ()), key=order.get)
+        )
+        for kind in along
+    }
+    if not ends['writes'] or not ends['reads']:
       continue  # The network's input or output.
     try:
-      sites.append(_site(architecture, axis, units, writers, readers, layers))
+      sites.append(_site(parts, axis, units, ends, layers))
     except _Uncovered as reason:
       uncovered.append((axis, str(reason)))
-  sites.sort(key=lambda site: order[site.writer.path])
+  sites.sort(key=lambda site: order[site.writers[0].layer.path])
   return Survey(tuple(sites), tuple(uncovered))
 
 
@@ -110,58 +141,75 @@ class _Uncovered(Exception):
   """Why an axis is no site."""
 
 
-def _ends(
+def _layers_along(
     parts: tuple[base.Part, ...],
 ) -> dict[str, dict[str, list[taps.Path]]]:
-  """Per role, the layers at either end of each axis."""
-  ends: dict[str, dict[str, list[taps.Path]]] = {'writes': {}, 'reads': {}}
+  """Per kind, the layers along each axis: what 'writes', 'reads', 'norms' it.
+
+  A depthwise convolution is none of them.
+  """
+  along: dict[str, dict[str, list[taps.Path]]] = {
+      'writes': {}, 'reads': {}, 'norms': {}
+  }
   for part in parts:
     for path, (_, axes) in base.axes(part).items():
-      if path[-1] not in ('kernel', 'select'):
-        continue
       for axis in axes:
         if axis is None:
           continue
-        for role in ends:
-          if axis.role in (role, 'both'):
-            ends[role].setdefault(axis.name, []).append(path[:-1])
-  return ends
+        if path[-1] == 'scale':
+          along['norms'].setdefault(axis.name, []).append(path[:-1])
+        elif path[-1] in ('kernel', 'select') and axis.role in along:
+          along[axis.role].setdefault(axis.name, []).append(path[:-1])
+  return along
 
 
-def _site(architecture, axis, units, writers, readers, layers):
+def _site(parts, axis, units, ends, layers):
   """The site of an axis; raises `_Uncovered` if it is none."""
-  for verb, found in (('written', writers), ('read', readers)):
-    if len(found) > 1:
-      names = ', '.join('/'.join(path) for path in found)
-      raise _Uncovered(f'{verb} by {len(found)} layers: {names}')
-  writer, reader = layers[writers[0]], layers[readers[0]]
-  if 'Select' in (writer.kind, reader.kind):
-    raise _Uncovered('a shortcut without parameters reads or writes it')
-  if writer.path == reader.path:
-    raise _Uncovered(f'{"/".join(writer.path)} both reads and writes it')
-  parts = networks.parts(architecture)
+  writers, readers = ends['writes'], ends['reads']
+  for layer in (*writers, *readers):
+    if layer.kind == 'Select':
+      raise _Uncovered(
+          f'a shortcut without parameters, {_name(layer)}, reads or writes it'
+      )
+  if both := set(writers) & set(readers):
+    names = ', '.join(sorted(map(_name, both)))
+    raise _Uncovered(f'{names} both reads and writes it')
   names = [part.name for part in parts]
-  first, last = names.index(writer.path[0]), names.index(reader.path[0])
+  part_of = lambda layer: names.index(layer.path[0])
+  reach = parts[part_of(writers[0]) : part_of(readers[-1]) + 1]
+  weights = lambda ends: sum(
+      _kernel_size(parts[part_of(layer)], layer) for layer in ends
+  )
   site = Site(
       axis=axis,
       units=units,
-      writer=writer,
-      norm=_norm_of(writer, layers),
-      reader=reader,
-      reader_norm=_norm_of(reader, layers),
-      chain=taps.chain_of(parts[first : last + 1]),
-      incoming=_kernel_size(parts[first], writer) // units,
-      outgoing=_kernel_size(parts[last], reader) // units,
+      writers=tuple(End(layer, _norm_of(layer, layers)) for layer in writers),
+      readers=tuple(End(layer, _norm_of(layer, layers)) for layer in readers),
+      norms=ends['norms'],
+      chain=taps.chain_of(
+          dataclasses.replace(part, module=part.module.clone(plain=True))
+          for part in reach
+      ),
+      incoming=weights(writers) // units,
+      outgoing=weights(readers) // units,
   )
-  if not _is_channelwise(site, parts[first : last + 1]):
+  if not _is_channelwise(site, reach):
     raise _Uncovered('what lies behind it mixes its units')
   return site
 
 
+def _name(layer: taps.Layer) -> str:
+  return '/'.join(layer.path)
+
+
 def _norm_of(layer, layers):
-  """The norm that reads exactly what a layer writes."""
+  """The norm in the same part that reads exactly what a layer writes."""
   for norm in layers.values():
-    if norm.kind == 'Norm' and norm.source == layer.path:
+    if (
+        norm.kind == 'Norm'
+        and norm.source == layer.path
+        and norm.path[0] == layer.path[0]
+    ):
       return norm
   return None
 
@@ -174,25 +222,70 @@ def _kernel_size(part: base.Part, layer: taps.Layer) -> int:
 
 
 def _is_channelwise(site: Site, parts: tuple[base.Part, ...]) -> bool:
-  """Whether a change of some units of h leaves the others alone behind it."""
+  """Whether a change of some units of h leaves the others alone behind it.
+
+  Nor does anything else that the writers write get to the readers.
+  """
   shapes = {part.name: base.shapes(part) for part in parts}
   generator = np.random.default_rng(0)
-  draw = lambda leaf: generator.normal(size=leaf.shape).astype('f4')
+  draw = lambda leaf: generator.uniform(0.5, 1.5, leaf.shape).astype('f4')
   weights, stats = (
       {name: jax.tree.map(draw, trees[i]) for name, trees in shapes.items()}
       for i in range(2)
   )
   x = jnp.zeros((1, *parts[0].input_shape))
-  h = jax.eval_shape(
-      lambda: taps.run(site.chain, weights, stats, x).outputs[site.top]
+  outputs = jax.eval_shape(
+      lambda: taps.run(site.chain, weights, stats, x).outputs
   )
-  h = draw(h)
+  paths = {writer.layer.path for writer in site.writers}
+  tops = {writer.top for writer in site.writers}
+  values = {path: draw(outputs[path]) for path in paths | tops}
   odd = np.arange(site.units) % 2 == 1
-  changed = np.where(odd, h + 3, h)
-  activation = jax.jit(
-      lambda h: site.activation(weights, stats, x, h)
+  changed = {
+      path: np.where(odd | (path not in tops), value + 3, value)
+      for path, value in values.items()
+  }
+
+  def read(values, weights, stats):
+    changes = {
+        path: lambda _, value=value: value for path, value in values.items()
+    }
+    tapped = taps.run(site.chain, weights, stats, x, changes=changes)
+    return [tapped.inputs[reader.layer.path] for reader in site.readers]
+
+  # It runs twice, so compiling is what takes time.
+  read = jax.jit(
+      read, compiler_options={'xla_backend_optimization_level': 0}
   )
-  before, after = np.asarray(activation(h)), np.asarray(activation(changed))
-  return before.shape[-1] == site.units and np.array_equal(
-      before[..., ~odd], after[..., ~odd]
+  before, after = (
+      map(np.asarray, read(given, weights, stats))
+      for given in (values, changed)
   )
+  return all(
+      a.shape[-1] == site.units
+      and np.array_equal(a[..., ~odd], b[..., ~odd])
+      for a, b in zip(before, after, strict=True)
+  )
+
+
+def rows(kernels: Sequence[jax.Array], dim: int) -> jax.Array:
+  """(units, weights) from kernels whose units lie along one dimension."""
+  moved = (jnp.moveaxis(kernel, dim, 0) for kernel in kernels)
+  return jnp.concatenate([row.reshape(len(row), -1) for row in moved], -1)
+
+
+def kernels_of(
+    rows: jax.Array, like: Sequence[jax.Array], dim: int
+) -> tuple[jax.Array, ...]:
+  """The inverse of `rows`."""
+  kernels = []
+  sizes = [kernel.size // kernel.shape[dim] for kernel in like]
+  for block, kernel in zip(cut(rows, sizes), like, strict=True):
+    shape = jnp.moveaxis(kernel, dim, 0).shape
+    kernels.append(jnp.moveaxis(block.reshape(shape), 0, dim))
+  return tuple(kernels)
+
+
+def cut(rows: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+  """Blocks of given sizes of the last dimension."""
+  return jnp.split(rows, np.cumsum(sizes)[:-1], -1)

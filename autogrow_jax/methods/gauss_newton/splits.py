@@ -10,7 +10,7 @@ The model of the loss is mean(s) + mean(c^2) / 2. All channels are learned at
 the same time: their models are independent, and every solve is vmapped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 
@@ -22,16 +22,18 @@ import numpy as np
 import optax
 
 from autogrow_jax import linalg
+from autogrow_jax.methods.gauss_newton import matrix_free
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
-from autogrow_jax.networks import taps
 
 Model, Trees = signals_lib.Model, signals_lib.Trees
 Site, Signal = sites_lib.Site, signals_lib.Signal
 Batch = tuple[jax.Array, jax.Array]
 
-# Larger solves would need a matrix-free method, which is not here.
+# Weights of a unit, and bytes of the matrices of all units of a site, up to
+# which a block is solved by factoring; larger ones are `matrix_free`.
 LARGEST_SOLVE = 1152
+LARGEST_MATRICES = 2**30
 SOLVERS = ('als', 'adam')
 ADAM_DECAYS = (0.9, 0.99)
 _EXACT = lax.Precision.HIGHEST
@@ -42,12 +44,12 @@ class Split:
   """Parameters of the splits of all units of a site.
 
   Attributes:
-    u: in the shape of the writer's kernel.
-    e: in the shape of the reader's.
+    u: per writer, in the shape of its kernel.
+    e: per reader, likewise.
   """
 
-  u: jax.Array
-  e: jax.Array
+  u: tuple[jax.Array, ...]
+  e: tuple[jax.Array, ...]
 
 
 Splits = dict[str, Split]  # By axis.
@@ -109,6 +111,7 @@ class Learned:
   codes: dict[str, np.ndarray]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def start(model: Model, trees: Trees, key: jax.Array) -> Splits:
   """Splits that change nothing and can be learned from.
 
@@ -125,21 +128,32 @@ def start(model: Model, trees: Trees, key: jax.Array) -> Splits:
   """
   splits = {}
   for index, site in enumerate(model.sites):
-    kernel = trees.kernel(site.reader)
+    kernels = [trees.kernel(reader.layer) for reader in site.readers]
+    widths = [kernel.shape[-1] for kernel in kernels]
     signs = jax.random.rademacher(
-        jax.random.fold_in(key, index), kernel.shape[-2:], kernel.dtype
+        jax.random.fold_in(key, index),
+        (site.units, sum(widths)),
+        kernels[0].dtype,
     )
-    signs = signs.reshape((1,) * (kernel.ndim - 2) + signs.shape)
     splits[site.axis] = Split(
-        jnp.zeros_like(trees.kernel(site.writer)), kernel / 2 * signs
+        u=tuple(
+            jnp.zeros_like(trees.kernel(writer.layer))
+            for writer in site.writers
+        ),
+        e=tuple(
+            kernel / 2 * jnp.expand_dims(own, range(kernel.ndim - 2))
+            for kernel, own in zip(
+                kernels, sites_lib.cut(signs, widths), strict=True
+            )
+        ),
     )
   return splits
 
 
 def differences(
-    site: Site, trees: Trees, signal: Signal, u: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """What the reader reads more: of both children's mean, and between them.
+    site: Site, trees: Trees, signal: Signal, u: tuple[jax.Array, ...]
+) -> tuple[tuple[jax.Array, jax.Array], ...]:
+  """What the readers read more: of both children's mean, and between them.
 
   Args:
     site: the site.
@@ -148,38 +162,51 @@ def differences(
     u: see `Split`.
 
   Returns:
-    (T(h+r) + T(h-r)) / 2 - T(h), and T(h+r) - T(h-r), each (batch, ...,
-    units).
+    Per reader (T(h+r) + T(h-r)) / 2 - T(h), and T(h+r) - T(h-r), each (batch,
+    ..., units).
   """
-  return _differences(site, trees, signal, response(site, trees, signal, u))
+  return _differences(site, trees, signal, responses(site, trees, signal, u))
 
 
-def response(
-    site: Site, trees: Trees, signal: Signal, u: jax.Array
-) -> jax.Array:
-  """r: by how much the children's pre-activations differ from h."""
-  r = site.writer.linear(signal.x, u)
-  return r * _last(trees.factor(site), r.ndim)
+def responses(
+    site: Site, trees: Trees, signal: Signal, u: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+  """r: by how much each writer's pre-activations of children differ from h."""
+  return tuple(
+      _by_unit(writer.layer.linear(x, own), trees.factor(writer))
+      for writer, x, own in zip(site.writers, signal.x, u, strict=True)
+  )
 
 
-def output_change(
+def output_changes(
     site: Site, trees: Trees, signal: Signal, split: Split
-) -> jax.Array:
-  """The exact change of the reader's output if all units are split."""
-  mean, between = differences(site, trees, signal, split.u)
-  return site.reader.linear(mean, trees.kernel(site.reader)) + (
-      site.reader.linear(between, split.e)
+) -> tuple[jax.Array, ...]:
+  """The change dz of each reader's output if all units are split.
+
+  It is exact while pre-activations are what they are. If one reader's change
+  gets to another writer of the same stream, those change as well: of the
+  logits' change, dz then has the first order only.
+  """
+  return tuple(
+      reader.layer.linear(mean, trees.kernel(reader.layer))
+      + reader.layer.linear(between, e)
+      for reader, (mean, between), e in zip(
+          site.readers,
+          differences(site, trees, signal, split.u),
+          split.e,
+          strict=True,
+      )
   )
 
 
 def projections(
     site: Site, trees: Trees, signal: Signal, split: Split
 ) -> tuple[jax.Array, jax.Array]:
-  """s and c of every unit: (batch, units) each."""
-  mean, between = differences(site, trees, signal, split.u)
+  """s and c of every unit, over all readers: (batch, units) each."""
+  both = differences(site, trees, signal, split.u)
   return tuple(
-      _project(site, trees, split.e, mean, between, gradient)
-      for gradient in (signal.slope, signal.curvature)
+      _project(site, trees, split.e, both, gradients)
+      for gradients in (signal.slope, signal.curvature)
   )
 
 
@@ -187,55 +214,52 @@ def incoming_rows(
     site: Site, trees: Trees, signal: Signal, split: Split
 ) -> tuple[jax.Array, jax.Array]:
   """Derivatives of s and c by each unit's own u: (batch, units, incoming)."""
-  r = response(site, trees, signal, split.u)
-  patches = patches_of(site.writer, signal.x)
-  factor = _last(trees.factor(site), r.ndim)
-
-  def rows(gradient):
-    def total(r):
-      mean, between = _differences(site, trees, signal, r)
-      return _project(site, trees, split.e, mean, between, gradient).sum()
-
-    # Examples and units are independent: the sum's gradient is each one's own.
-    at_h = factor * jax.grad(total)(r)
-    patched = patches.reshape(*at_h.shape[:-1], -1)
-    return _over_positions('bpd,bpc->bcd', patched, at_h)
-
-  return rows(signal.slope), rows(signal.curvature)
+  return _rows(site, trees, signal, split, 'u')
 
 
 def outgoing_rows(
     site: Site, trees: Trees, signal: Signal, split: Split
 ) -> tuple[jax.Array, jax.Array]:
   """Derivatives of s and c by each unit's own e: (batch, units, outgoing)."""
-  _, between = differences(site, trees, signal, split.u)
-  patches = patches_of(site.reader, between)
-  taps_, units = patches.shape[-2:]
-
-  def rows(gradient):
-    patched = patches.reshape(*gradient.shape[:-1], taps_ * units)
-    rows = _over_positions('bpd,bpo->bdo', patched, gradient)
-    rows = rows.reshape(len(rows), taps_, units, -1)
-    return rows.transpose(0, 2, 1, 3).reshape(len(rows), units, -1)
-
-  return rows(signal.slope), rows(signal.curvature)
+  return _rows(site, trees, signal, split, 'e')
 
 
-def patches_of(layer: taps.Layer, x: jax.Array) -> jax.Array:
-  """What each output position reads: (batch, ..., taps, in)."""
-  if layer.kind != 'Conv':
-    return x.reshape(len(x), -1, x.shape[-1])
-  pad = layer.size // 2
-  patches = lax.conv_general_dilated_patches(
-      x,
-      (layer.size, layer.size),
-      (layer.stride, layer.stride),
-      ((pad, pad), (pad, pad)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      precision=_EXACT,
-  )  # The input channel is the slowest of its features.
-  patches = patches.reshape(*patches.shape[:-1], x.shape[-1], layer.size**2)
-  return patches.swapaxes(-1, -2)
+def _rows(site, trees, signal, split, block):
+  return tuple(
+      _linear(site, trees, signal, split, block, gradients).rows()
+      for gradients in (signal.slope, signal.curvature)
+  )
+
+
+def _linear(site, trees, signal, split, block, gradients):
+  """<gradients, dz> of all units as a linear function of a block, at a split.
+
+  Gradients are those at what the readers write.
+  """
+  if block == 'e':
+    both = differences(site, trees, signal, split.u)
+    return matrix_free.Linear(
+        reads=tuple(between for _, between in both),
+        gradients=gradients,
+        layers=tuple(reader.layer for reader in site.readers),
+        dim=sites_lib.READ,
+    )
+
+  def total(r):
+    both = _differences(site, trees, signal, r)
+    return _project(site, trees, split.e, both, gradients).sum()
+
+  # Examples and units are independent: the sum's gradient is each one's own.
+  at_h = jax.grad(total)(responses(site, trees, signal, split.u))
+  return matrix_free.Linear(
+      reads=signal.x,
+      gradients=tuple(
+          _by_unit(values, trees.factor(writer))
+          for writer, values in zip(site.writers, at_h, strict=True)
+      ),
+      layers=tuple(writer.layer for writer in site.writers),
+      dim=sites_lib.WRITTEN,
+  )
 
 
 def learn(
@@ -259,10 +283,8 @@ def learn(
     The splits.
 
   Raises:
-    ValueError: no examples, or a site with too many weights for a solve.
+    ValueError: no examples.
   """
-  if config.solver == 'als':
-    check_sizes(model)
   if not batches:
     raise ValueError('Splits are learned from batches of examples; got none.')
   if config.solver == 'adam':
@@ -275,20 +297,76 @@ def learn(
     block_key = jax.random.fold_in(key, number + 1)
     if config.curvature == 'rank1-cal' and number:
       factors = calibrate(model, trees, splits, batches, block_key)
-    total = None
-    for index, (x, labels) in enumerate(batches):
-      part = _moments(
-          model, block, config.curvature, trees, splits, factors, x, labels,
-          jax.random.fold_in(block_key, index),
-      )
-      total = part if total is None else jax.tree.map(jnp.add, total, part)
-    count = sum(len(labels) for _, labels in batches)
-    splits, new = _step(model, block, config, trees, splits, total, count)
+    solutions = {}
+    for wide, solve in ((False, _by_factoring), (True, _by_products)):
+      sites = tuple(s for s in model.sites if is_wide(s, block) == wide)
+      if sites:
+        solutions |= solve(
+            dataclasses.replace(model, sites=sites),
+            block, config, trees, splits, factors, batches, block_key,
+        )
+    steps = {axis: solution.x for axis, solution in solutions.items()}
+    splits = _stepped(model, block, config.trust, trees, splits, steps)
     codes = {
-        axis: np.maximum(code, np.asarray(new[axis]))
+        axis: np.maximum(code, np.asarray(solutions[axis].code))
         for axis, code in codes.items()
     }
   return Learned(splits, codes)
+
+
+def is_wide(site: Site, block: str) -> bool:
+  """Whether the matrices of a block, 'u' or 'e', are too large to be formed."""
+  size = site.incoming if block == 'u' else site.outgoing
+  matrices = 4 * site.units * size**2
+  return size > LARGEST_SOLVE or matrices > LARGEST_MATRICES
+
+
+def _by_factoring(
+    model, block, config, trees, splits, factors, batches, key
+):
+  """Per axis, the damped Gauss-Newton step of every unit by Cholesky."""
+  total = None
+  for index, (x, labels) in enumerate(batches):
+    part = _moments(
+        model, block, config.curvature, trees, splits, factors, x, labels,
+        jax.random.fold_in(key, index),
+    )
+    total = part if total is None else linalg.plus(total, part)
+  count = sum(len(labels) for _, labels in batches)
+  return {
+      axis: linalg.solve_damped(*problem, damping=config.damping)
+      for axis, problem in _problems(total, count).items()
+  }
+
+
+@jax.jit
+def _problems(sums, count):
+  """Per axis, matrices and right sides."""
+  return {
+      axis: (gram / count, -gradient / count)
+      for axis, (gram, gradient) in sums.items()
+  }
+
+
+def _by_products(
+    model, block, config, trees, splits, factors, batches, key
+):
+  """Per axis, the damped Gauss-Newton step of every unit without matrices."""
+
+  def at(index):
+    x, labels = batches[index]
+    return linearized(
+        model, block, config.curvature, trees, splits, factors, x, labels,
+        jax.random.fold_in(key, index),
+    )
+
+  return matrix_free.solve(
+      at,
+      {site.axis: getattr(splits[site.axis], block) for site in model.sites},
+      batches=len(batches),
+      examples=sum(len(labels) for _, labels in batches),
+      damping=config.damping,
+  )
 
 
 def _learn_by_adam(
@@ -300,17 +378,22 @@ def _learn_by_adam(
 ) -> Learned:
   """`learn` by steps on the sum of all units' models, one for each batch."""
   splits = start(model, trees, jax.random.fold_in(key, 0))
-  state = _adam(config).init(splits)
+  state = adam(config).init(splits)
   factors = {site.axis: jnp.ones(()) for site in model.sites}
   for epoch in range(config.epochs):
     epoch_key = jax.random.fold_in(key, epoch + 1)
     if config.curvature == 'rank1-cal' and epoch:
       factors = calibrate(model, trees, splits, batches, epoch_key)
     for index, (x, labels) in enumerate(batches):
-      splits, state = _adam_step(
+      splits, state = adam_step(
           model, config, trees, splits, state, factors, x, labels,
           jax.random.fold_in(epoch_key, index),
       )
+  return checked(model, splits)
+
+
+def checked(model: Model, splits: Splits) -> Learned:
+  """What Adam has learned, with the codes of what it could not learn."""
   codes = {}
   for site in model.sites:
     rows = np.asarray(incoming(splits[site.axis].u))
@@ -321,28 +404,75 @@ def _learn_by_adam(
   return Learned(splits, codes)
 
 
-def _adam(config: LearnConfig) -> optax.GradientTransformation:
+def adam(config: LearnConfig) -> optax.GradientTransformation:
+  """The optimizer of splits."""
   return optax.adam(config.learning_rate, *ADAM_DECAYS)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _adam_step(
-    model, config, trees, splits, state, factors, x, labels, key
-):
-  """One step; no unit's model depends on another's u or e."""
+def adam_step(
+    model: Model,
+    config: LearnConfig,
+    trees: Trees,
+    splits: Splits,
+    state: optax.OptState,
+    factors: Mapping[str, jax.Array],
+    x: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+) -> tuple[Splits, optax.OptState]:
+  """One step on a batch; no unit's model depends on another's u or e.
+
+  Args:
+    model: static; the network.
+    config: static.
+    trees: the network's arrays.
+    splits: of all sites.
+    state: of `adam`.
+    factors: per axis, by which c^2 is multiplied.
+    x: (batch, height, width, channel), preprocessed.
+    labels: (batch,).
+    key: of sampled labels.
+
+  Returns:
+    The next splits and state.
+  """
   _, by_axis = signals_lib.signals(
       model, trees, x, labels, key, curvature=config.curvature
   )
 
-  def total(splits):
-    value = 0.0
-    for site in model.sites:
-      s, c = projections(site, trees, by_axis[site.axis], splits[site.axis])
-      value += jnp.sum(s) + factors[site.axis] * jnp.sum(c**2) / 2
-    return value / len(labels)
-
-  updates, state = _adam(config).update(jax.grad(total)(splits), state)
+  gradient = jax.grad(
+      lambda splits: modelled_change(model, trees, by_axis, splits, factors)
+  )(splits)
+  updates, state = adam(config).update(gradient, state)
   return optax.apply_updates(splits, updates), state
+
+
+def modelled_change(
+    model: Model,
+    trees: Trees,
+    by_axis: Mapping[str, Signal],
+    splits: Splits,
+    factors: Mapping[str, jax.Array],
+) -> jax.Array:
+  """Sum over all units of mean(s) + mean(c^2) / 2, each unit's own model.
+
+  Args:
+    model: the network.
+    trees: its arrays.
+    by_axis: signals of a batch.
+    splits: of all sites.
+    factors: per axis, by which c^2 is multiplied.
+
+  Returns:
+    Nats.
+  """
+  total = 0.0
+  for site in model.sites:
+    s, c = projections(site, trees, by_axis[site.axis], splits[site.axis])
+    total += jnp.sum(s) + factors[site.axis] * jnp.sum(c**2) / 2
+    examples = len(s)
+  return total / examples
 
 
 def calibrate(
@@ -372,35 +502,6 @@ def calibrate(
   )
 
 
-def check_sizes(model: Model) -> None:
-  """Raises a ValueError for a site that dense solves are too small for."""
-  for site in model.sites:
-    size = max(site.incoming, site.outgoing)
-    if size > LARGEST_SOLVE:
-      raise ValueError(
-          f'Each unit of {site.axis} has {size} weights on one side; dense '
-          f'solves go up to {LARGEST_SOLVE}. Leave out that site.'
-      )
-
-
-def within_reach(survey: sites_lib.Survey) -> sites_lib.Survey:
-  """The sites that dense solves can do; the others are named as uncovered."""
-  fits = lambda site: max(site.incoming, site.outgoing) <= LARGEST_SOLVE
-  return sites_lib.Survey(
-      tuple(filter(fits, survey.sites)),
-      survey.uncovered
-      + tuple(
-          (
-              site.axis,
-              f'{max(site.incoming, site.outgoing)} weights of a unit on one '
-              f'side are more than {LARGEST_SOLVE}, the most for a dense solve',
-          )
-          for site in survey.sites
-          if not fits(site)
-      ),
-  )
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _moments(
     model, block, curvature, trees, splits, factors, x, labels, key
@@ -417,11 +518,8 @@ def _moments(
   rows_of = incoming_rows if block == 'u' else outgoing_rows
   sums = {}
   for site in model.sites:
-    signal, split = by_axis[site.axis], splits[site.axis]
-    signal = signal.replace(
-        curvature=signal.curvature
-        * jnp.sqrt(factors[site.axis]).astype(signal.curvature.dtype)
-    )
+    split = splits[site.axis]
+    signal = _calibrated(by_axis[site.axis], factors[site.axis])
     _, c = projections(site, trees, signal, split)
     slope, rows = rows_of(site, trees, signal, split)
     gram = jnp.einsum('bcd,bce->cde', rows, rows, precision=_EXACT)
@@ -432,33 +530,89 @@ def _moments(
   return sums
 
 
-def _step(model, block, config, trees, splits, moments, count):
-  """One block's damped Gauss-Newton step of every unit, site by site."""
-  codes, stepped = {}, {}
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def linearized(
+    model: Model,
+    block: str,
+    curvature: str,
+    trees: Trees,
+    splits: Splits,
+    factors: Mapping[str, jax.Array],
+    x: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+) -> tuple[matrix_free.Linears, dict[str, jax.Array]]:
+  """On a batch, c of the sites as a linear function of a block.
+
+  Args:
+    model: the network, and the sites to look at.
+    block: 'u' or 'e'.
+    curvature: one of `signals.CURVATURES`.
+    trees: the network's arrays.
+    splits: where the other block is held, and the gradient taken.
+    factors: per axis, by which c^2 is multiplied.
+    x: (batch, height, width, channel), preprocessed.
+    labels: (batch,).
+    key: of the sampled labels.
+
+  Returns:
+    c of each axis, and the sum over the batch of the gradient of the model,
+    (units, weights).
+  """
+  _, by_axis = signals_lib.signals(
+      model, trees, x, labels, key, curvature=curvature
+  )
+  linears, gradients = {}, {}
   for site in model.sites:
-    gram, gradient = moments[site.axis]
-    solution = linalg.solve_damped(
-        gram / count, -gradient / count, damping=config.damping
-    )
     split = splits[site.axis]
-    if block == 'u':
-      weights = trees.kernel(site.writer)
-      split = split.replace(
-          u=_trusted(split.u, solution.x, weights, config.trust)
+    signal = _calibrated(by_axis[site.axis], factors[site.axis])
+    linear = _linear(site, trees, signal, split, block, signal.curvature)
+    linears[site.axis] = linear
+
+    def model_of(kernels, site=site, signal=signal, split=split):
+      s, c = projections(
+          site, trees, signal, split.replace(**{block: kernels})
       )
+      return jnp.sum(s) + jnp.sum(c**2) / 2
+
+    kernels = jax.grad(model_of)(getattr(split, block))
+    gradients[site.axis] = sites_lib.rows(kernels, linear.dim)
+  return linears, gradients
+
+
+def _calibrated(signal, factor):
+  """A signal whose curvatures Q are multiplied."""
+  return signal.replace(
+      curvature=tuple(
+          gradient * jnp.sqrt(factor).astype(gradient.dtype)
+          for gradient in signal.curvature
+      )
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _stepped(model, block, trust, trees, splits, steps):
+  """All splits after a step of one block, that of u within trust."""
+  stepped = {}
+  for site in model.sites:
+    split, step = splits[site.axis], steps[site.axis]
+    if block == 'u':
+      weights = tuple(trees.kernel(writer.layer) for writer in site.writers)
+      split = split.replace(u=_trusted(split.u, step, weights, trust))
     else:
-      split = split.replace(e=split.e + as_outgoing(solution.x, split.e))
-    stepped[site.axis], codes[site.axis] = split, solution.code
-  return stepped, codes
+      step = as_outgoing(step, split.e)
+      split = split.replace(e=jax.tree.map(jnp.add, split.e, step))
+    stepped[site.axis] = split
+  return stepped
 
 
-@jax.jit
 def _trusted(u, step, weights, trust):
   """u after a step that is shortened to a part of the length of w."""
   norm = lambda rows: jnp.linalg.norm(rows, axis=-1)
   length, limit = norm(step), trust * norm(incoming(weights))
   shorter = jnp.minimum(1, limit / jnp.where(length > 0, length, 1))
-  return u + as_incoming(step * shorter[:, None], u)
+  step = as_incoming(step * shorter[:, None], u)
+  return jax.tree.map(jnp.add, u, step)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -476,56 +630,110 @@ def _curvatures(model, curvature, trees, splits, x, labels, key):
   }
 
 
-def incoming(kernel: jax.Array) -> jax.Array:
-  """(units, incoming) from the shape of a writer's kernel."""
-  return jnp.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)
+@functools.partial(jax.jit, static_argnums=0)
+def balanced(
+    model: Model, trees: Trees, splits: Splits, trust: float
+) -> Splits:
+  """(t u, e / t) in place of (u, e), t >= 1: to leading order the same splits.
+
+  A small u with a large e does its work by the difference of two large and
+  nearly equal children, which the first training steps destroy. So u and e get
+  the same length in units of w and v, as far as u stays within trust.
+
+  Args:
+    model: the network.
+    trees: its arrays.
+    splits: of all sites.
+    trust: largest length of u in units of w.
+
+  Returns:
+    The splits.
+  """
+  kernels = lambda ends: tuple(trees.kernel(end.layer) for end in ends)
+  return {
+      site.axis: _balanced(
+          splits[site.axis], kernels(site.writers), kernels(site.readers), trust
+      )
+      for site in model.sites
+  }
 
 
-def as_incoming(rows: jax.Array, like: jax.Array) -> jax.Array:
+def _balanced(split, writers, readers, trust):
+  norm = lambda rows: jnp.linalg.norm(rows, axis=-1)
+  share = lambda part, whole: norm(part) / jnp.maximum(norm(whole), 1e-30)
+  u = share(incoming(split.u), incoming(writers))
+  e = share(outgoing(split.e), outgoing(readers))
+  safe = jnp.where(u > 0, u, 1)
+  t = jnp.maximum(jnp.minimum(jnp.sqrt(e / safe), trust / safe), 1)
+  t = jnp.where(u > 0, t, 1)[:, None]
+  return Split(
+      as_incoming(incoming(split.u) * t, split.u),
+      as_outgoing(outgoing(split.e) / t, split.e),
+  )
+
+
+def incoming(kernels: Sequence[jax.Array]) -> jax.Array:
+  """(units, incoming) from arrays in the shapes of writers' kernels."""
+  return sites_lib.rows(kernels, sites_lib.WRITTEN)
+
+
+def as_incoming(
+    rows: jax.Array, like: Sequence[jax.Array]
+) -> tuple[jax.Array, ...]:
   """The inverse of `incoming`."""
-  return jnp.moveaxis(rows.reshape(like.shape[-1], *like.shape[:-1]), 0, -1)
+  return sites_lib.kernels_of(rows, like, sites_lib.WRITTEN)
 
 
-def outgoing(kernel: jax.Array) -> jax.Array:
-  """(units, outgoing) from the shape of a reader's kernel."""
-  return jnp.moveaxis(kernel, -2, 0).reshape(kernel.shape[-2], -1)
+def outgoing(kernels: Sequence[jax.Array]) -> jax.Array:
+  """(units, outgoing) from arrays in the shapes of readers' kernels."""
+  return sites_lib.rows(kernels, sites_lib.READ)
 
 
-def as_outgoing(rows: jax.Array, like: jax.Array) -> jax.Array:
+def as_outgoing(
+    rows: jax.Array, like: Sequence[jax.Array]
+) -> tuple[jax.Array, ...]:
   """The inverse of `outgoing`."""
-  shape = like.shape[-2], *like.shape[:-2], like.shape[-1]
-  return jnp.moveaxis(rows.reshape(shape), 0, -2)
+  return sites_lib.kernels_of(rows, like, sites_lib.READ)
 
 
 def _differences(site, trees, signal, r):
   plus, minus, middle = (
-      site.activation(trees.weights, trees.stats, signal.entered, h)
-      for h in (signal.h + r, signal.h - r, signal.h)
+      site.activations(trees.weights, trees.stats, signal.entered, h)
+      for h in (
+          jax.tree.map(jnp.add, signal.h, r),
+          jax.tree.map(jnp.subtract, signal.h, r),
+          signal.h,
+      )
   )
-  return (plus + minus) / 2 - middle, plus - minus
+  return tuple(
+      ((one + other) / 2 - old, one - other)
+      for one, other, old in zip(plus, minus, middle, strict=True)
+  )
 
 
-def _project(site, trees, e, mean, between, gradient):
-  """<gradient, dz> of every unit, (batch, units).
+def _project(site, trees, e, both, gradients):
+  """The sum over readers of <gradient, dz> of every unit, (batch, units).
 
-  The gradient is pulled back through the reader, so that no unit's dz is ever
+  The gradient is pulled back through each reader, so that no unit's dz is ever
   formed.
   """
   total = 0
-  for difference, kernel in ((mean, trees.kernel(site.reader)), (between, e)):
-    (at_reader,) = jax.linear_transpose(
-        lambda a, kernel=kernel: site.reader.linear(a, kernel), difference
-    )(gradient)
-    product = at_reader * difference
-    total = total + product.sum(tuple(range(1, product.ndim - 1)))
+  for reader, differences_, own, gradient in zip(
+      site.readers, both, e, gradients, strict=True
+  ):
+    kernels = trees.kernel(reader.layer), own
+    for difference, kernel in zip(differences_, kernels, strict=True):
+      (at_reader,) = jax.linear_transpose(
+          lambda a, reader=reader, kernel=kernel: reader.layer.linear(
+              a, kernel
+          ),
+          difference,
+      )(gradient)
+      product = at_reader * difference
+      total = total + product.sum(tuple(range(1, product.ndim - 1)))
   return total
 
 
-def _over_positions(formula, left, right):
-  """An einsum whose operands have any number of positions, even none."""
-  flat = lambda a: a.reshape(len(a), -1, a.shape[-1])
-  return jnp.einsum(formula, flat(left), flat(right), precision=_EXACT)
-
-
-def _last(vector, rank):
-  return vector.reshape((1,) * (rank - 1) + (-1,))
+def _by_unit(values, factor):
+  """Values whose last dimension are units, times a factor of each."""
+  return values * factor.reshape((1,) * (values.ndim - 1) + (-1,))

@@ -2,19 +2,17 @@
 
 Splitting is an index map (each child copies its parent), the halving of all
 readers of the axis, and a patch that adds the learned u and e with a plus for
-the child in the parent's place and a minus for the new one. Pruning leaves a
-unit out, and a patch adds what makes up for it. Axes that change together need
-no order: every delta is gathered along all axes of its kernel.
+the child in the parent's place and a minus for the new one. Pruning leaves
+units out, and a patch adds what makes up for them. Axes that change together
+need no order: every delta is gathered along all axes of its kernel. What splits
+and prunes shift in norms is left to `norms`.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 from typing import Any
 
-from flax import struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
@@ -35,63 +33,55 @@ Splits = splits_lib.Splits
 OPTIMIZER_STATES = ('reset', 'carry')
 
 
-@struct.dataclass
-class ChildStatistics:
-  """Moments of what the writer would write for both children of every unit.
-
-  Attributes:
-    mean: (2, units), of the child that adds u and of the other.
-    var: (2, units).
-  """
-
-  mean: np.ndarray
-  var: np.ndarray
-
-
 @dataclasses.dataclass(frozen=True)
-class Removal:
-  """One unit to prune.
+class Absorbed:
+  """What the readers of an axis take over from its pruned units.
 
   Attributes:
-    unit: its number.
-    weights: (units + 1,) w of `prunes`, the constant's last.
-    outgoing: (..., out) its slice of the reader's kernel.
+    units: those that are pruned.
+    deltas: per reader, what is added to its kernel of before the step.
+    constants: per reader, (out,) what is added to all that it writes.
   """
 
-  unit: int
-  weights: np.ndarray
-  outgoing: np.ndarray
+  units: tuple[int, ...]
+  deltas: tuple[np.ndarray, ...]
+  constants: tuple[np.ndarray, ...]
 
 
-def removals(
+def absorbed(
     model: signals_lib.Model,
     trees: signals_lib.Trees,
-    prunes: prunes_lib.Prunes,
-    indices: Sequence[int],
-) -> dict[str, Removal]:
-  """Removals of selected candidates, by axis.
+    removals: Sequence[prunes_lib.Removal],
+) -> dict[str, Absorbed]:
+  """What removals do to the readers, by axis.
 
   Args:
     model: the network.
     trees: its arrays.
-    prunes: of all units.
-    indices: into its candidates, at most one of an axis.
+    removals: those of an axis in their order.
 
   Returns:
     What `morph` takes.
   """
   sites = {site.axis: site for site in model.sites}
+  by_axis: dict[str, list[prunes_lib.Removal]] = {}
+  for removal in removals:
+    by_axis.setdefault(removal.axis, []).append(removal)
   result = {}
-  for index in indices:
-    axis, unit = prunes.candidates[index]
-    if axis in result:
-      raise ValueError(
-          f'Two units of {axis} are to be pruned at once; each would count on '
-          'the other. Prune one, and estimate again.'
-      )
-    kernel = np.asarray(trees.kernel(sites[axis].reader))
-    result[axis] = Removal(
-        unit, prunes.weights[axis][unit], kernel[..., unit, :]
+  for axis, own in by_axis.items():
+    weights = np.stack([removal.weights for removal in own])
+    mixtures = np.stack([removal.mixture for removal in own])
+    deltas, constants = [], []
+    for number, reader in enumerate(sites[axis].readers):
+      kernel = np.asarray(trees.kernel(reader.layer))
+      # Of each removal, (..., removals, out): all that it takes away.
+      slices = mixtures[:, number] @ kernel
+      w = weights[:, number]
+      deltas.append(w[:, :-1].T @ slices)
+      sums = slices.reshape(-1, *slices.shape[-2:]).sum(0)
+      constants.append(w[:, -1] @ sums)
+    result[axis] = Absorbed(
+        tuple(removal.unit for removal in own), tuple(deltas), tuple(constants)
     )
   return result
 
@@ -101,23 +91,26 @@ def morph(
     splits: Splits,
     units: Mapping[str, np.ndarray],
     *,
-    removed: Mapping[str, Removal] | None = None,
+    removed: Mapping[str, Absorbed] | None = None,
     optimizer_state: str = 'reset',
-    statistics: Mapping[str, ChildStatistics] | None = None,
+    one_sided: bool = False,
 ) -> growth.Growth:
   """Splits units of some sites in the learned way, and prunes others.
+
+  Children copy the norms of their parent, which is exact in evaluation mode
+  only; see `norms.settled`.
 
   Args:
     architecture: the network's.
     splits: of all units of these sites.
     units: per axis, the units to split.
-    removed: per axis, the unit to prune.
+    removed: per axis, the units to prune.
     optimizer_state: 'reset' to zero all moments, or 'carry' to give each child
       what the chain rule says its moments would have been: half the gradient
       and a quarter of its square on the incoming side, all on the outgoing one.
-    statistics: without them, children copy the norm of their parent, which is
-      exact in evaluation mode only. With them, each has a norm of its own that
-      is compensated, which is exact in both modes.
+    one_sided: leave the incoming weights of parents as they are, and give each
+      new unit w - u. With e = v/2 it adds new channels of incoming weights
+      w - u that nothing reads yet.
 
   Returns:
     The growth.
@@ -136,11 +129,14 @@ def morph(
   sources, signs, notes = {}, {}, []
   for axis, site in sites.items():
     chosen = np.asarray(units.get(axis, ()), int)
-    gone = removed[axis].unit if axis in removed else None
-    if chosen.size or gone is not None:
+    gone = np.asarray(removed[axis].units if axis in removed else (), int)
+    if chosen.size or gone.size:
       sources[axis] = _sources(axis, site.units, chosen, gone)
       signs[axis] = _signs(sources[axis], chosen)
       notes.append(_note(axis, site.units, chosen, gone))
+  moved = signs
+  if one_sided:
+    moved = {axis: np.minimum(sign, 0) for axis, sign in signs.items()}
   wider = architecture.resized({a: len(s) for a, s in sources.items()})
   changed = {axis: sites[axis] for axis in sources}
 
@@ -148,31 +144,25 @@ def morph(
     del key
     table = state_lib.axis_table(wider)
     weights, network = state.params['weights'], state.stats['network']
-    deltas = _Deltas(table, sources, signs)
+    deltas = _Deltas(table, sources)
     for axis, site in changed.items():
       if axis in units:
-        delta = splits[axis].u
-        weights = deltas.add(weights, site.writer, delta, children=axis)
-    for axis, removal in removed.items():
-      delta = removal.weights[:-1].reshape(-1, 1) * removal.outgoing[
-          ..., None, :
-      ]
-      weights = deltas.add(weights, sites[axis].reader, delta)
+        weights = deltas.add(
+            weights, site.writers, splits[axis].u, along=(axis, moved[axis])
+        )
+    for axis, taken in removed.items():
+      weights = deltas.add(weights, sites[axis].readers, taken.deltas)
     halves = {axis: np.where(sign, 0.5, 1) for axis, sign in signs.items()}
     weights = growth.scale_readers({'weights': weights}, table, halves)
     weights = weights['weights']
     for axis, site in changed.items():
-      if axis not in units:
-        continue
-      delta = splits[axis].e
-      weights = deltas.add(weights, site.reader, delta, children=axis)
-      if site.norm is not None and statistics is not None:
-        weights, network = _with_own_norms(
-            weights, network, site, statistics[axis], sources[axis], signs[axis]
+      if axis in units:
+        weights = deltas.add(
+            weights, site.readers, splits[axis].e, along=(axis, signs[axis])
         )
-    for axis, removal in removed.items():
-      weights, network = _with_constant(
-          weights, network, sites[axis], removal, deltas
+    for axis, taken in removed.items():
+      weights, network = _with_constants(
+          weights, network, sites[axis], taken, deltas
       )
     settle = _reset if optimizer_state == 'reset' else _carried
     return state.replace(
@@ -184,63 +174,46 @@ def morph(
   return growth.Growth(wider, sources, patch, '; '.join(notes))
 
 
-def child_statistics(
-    model: signals_lib.Model,
-    trees: signals_lib.Trees,
-    splits: Splits,
-    batches: Any,
-) -> dict[str, ChildStatistics]:
-  """Moments for norms of the children's own, over batches."""
-  count = sum(len(labels) for _, labels in batches)
-  sums = [_child_sums(model, trees, splits, x) for x, _ in batches]
-  totals = jax.tree.map(lambda *leaves: sum(leaves) / count, *sums)
-  result = {}
-  for axis, (first, second) in totals.items():
-    mean = np.asarray(first)
-    var = np.maximum(np.asarray(second) - mean**2, 0)
-    result[axis] = ChildStatistics(mean, var)
-  return result
-
-
 @dataclasses.dataclass(frozen=True)
 class _Deltas:
   """Adds learned deltas to kernels of the grown network."""
 
   table: state_lib.AxisTable
   sources: Mapping[str, np.ndarray]
-  signs: Mapping[str, np.ndarray]
 
   def add(
       self,
       weights: base.Tree,
-      layer: taps.Layer,
-      delta: Any,
+      ends: Sequence[sites_lib.End],
+      deltas: Sequence[Any],
       *,
-      children: str | None = None,
+      along: tuple[str, np.ndarray] | None = None,
   ) -> base.Tree:
-    """Weights with a layer's delta, given for the units before the growth.
+    """Weights with deltas of some layers, given for the units before.
 
     Args:
       weights: of the grown network.
-      layer: whose kernel.
-      delta: in the shape of its kernel before the growth.
-      children: the axis on which one child gets plus the delta, the other
-        minus, and all other units nothing; None if all get it.
+      ends: whose kernels.
+      deltas: each in the shape of a kernel before the growth.
+      along: an axis, and for each unit of it after the growth what the deltas
+        are to be multiplied with; None if all get them as they are.
 
     Returns:
       The weights.
     """
-    delta = np.asarray(delta)
-    axes = self.table['weights', *layer.path, 'kernel']
-    for dim, named in enumerate(axes):
-      if named is None or named.name not in self.sources:
-        continue
-      delta = np.take(delta, self.sources[named.name], axis=dim)
-      if named.name == children:
-        delta = delta * _along(self.signs[children], dim, delta)
-    return _with_leaves(
-        weights, layer.path, kernel=lambda kernel: kernel + delta
-    )
+    for end, delta in zip(ends, deltas, strict=True):
+      delta = np.asarray(delta)
+      axes = self.table['weights', *end.layer.path, 'kernel']
+      for dim, named in enumerate(axes):
+        if named is None or named.name not in self.sources:
+          continue
+        delta = np.take(delta, self.sources[named.name], axis=dim)
+        if along is not None and named.name == along[0]:
+          delta = delta * _along(along[1], dim, delta)
+      weights = _with_leaves(
+          weights, end.layer.path, kernel=lambda old, by=delta: old + by
+      )
+    return weights
 
   def of_outputs(self, layer: taps.Layer, vector: np.ndarray) -> np.ndarray:
     """A vector over what a layer writes, for the units after the growth."""
@@ -249,28 +222,30 @@ class _Deltas:
 
 
 def _sources(
-    axis: str, size: int, chosen: np.ndarray, gone: int | None
+    axis: str, size: int, chosen: np.ndarray, gone: np.ndarray
 ) -> np.ndarray:
   """The kept units, then one more for each split."""
-  named = [*chosen.tolist(), *([] if gone is None else [gone])]
+  named = [*chosen.tolist(), *gone.tolist()]
   if len(set(named) & set(range(size))) != len(named):
     raise ValueError(
         f'Units of axis {axis!r} to split or prune are distinct numbers from 0 '
         f'to {size - 1}, got {named}.'
     )
-  if size == 1 and gone is not None:
-    raise ValueError(f'The only unit of axis {axis!r} cannot be pruned.')
-  kept = np.array([unit for unit in range(size) if unit != gone], int)
-  return np.concatenate([kept, chosen])
+  if size == len(gone):
+    raise ValueError(
+        f'At least one unit of axis {axis!r} stays, but all {size} are to be '
+        'pruned.'
+    )
+  return np.concatenate([np.setdiff1d(np.arange(size), gone), chosen])
 
 
-def _note(axis: str, size: int, chosen: np.ndarray, gone: int | None) -> str:
+def _note(axis: str, size: int, chosen: np.ndarray, gone: np.ndarray) -> str:
   """What happens to an axis, for people."""
-  done = []
-  if chosen.size:
-    done.append(f'split {chosen.size}')
-  if gone is not None:
-    done.append('prune 1')
+  done = [
+      f'{verb} {len(units)}'
+      for verb, units in (('split', chosen), ('prune', gone))
+      if units.size
+  ]
   return f'{axis}: {" and ".join(done)} of {size} units'
 
 
@@ -281,48 +256,20 @@ def _signs(sources: np.ndarray, units: np.ndarray) -> np.ndarray:
   return signs
 
 
-def _with_constant(weights, network, site, removal, deltas):
-  """What the reader writes, with the constant part of a compensation."""
-  amount = removal.weights[-1]
-  if not amount:
-    return weights, network
-  out = removal.outgoing.reshape(-1, removal.outgoing.shape[-1]).sum(0)
-  shift = amount * deltas.of_outputs(site.reader, out)
-  if site.reader_norm is not None:
-    return weights, _with_leaves(
-        network, site.reader_norm.path, mean=lambda mean: mean - shift
-    )
-  return _with_leaves(
-      weights, site.reader.path, bias=lambda bias: bias + shift
-  ), network
-
-
-def _with_own_norms(weights, network, site, statistics, sources, signs):
-  """Norms of the children's own, whose output is as with the parent's."""
-  plus = np.where(signs >= 0, 0, 1)
-  parent = network[site.norm.path[0]]
-  for name in site.norm.path[1:]:
-    parent = parent[name]
-  mean, var = (
-      np.where(signs == 0, parent[name], moment[plus, sources])
-      for name, moment in (('mean', statistics.mean), ('var', statistics.var))
-  )
-  old, epsilon = parent['var'], site.norm.epsilon
-  ratio = np.sqrt((var + epsilon) / (old + epsilon))
-  scale = weights[site.norm.path[0]]
-  for name in site.norm.path[1:]:
-    scale = scale[name]
-  factor = scale['scale'] / np.sqrt(old + epsilon)
-  shift = factor * (mean - parent['mean'])
-  weights = _with_leaves(
-      weights,
-      site.norm.path,
-      scale=lambda scale: scale * ratio,
-      bias=lambda bias: bias + shift,
-  )
-  network = _with_leaves(
-      network, site.norm.path, mean=lambda _: mean, var=lambda _: var
-  )
+def _with_constants(weights, network, site, taken, deltas):
+  """What the readers write, with the constant parts of a compensation."""
+  for reader, out in zip(site.readers, taken.constants, strict=True):
+    if not out.any():
+      continue
+    shift = deltas.of_outputs(reader.layer, out)
+    if reader.norm is not None:
+      network = _with_leaves(
+          network, reader.norm.path, mean=lambda mean, by=shift: mean - by
+      )
+    else:
+      weights = _with_leaves(
+          weights, reader.layer.path, bias=lambda bias, by=shift: bias + by
+      )
   return weights, network
 
 
@@ -362,7 +309,9 @@ def _carried(
     axes: layers.Axes = state_lib.find_axes(path, table) or ()
     part = 0.25 if growth.SQUARED_MOMENTS & set(path) else 0.5
     for dim, axis in enumerate(axes):
-      if axis is not None and axis.role == 'writes' and axis.name in signs:
+      if axis is None or axis.name not in signs:
+        continue
+      if axis.role in ('writes', 'both'):
         factor = np.where(signs[axis.name], part, 1).astype(leaf.dtype)
         leaf = leaf * _along(factor, dim, leaf)
     return leaf
@@ -375,19 +324,3 @@ def _along(vector: np.ndarray, dim: int, like: np.ndarray) -> np.ndarray:
   shape = [1] * like.ndim
   shape[dim] = -1
   return vector.reshape(shape)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _child_sums(model, trees, splits, x):
-  """Per axis, sums over examples of position means: of y and of its square."""
-  tapped = taps.run(model.chain, trees.weights, trees.stats, x)
-  result = {}
-  for site in model.sites:
-    y = tapped.outputs[site.writer.path]
-    change = site.writer.linear(
-        tapped.inputs[site.writer.path], splits[site.axis].u
-    )
-    both = jnp.stack([y + change, y - change])
-    both = both.reshape(2, len(x), -1, site.units)
-    result[site.axis] = both.mean(2).sum(1), jnp.square(both).mean(2).sum(1)
-  return result

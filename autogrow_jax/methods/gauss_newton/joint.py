@@ -1,0 +1,165 @@
+"""Learning splits while the weights are still trained.
+
+After each step on the weights, one step of Adam on all splits, from the signals
+of the same batch. What is learned lives beside the network's statistics, in
+trees that mirror its weights, and starts again after every growth.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import networks
+from autogrow_jax import view
+from autogrow_jax.methods import base as methods_base
+from autogrow_jax.methods.gauss_newton import signals as signals_lib
+from autogrow_jax.methods.gauss_newton import sites as sites_lib
+from autogrow_jax.methods.gauss_newton import splits as splits_lib
+from autogrow_jax.networks import base
+from autogrow_jax.networks import taps
+
+Memory = base.Tree
+
+
+def memory(
+    architecture: architecture_lib.Architecture,
+    config: splits_lib.LearnConfig,
+) -> Memory:
+  """Splits at zero, Adam's moments, and the number of steps since a growth."""
+  shapes = {
+      part.name: base.shapes(part)[0] for part in networks.parts(architecture)
+  }
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  model = _model_of(architecture)
+  found = _mirrored(
+      {
+          site.axis: splits_lib.Split(
+              tuple(_kernel(zeros, end) for end in site.writers),
+              tuple(_kernel(zeros, end) for end in site.readers),
+          )
+          for site in model.sites
+      },
+      model,
+  )
+  return {
+      'splits': found,
+      'adam': splits_lib.adam(config).init(found),
+      'steps': jnp.int32(0),
+  }
+
+
+def step(
+    now: Memory,
+    forward: methods_base.Forward,
+    weights: base.Tree,
+    stats: base.Tree,
+    labels: jax.Array,
+    key: jax.Array,
+    config: splits_lib.LearnConfig,
+    *,
+    delay: int,
+) -> Memory:
+  """One step of Adam on all splits; runs inside a training step.
+
+  Args:
+    now: what has been learned.
+    forward: of the training step.
+    weights: packed; nothing is differentiated with respect to them.
+    stats: of the network, packed.
+    labels: (batch,) int32.
+    key: of sampled labels, and of the splits' start.
+    config: of learning; its solver is of no influence.
+    delay: steps after a growth before learning begins.
+
+  Returns:
+    What has been learned then.
+  """
+  unpack = lambda tree: view.unpack(tree, forward.layout)
+  trees = signals_lib.Trees(
+      *jax.lax.stop_gradient((unpack(weights), unpack(stats)))
+  )
+  x = forward.x.astype(jnp.float32)
+  model = _model_of(forward.layout.architecture)
+  factors = {site.axis: jnp.ones(()) for site in model.sites}
+  start_key, label_key = jax.random.split(key)
+
+  def learn(now):
+    begun = _mirrored(splits_lib.start(model, trees, start_key), model)
+    is_first = now['steps'] == delay
+    found = jax.tree.map(
+        lambda old, new: jnp.where(is_first, new, old), now['splits'], begun
+    )
+    _, by_axis = signals_lib.signals(
+        model, trees, x, labels, label_key, curvature=config.curvature
+    )
+    gradient = jax.grad(
+        lambda found: splits_lib.modelled_change(
+            model, trees, by_axis, _by_axis(found, model), factors
+        )
+    )(found)
+    updates, adam = splits_lib.adam(config).update(gradient, now['adam'])
+    return optax.apply_updates(found, updates), adam
+
+  splits, adam = jax.lax.cond(
+      now['steps'] >= delay,
+      learn,
+      lambda now: (now['splits'], now['adam']),
+      now,
+  )
+  return {'splits': splits, 'adam': adam, 'steps': now['steps'] + 1}
+
+
+def learned(
+    now: Memory, architecture: architecture_lib.Architecture
+) -> splits_lib.Learned:
+  """What has been learned, by axis, as `splits.learn` returns it."""
+  model = _model_of(architecture)
+  return splits_lib.checked(model, _by_axis(now['splits'], model))
+
+
+def _model_of(
+    architecture: architecture_lib.Architecture,
+) -> signals_lib.Model:
+  chain = taps.chain_of(networks.parts(architecture))
+  return signals_lib.model_of(sites_lib.survey(architecture), chain)
+
+
+def _mirrored(splits: splits_lib.Splits, model: signals_lib.Model) -> base.Tree:
+  """Splits as trees with the paths of the weights, so that growth carries them.
+
+  A kernel is the writer of one axis at most, and the reader of one.
+  """
+  trees: base.Tree = {'u': {}, 'e': {}}
+  for site in model.sites:
+    split = splits[site.axis]
+    for name, ends, leaves in (
+        ('u', site.writers, split.u), ('e', site.readers, split.e)
+    ):
+      for end, leaf in zip(ends, leaves, strict=True):
+        inner = trees[name]
+        for key in ('weights', *end.layer.path):
+          inner = inner.setdefault(key, {})
+        inner['kernel'] = leaf
+  return trees
+
+
+def _by_axis(
+    mirrored: base.Tree, model: signals_lib.Model
+) -> splits_lib.Splits:
+  """The inverse of `_mirrored`."""
+  leaves = lambda name, ends: tuple(
+      _kernel(mirrored[name]['weights'], end) for end in ends
+  )
+  return {
+      site.axis: splits_lib.Split(
+          leaves('u', site.writers), leaves('e', site.readers)
+      )
+      for site in model.sites
+  }
+
+
+def _kernel(tree: base.Tree, end: sites_lib.End) -> jax.Array:
+  for name in end.layer.path:
+    tree = tree[name]
+  return tree['kernel']

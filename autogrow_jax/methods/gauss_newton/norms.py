@@ -1,0 +1,167 @@
+"""Statistics of norms over some batches, and norms that fit them.
+
+Running statistics lag behind the weights, and are wrong for what has just been
+split or pruned. All that is learned and estimated is in evaluation mode, so
+they are measured before each growth, and settled after it.
+"""
+
+from collections.abc import Sequence
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from autogrow_jax import layers
+from autogrow_jax import linalg
+from autogrow_jax.methods.gauss_newton import signals as signals_lib
+from autogrow_jax.methods.gauss_newton import splits as splits_lib
+from autogrow_jax.networks import base
+from autogrow_jax.networks import taps
+
+Trees = signals_lib.Trees
+
+
+def measured(
+    chain: tuple[base.Segment, ...],
+    trees: Trees,
+    batches: Sequence[splits_lib.Batch],
+) -> Trees:
+  """The same network with means and variances over all batches.
+
+  Each batch runs in training mode, so that a layer's statistics are those of
+  what the layers before it write there; they are then pooled.
+
+  Args:
+    chain: the whole network, unfused.
+    trees: its arrays.
+    batches: of one size.
+
+  Returns:
+    The arrays.
+  """
+  if not jax.tree.leaves(trees.stats):
+    return trees
+  sums = None
+  for x, _ in batches:
+    moments = _moments(chain, trees, x)
+    sums = moments if sums is None else linalg.plus(sums, moments)
+  pooled = jax.tree.map(lambda leaf: np.asarray(leaf) / len(batches), sums)
+  return trees.replace(stats=_centred(pooled))
+
+
+def settled(
+    chain: tuple[base.Segment, ...],
+    trees: Trees,
+    batches: Sequence[splits_lib.Batch],
+) -> Trees:
+  """The same function in evaluation mode, with statistics that are true for it.
+
+  What a growth changes shifts the statistics of its own and of all later norms.
+  In training mode they would be normalised away, and with them part of what the
+  growth has gained. With m, v the old statistics of a norm, and m', v' those of
+  what enters it,
+
+    scale' = scale sqrt((v' + eps) / (v + eps)),
+    bias'  = bias + scale (m' - m) / sqrt(v + eps)
+
+  is the same affine map, also in training mode.
+
+  Args:
+    chain: the whole network, unfused.
+    trees: its arrays.
+    batches: the examples.
+
+  Returns:
+    The arrays.
+  """
+  epsilons: dict[taps.Path, float] = {}
+
+  def note(path, module, x, y):
+    del x, y
+    if isinstance(module, layers.Norm):
+      epsilons[path] = module.epsilon
+
+  x, _ = batches[0]
+  jax.eval_shape(
+      lambda: taps.run(
+          chain, trees.weights, trees.stats, x, on_layer=note
+      ).output
+  )
+  examples = sum(len(labels) for _, labels in batches)
+  sums = None
+  for x, _ in batches:
+    moments = _entering(chain, tuple(epsilons), trees, x)
+    sums = moments if sums is None else linalg.plus(sums, moments)
+  weights, stats = trees.weights, trees.stats
+  for path, (mean, square) in (sums or {}).items():
+    mean, square = np.asarray(mean) / examples, np.asarray(square) / examples
+    var = np.maximum(square - np.square(mean), 0)
+    old, norm = signals_lib.at(stats, path), signals_lib.at(weights, path)
+    deviation = np.sqrt(old['var'] + epsilons[path])
+    shift = norm['scale'] * (mean - old['mean']) / deviation
+    ratio = np.sqrt(var + epsilons[path]) / deviation
+    weights = _replaced(
+        weights,
+        path,
+        {'scale': norm['scale'] * ratio, 'bias': norm['bias'] + shift},
+    )
+    stats = _replaced(stats, path, {'mean': mean, 'var': var})
+  return trees.replace(weights=weights, stats=stats)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _entering(chain, paths, trees, x):
+  """Per norm, sums over examples of position means: of x and of its square."""
+  tapped = taps.run(chain, trees.weights, trees.stats, x)
+  result = {}
+  for path in paths:
+    entering = tapped.inputs[path]
+    flat = entering.reshape(len(x), -1, entering.shape[-1])
+    result[path] = flat.mean(1).sum(0), jnp.square(flat).mean(1).sum(0)
+  return result
+
+
+def _replaced(tree: base.Tree, path: taps.Path, leaves: base.Tree) -> base.Tree:
+  """A tree with leaves of one layer replaced, in their own type."""
+  if path:
+    return {**tree, path[0]: _replaced(tree[path[0]], path[1:], leaves)}
+  return {
+      **tree,
+      **{
+          name: np.asarray(leaf, tree[name].dtype)
+          for name, leaf in leaves.items()
+      },
+  }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(chain, trees, x):
+  """Per norm, 'mean' and in place of 'var' the mean square, over a batch."""
+
+  def after(value):
+    stats = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), trees.stats)
+    return base.apply(chain, trees.weights, stats, x, train=True)[1]
+
+  # A running statistic becomes k old + (1 - k) new: 0 and 1 tell k and new.
+  # What a norm writes in training mode has nothing to do with them.
+  zeros, ones = after(0.0), after(1.0)
+  batch = jax.tree.map(lambda zero, one: zero / (1 - (one - zero)), zeros, ones)
+  return _on_norms(
+      lambda mean, var: (mean, var + jnp.square(mean)), batch
+  )
+
+
+def _centred(moments: base.Tree) -> base.Tree:
+  """The inverse: variances in place of mean squares."""
+  return _on_norms(
+      lambda mean, square: (mean, np.maximum(square - np.square(mean), 0)),
+      moments,
+  )
+
+
+def _on_norms(function, tree):
+  """Applies a function of (mean, var) to the statistics of every norm."""
+  if tree.keys() == {'mean', 'var'}:
+    return dict(zip(('mean', 'var'), function(tree['mean'], tree['var'])))
+  return {name: _on_norms(function, inner) for name, inner in tree.items()}

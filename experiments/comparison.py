@@ -1,0 +1,45 @@
+"""Fixed networks at a grown one's training cost: what it is held to."""
+
+from collections.abc import Mapping
+import dataclasses
+import sys
+from typing import Any
+
+from autogrow_jax import config
+from autogrow_jax import costs
+from autogrow_jax import data
+from autogrow_jax import train
+
+
+def at_equal_cost(
+    fixed: config.RunConfig,
+    dataset: data.Dataset,
+    result: Mapping[str, Any],
+    *,
+    macs: int,
+    label: str,
+) -> dict[str, Any]:
+  """Trains a fixed network for as many epochs as a grown one's cost allows.
+
+  Args:
+    fixed: its configuration, but for the epochs.
+    dataset: the data.
+    result: of the grown network.
+    macs: multiply-adds of the fixed network per image.
+    label: of the fixed network, for people.
+
+  Returns:
+    The fixed network's result.
+  """
+  images = len(dataset.train.labels) // fixed.batch_size * fixed.batch_size
+  epoch_cost = costs.Ledger().trained(macs, images).train_macs
+  epochs = max(1, round(result['train_macs'] / epoch_cost))
+  print(
+      f'for comparison: {label}, fixed, {epochs} epochs at equal training cost',
+      file=sys.stderr,
+      flush=True,
+  )
+  schedule = dataclasses.replace(fixed.schedule, finetune_epochs=epochs)
+  return train.run(
+      dataclasses.replace(fixed, schedule=schedule), dataset=dataset
+  )

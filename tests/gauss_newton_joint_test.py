@@ -1,0 +1,165 @@
+"""Tests of learning splits beside the training of the weights."""
+
+import dataclasses
+import json
+import tempfile
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import runs
+
+from autogrow_jax import config as config_lib
+from autogrow_jax import growth
+from autogrow_jax import networks
+from autogrow_jax import optimizers
+from autogrow_jax import state as state_lib
+from autogrow_jax import view
+from autogrow_jax.methods import base
+from autogrow_jax.methods.gauss_newton import joint
+from autogrow_jax.methods.gauss_newton import method
+from autogrow_jax.methods.gauss_newton import signals
+from autogrow_jax.methods.gauss_newton import splits
+from autogrow_jax.networks import taps
+
+CONFIG = splits.LearnConfig()
+SGD = optimizers.make(optimizers.OptimizerConfig())
+
+
+def seed():
+  return networks.get('basic3resnet').seed(
+      (2, 1, 1), input_shape=(8, 8, 1), classes=3,
+      options={'widths': (3, 4, 4)},
+  )
+
+
+class JointTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.architecture = seed()
+    grower = method.GaussNewton(learning='joint')
+    self.state = state_lib.create_state(
+        self.architecture, SGD, key=jax.random.key(0), extra=grower.extra
+    )
+    generator = np.random.default_rng(0)
+    self.x = generator.normal(size=(16, 8, 8, 1)).astype('f4')
+    self.labels = generator.integers(0, 3, 16).astype('i4')
+    layout = view.layout(self.architecture)
+    packed = view.pack(self.state, layout)
+    self.weights = packed.params['weights']
+    self.stats = packed.stats['network']
+    self.step = jax.jit(
+        lambda now, key, delay=0: joint.step(
+            now,
+            base.Forward(layout, jnp.asarray(self.x)),
+            self.weights,
+            self.stats,
+            self.labels,
+            key,
+            CONFIG,
+            delay=delay,
+        ),
+        static_argnames='delay',
+    )
+
+  def test_is_adam_on_the_same_model(self):
+    """A step and a step of frozen learning, from the same start and labels."""
+    now = self.step(self.state.stats['method'], jax.random.key(5))
+    start_key, label_key = jax.random.split(jax.random.key(5))
+    chain = taps.chain_of(networks.parts(self.architecture))
+    model = method.model_of(self.architecture)
+    trees = signals.Trees(
+        self.state.params['weights'], self.state.stats['network']
+    )
+    begun = splits.start(model, trees, start_key)
+    wanted, _ = splits.adam_step(
+        dataclasses.replace(model, chain=chain),
+        CONFIG,
+        trees,
+        begun,
+        splits.adam(CONFIG).init(begun),
+        {site.axis: jnp.ones(()) for site in model.sites},
+        self.x,
+        self.labels,
+        label_key,
+    )
+    got = joint.learned(now, self.architecture).splits
+    self.assertEqual(got.keys(), wanted.keys())
+    for axis in wanted:
+      for one, other in zip(
+          jax.tree.leaves(got[axis]), jax.tree.leaves(wanted[axis]), strict=True
+      ):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    self.assertTrue(any(np.any(leaf) for leaf in got['s0b0.mid'].u))
+
+  def test_waits_for_its_delay(self):
+    now = self.step(self.state.stats['method'], jax.random.key(5), delay=1)
+    self.assertEqual(now['steps'], 1)
+    for leaf in jax.tree.leaves(now['splits']):
+      self.assertFalse(np.any(leaf))
+    now = self.step(now, jax.random.key(6), delay=1)
+    self.assertTrue(all(np.any(e) for e in jax.tree.leaves(now['splits']['e'])))
+
+  def test_growth_finds_its_axes(self):
+    """It has the shapes of any architecture, also through `growth.carry`."""
+    grower = method.GaussNewton(learning='joint')
+    change = growth.split(self.architecture, 's0', np.array([1]))
+    state, _ = growth.grow(
+        self.state, change, SGD, key=jax.random.key(1), extra=grower.extra
+    )
+    shapes = lambda tree: jax.tree.map(np.shape, tree)
+    self.assertEqual(
+        shapes(state.stats['method']),
+        shapes(grower.extra(change.architecture)[1]),
+    )
+
+  def test_refuses(self):
+    for settings, message in (
+        ({'strategy': 'random'}, 'random has no joint learning'),
+        (
+            {'learn': splits.LearnConfig(curvature='rank1-cal')},
+            'rank1-cal is measured on frozen weights',
+        ),
+        ({'delay': -1}, 'delay is at least 0'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        method.GaussNewton(learning='joint', **settings)
+
+
+class RunTest(absltest.TestCase):
+
+  def test_learns_beside_the_weights(self):
+    """A run grows by what it learned, and can be read from its directory."""
+    with tempfile.TemporaryDirectory() as workdir:
+      tiny = runs.tiny(workdir)
+      config = dataclasses.replace(
+          tiny,
+          network=config_lib.NetworkConfig('mlp', widths=(4, 4)),
+          policy=config_lib.PolicyConfig('every', interval=2, max_epochs=2),
+          method=method.GaussNewton(
+              learning='joint',
+              learn=splits.LearnConfig(solver='adam', learning_rate=0.05),
+              compensation='off',
+          ),
+      )
+      stored = json.loads(json.dumps(config.to_json()))
+      self.assertEqual(config_lib.RunConfig.from_json(stored), config)
+      result = runs.quietly(config)
+      self.assertEqual(result['method'], 'gaussnewton')
+      (record,) = [
+          r
+          for r in runs.records(workdir)
+          if r['event'] in ('grow', 'skip')
+      ]
+      self.assertEqual(record['event'], 'grow')
+      report = record['initializer']
+      self.assertLess(report['estimated_change'], 0)
+      self.assertLess(report['actual_change'], 0)
+      again = runs.quietly(config)
+      self.assertEqual(again['params_digest'], result['params_digest'])
+
+
+if __name__ == '__main__':
+  absltest.main()

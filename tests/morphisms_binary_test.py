@@ -1,0 +1,266 @@
+"""Tests of `experiments.morphisms` and of what it measures with."""
+
+import json
+import os
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import runs
+import tiny_networks
+
+from autogrow_jax import data
+from autogrow_jax import growth
+from autogrow_jax import learning_costs
+from autogrow_jax import networks
+from autogrow_jax import studies
+from autogrow_jax import trained
+from autogrow_jax.methods.gauss_newton import calibration
+from autogrow_jax.methods.gauss_newton import estimates
+from autogrow_jax.methods.gauss_newton import prunes
+from autogrow_jax.methods.gauss_newton import signals
+from autogrow_jax.methods.gauss_newton import sites
+from autogrow_jax.methods.gauss_newton import surgery
+from autogrow_jax.networks import taps
+
+# Compiling takes longer than running here.
+FAST_COMPILE = '--xla_backend_optimization_level=0'
+CHANNELS = 7  # Of the tiny run's network.
+BAD = (
+    ('--study=cost --batch_size=0', 'batch_size is at least 1, got 0'),
+    ('--study=estimates --scale=0', "scale is best or a positive .*got '0'"),
+    ('--study=strategies --layer=stem', "'stem' .*; there are s0b0.out, s1b0"),
+    ('--study=cost --tries=2', 'tries means nothing to .*cost, only to strat'),
+    ('--study=cost --run=/nowhere', '/nowhere holds no run'),
+)
+
+
+class CalibrationTest(parameterized.TestCase):
+
+  def test_a_line(self):
+    x = np.array([-3.0, -1.0, 0.0, 2.0])
+    found = calibration.calibration(x, 0.5 * x)
+    self.assertAlmostEqual(found.pearson, 1)
+    self.assertAlmostEqual(found.spearman, 1)
+    self.assertAlmostEqual(found.slope, 0.5)
+    self.assertAlmostEqual(found.estimated, -0.5)
+    self.assertAlmostEqual(found.measured, -0.25)
+    self.assertEqual(found.count, 4)
+
+  def test_the_slope_goes_through_the_origin(self):
+    found = calibration.calibration([1.0, 2.0], [2.0, 3.0])
+    self.assertAlmostEqual(found.slope, (1 * 2 + 2 * 3) / (1 + 4))
+    self.assertAlmostEqual(found.pearson, 1)
+
+  def test_monotone(self):
+    x = np.linspace(-2, 2, 9)
+    found = calibration.calibration(x, -np.exp(3 * x))
+    self.assertAlmostEqual(found.spearman, -1)
+    self.assertBetween(found.pearson, -0.9, -0.5)
+
+  def test_equal_values_share_a_rank(self):
+    found = calibration.calibration([1, 1, 2, 3], [5, 7, 8, 9])
+    # Ranks (0.5, 0.5, 2, 3) and (0, 1, 2, 3).
+    self.assertAlmostEqual(found.spearman, 4.5 / np.sqrt(4.5 * 5))
+
+  def test_constant_and_empty(self):
+    for measured in ([1.0, 1.0, 1.0], [], [np.nan]):
+      found = calibration.calibration(np.arange(len(measured)) * 1.0, measured)
+      self.assertTrue(np.isnan(found.pearson) and np.isnan(found.spearman))
+    self.assertEqual(found.count, 0)
+    zero = calibration.calibration([0, 0], [1, 2])
+    self.assertTrue(np.isnan(zero.slope))
+
+  def test_what_is_not_finite_is_left_out(self):
+    found = calibration.calibration([1, np.inf, 2, 3], [1, 1, np.nan, 3])
+    self.assertEqual(found.count, 2)
+    self.assertAlmostEqual(found.slope, 1)
+
+  def test_other_lengths(self):
+    with self.assertRaisesRegex(ValueError, r'\(2,\) and \(3,\)'):
+      calibration.calibration([1, 2], [1, 2, 3])
+
+
+class PruneChangesTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('plain3net', 's0b0.out'), ('mlp', 's0b0.out'), ('basic3resnet', 's1')
+  )
+  def test_as_after_surgery(self, family, axis):
+    widths = {'mlp': (5, 4)}.get(family, (3, 4, 4))
+    architecture = tiny_networks.seed(
+        family, (1,) * len(widths), widths=widths
+    )
+    state = tiny_networks.state(architecture)
+    model = signals.model_of(
+        sites.survey(architecture), taps.chain_of(networks.parts(architecture))
+    )
+    (site,) = (site for site in model.sites if site.axis == axis)
+    trees = signals.Trees(state.params['weights'], state.stats['network'])
+    labels = jnp.arange(6) % tiny_networks.CLASSES
+    batches = [(jnp.asarray(tiny_networks.images()), labels)]
+    shape = site.units, len(site.readers), site.units + 1
+    weights = np.random.default_rng(3).normal(size=shape) / 3
+    for unit in range(site.units):
+      weights[unit, :, unit] = -1
+
+    found = studies.prune_changes(model, trees, site, weights, batches)
+    before = estimates.mean_loss(model.chain, trees, batches)
+    unit = 1
+    change = surgery.morph(
+        architecture,
+        {},
+        {},
+        removed=surgery.absorbed(
+            model, trees, [prunes.alone(axis, unit, weights[unit])]
+        ),
+    )
+    grown, _ = growth.grow(
+        state, change, tiny_networks.OPTIMIZERS['sgd'], key=jax.random.key(0)
+    )
+    after = estimates.mean_loss(
+        taps.chain_of(networks.parts(change.architecture)),
+        signals.Trees(grown.params['weights'], grown.stats['network']),
+        batches,
+    )
+    self.assertGreater(abs(after - before), 1e-3)
+    self.assertAlmostEqual(found[unit], after - before, delta=1e-5)
+
+
+class PredictionTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    network = networks.get('mlp')
+    architecture = network.seed(
+        (1, 1), input_shape=(2, 2, 1), classes=3, options={'widths': (5, 4)}
+    )
+    found = learning_costs.predict(architecture, 7)
+    # 4 inputs, then 5, 4 and 3 units.
+    weights = 5 * (4 + 4) + 4 * (5 + 3)
+    self.assertEqual(found.channels, 9)
+    self.assertEqual(found.adam, 4 * (10 * 7 * 9 + 7 * weights))
+    self.assertEqual(found.als, 4 * max(5 * 16 + 4 * 25, 5 * 16 + 4 * 9))
+    self.assertEqual(found.estimates, 4 * 81)
+
+
+class BinaryTest(absltest.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(folder.cleanup)
+    cls.run_dir = os.path.join(folder.name, 'run')
+    runs.quietly(
+        runs.tiny(
+            cls.run_dir,
+            network={'name': 'mlp', 'widths': [3, 4]},
+            policy={'name': 'fixed', 'max_depths': None},
+            schedule={'learning_rate': 0.1, 'finetune_epochs': 3},
+        )
+    )
+
+  def call(self, *calls):
+    common = [f'--run={self.run_dir}', f'--compilation_cache={runs.CACHE}']
+    with mock.patch.dict(os.environ, XLA_FLAGS=FAST_COMPILE):
+      return runs.call('morphisms', [[*common, *given] for given in calls])
+
+  def answer(self, name):
+    path = pathlib.Path(self.run_dir, 'morphisms', name)
+    return json.loads(path.read_text())
+
+  def test_studies(self):
+    outcomes = self.call(
+        [
+            '--study=estimates', '--scale=0.05', '--solver=adam',
+            f'--examples={runs.HOLDOUT}', '--batch_size=90',
+            '--morphism_epochs=10',
+        ],
+        [
+            '--study=strategies', '--solver=adam', '--channels=2', '--tries=2',
+            '--examples=100', '--batch_size=50',
+        ],
+        ['--study=cost', '--repeats=2', '--batch_size=8'],
+    )
+    for outcome in outcomes:
+      self.assertEqual(outcome.status, 0, outcome.stderr)
+    with self.subTest('estimates'):
+      found = self.answer('estimates.json')
+      self.assertEqual(found['learn']['epochs'], 10)
+      self.assertEqual(found['examples'], runs.HOLDOUT)
+      rows = {(one['of'], one['on']): one for one in found['calibration']}
+      self.assertEqual(rows['splits', 'training']['count'], CHANNELS)
+      self.assertGreater(rows['splits', 'training']['pearson'], 0.98)
+      self.assertBetween(rows['splits', 'training']['slope'], 0.9, 1.1)
+      self.assertLen(found['points']['prunes']['held_out'], CHANNELS)
+      self.assertIn('learning splits of 7 channels', outcomes[0].stderr)
+      self.assertIn(
+          f'{rows["splits", "training"]["slope"]:.3f}', outcomes[0].stdout
+      )
+    with self.subTest('strategies'):
+      found = self.answer('strategies.json')['decreases']
+      self.assertEqual(tuple(found), studies.STRATEGIES)
+      mean = {name: np.mean(one['learning']) for name, one in found.items()}
+      self.assertGreater(mean['gauss_newton'], 0)
+      self.assertGreater(mean['oracle'], max(mean['random'], mean['net2net']))
+      self.assertLen(found['oracle']['judging'], 2)
+      self.assertIn(f'{mean["oracle"]:+.2e}', outcomes[1].stdout)
+    with self.subTest('cost'):
+      found = self.answer('cost.json')
+      self.assertGreater(found['steps']['plain']['seconds'], 0)
+      self.assertGreater(found['steps']['learning']['bytes'], 0)
+      self.assertEqual(found['predicted']['full VGG-19']['channels'], 5504)
+    for name in ('estimates', 'strategies'):
+      text = pathlib.Path(self.run_dir, 'morphisms', f'{name}.svg').read_text()
+      self.assertStartsWith(text, '<svg')
+
+  def test_bad_input(self):
+    outcomes = self.call(*(given.split() for given, _ in BAD))
+    for (given, message), outcome in zip(BAD, outcomes, strict=True):
+      with self.subTest(given):
+        self.assertEqual(outcome.status, 2, outcome.stderr)
+        self.assertLen(outcome.stderr.strip().split('\n'), 1)
+        self.assertRegex(outcome.stderr, message)
+        self.assertEmpty(outcome.stdout)
+
+  def test_a_network_without_sites(self):
+    network, dataset = self.load()
+    nothing = sites.Survey((), (('mid', 'it is odd'),))
+    with mock.patch.object(sites, 'survey', return_value=nothing):
+      with self.assertRaisesRegex(ValueError, 'no channels .*mid: it is odd'):
+        studies.subject(network, dataset, examples=10, batch_size=5)
+
+  def test_too_many_examples(self):
+    network, dataset = self.load()
+    with self.assertRaisesRegex(ValueError, '539, and as many .* 538: .* 1077'):
+      studies.subject(network, dataset, examples=539, batch_size=5)
+    with self.assertRaisesRegex(ValueError, '5000 must be from 1 to 1077'):
+      learning_costs.measure(
+          network, dataset, curvature='mc', batch_size=5000, repeats=1,
+          say=print,
+      )
+
+  def test_examples_do_not_overlap(self):
+    network, dataset = self.load()
+    about = studies.subject(network, dataset, examples=50, batch_size=20)
+    self.assertLen(about.learning, 3)  # Of 16, so that all are equal.
+    self.assertEqual(about.examples, 48)
+    rows = lambda batches: {
+        np.asarray(image).tobytes() for x, _ in batches for image in x
+    }
+    parts = [rows(b) for b in (about.learning, about.judging, about.holdout)]
+    self.assertEqual([len(part) for part in parts], [48, 48, runs.HOLDOUT])
+    self.assertLen(set.union(*parts), 96 + runs.HOLDOUT)
+
+  def load(self):
+    network = trained.load(self.run_dir)
+    return network, data.load(network.config.data, seed=network.config.seed)
+
+
+if __name__ == '__main__':
+  absltest.main()
