@@ -298,11 +298,11 @@ def of_growth(result: Mapping[str, Any], workdir: str) -> str:
       lines.append(f'{line}no growth, {record["reason"]}')
       continue
     report = record['initializer']
-    pairs.append((report['estimated_change'], report['actual_change']))
+    pairs += report['attempts']
     lines.append(
-        f'{line}loss by {pairs[-1][0]:+.4f} nats estimated, '
-        f'{pairs[-1][1]:+.4f} measured; {record["params_before"]} -> '
-        f'{record["params_after"]} parameters'
+        f'{line}loss by {report["estimated_change"]:+.4f} nats estimated, '
+        f'{report["actual_change"]:+.4f} measured; {record["params_before"]} '
+        f'-> {record["params_after"]} parameters'
     )
   return '\n'.join([*lines, *_of_estimates(pairs)])
 

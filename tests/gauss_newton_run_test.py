@@ -194,8 +194,8 @@ class MethodTest(parameterized.TestCase):
         sum(map(len, report['splits'].values())), len(report['scales'])
     )
     # 640 examples twice: 4 half sweeps, then twice 4 samples of labels and the
-    # prunes. Forward passes for norms, before and after, and for three losses.
-    images = 3 * (4 + 9) * 640 + (2 + 3) * 640 // 3
+    # prunes. Forward passes for norms, before and after, and for four losses.
+    images = 3 * (4 + 9) * 640 + (2 + 3) * 640 // 3 + 640 // 3
     self.assertEqual(
         report['images'],
         round(
@@ -257,6 +257,30 @@ class MethodTest(parameterized.TestCase):
     with mock.patch.object(prunes, 'together', return_value=joint):
       change = grower.propose(policies.grow(), situation())
     self.assertIsInstance(change, growth.Growth)
+
+  def test_halves_what_is_not_as_promised(self):
+    grower = method.GaussNewton()
+    promised = lambda changes: mock.patch.object(
+        method.GaussNewton, '_change_of_loss', side_effect=changes
+    )
+    reports = []
+    for changes in ([-1.0], [0.5, -1.0]):
+      with promised(changes):
+        change = grower.propose(policies.grow(), situation())
+      reports.append(grow(situation().state, change)[1].report)
+    whole, half = reports
+    self.assertLen(whole['attempts'], 1)
+    self.assertEqual([measured for _, measured in half['attempts']], [0.5, -1])
+    self.assertEqual(half['attempts'][0][0], whole['attempts'][0][0])
+    self.assertEqual(half['attempts'][1][0], half['estimated_change'])
+    np.testing.assert_allclose(
+        half['scales'], np.array(whole['scales']) / 2, atol=1e-4
+    )
+    self.assertEqual(half['prunes'], {})
+    self.assertLess(half['actual_change'], 0)
+    with promised([0.5, 0.4, 0.3]):
+      skipped = grower.propose(policies.grow(), situation())
+    self.assertIn('would change by +0.5, +0.4, +0.3 nats', skipped.reason)
 
   def test_stops_at_the_budget(self):
     now = situation()

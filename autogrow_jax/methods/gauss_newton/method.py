@@ -1,12 +1,13 @@
 """`GaussNewton`: grows widths by the splits that are estimated to pay most."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import itertools
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from autogrow_jax import costs
 from autogrow_jax import growth
@@ -37,6 +38,11 @@ EXAMPLES = 4096
 # backward passes, and the products with u and e and their gradients.
 STEPS_PER_PASS = 3
 LEARNING = ('frozen', 'joint')
+# Of a step, each with half the u of the one before. A quadratic model may fail
+# on several splits at once; measuring costs a forward pass each.
+ATTEMPTS = 3
+# Of the estimated decrease, that a step must keep to be taken.
+KEPT = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +54,9 @@ class GaussNewton(base.FixedArchitecture):
   learned beside the weights, and are estimated on others. What has been
   selected is estimated once more as a whole, with other labels, since the best
   of many noisy estimates are too good; a step that then no longer lowers the
-  loss is not taken, as happens when there is hardly any loss left.
+  loss is not taken, as happens when there is hardly any loss left. A step that
+  is found to do something else to the loss than estimated is taken at half its
+  length, without prunes, or not at all.
 
   Attributes:
     strategy: 'gauss_newton', or one of its rivals, see `rivals`; they choose
@@ -166,20 +174,28 @@ class GaussNewton(base.FixedArchitecture):
       return base.Skip(
           'what had been selected would not lower the loss as a whole', images
       )
-    units = _by_axis(step.candidates[i] for i in selected.splits)
-    change = surgery.morph(
-        architecture,
-        step.splits,
-        {axis: np.array(chosen) for axis, chosen in units.items()},
-        removed=step.removed,
-        optimizer_state=self.optimizer_state,
-        one_sided=step.one_sided,
-    )
-    wider = change.architecture
+    attempts = []
+    for number in range(ATTEMPTS):
+      change = self._morph(architecture, step)
+      measured = self._change_of_loss(change, situation, model, trees, judging)
+      attempts.append((step.selected.change, measured))
+      images += _examples(judging) // 3
+      if not step.must_help or _is_as_promised(*attempts[-1]):
+        break
+      if not step.selected.splits:
+        return base.Skip('the prunes would cost more than estimated', images)
+      key = jax.random.fold_in(self._key(situation), 4 + number)
+      step = self._halved(step, model, trees, judging, key)
+      images += STEPS_PER_PASS * self.samples * _examples(judging)
+    else:
+      tried = ', '.join(f'{measured:+.2g}' for _, measured in attempts)
+      return base.Skip(f'the loss would change by {tried} nats', images)
+    wider, selected = change.architecture, step.selected
     report = {
         'estimated_change': selected.change,
+        'attempts': attempts,
         'widths': {site.axis: wider.size(site.axis) for site in model.sites},
-        'splits': units,
+        'splits': _by_axis(step.candidates[i] for i in selected.splits),
         'scales': [round(float(scale), 4) for scale in selected.scales],
         'prunes': _by_axis((r.axis, r.unit) for r in selected.prunes),
         'price': selected.price,
@@ -188,10 +204,79 @@ class GaussNewton(base.FixedArchitecture):
         # It was the smaller network that saw them.
         'images': round(images * costs.macs(architecture) / costs.macs(wider)),
     }
+    # A new channel is normalised by statistics of its own.
+    settle = norms_lib.measured if step.one_sided else getattr(
+        norms_lib, self.norms
+    )
     return dataclasses.replace(
         change,
-        patch=self._measured(change, model.chain, trees, learning, judging,
-                             report),
+        patch=self._measured(
+            change, model.chain, trees, learning, judging, settle, report
+        ),
+    )
+
+  def _morph(
+      self, architecture: Architecture, step: '_Step'
+  ) -> growth.Growth:
+    """The growth of a step."""
+    units = _by_axis(step.candidates[i] for i in step.selected.splits)
+    return surgery.morph(
+        architecture,
+        step.splits,
+        {axis: np.array(chosen) for axis, chosen in units.items()},
+        removed=step.removed,
+        optimizer_state=self.optimizer_state,
+        one_sided=step.one_sided,
+    )
+
+  def _change_of_loss(
+      self,
+      change: growth.Growth,
+      situation: base.Situation,
+      model: signals_lib.Model,
+      trees: signals_lib.Trees,
+      batches: Sequence[Batch],
+  ) -> float:
+    """By how much a growth changes the loss, measured on batches, nats."""
+    state = situation.state
+    before = state.replace(
+        stats={**state.stats, 'network': state_lib.to_host(trees.stats)},
+        opt_state=optax.identity().init(()),
+    )
+    after, _ = growth.grow(
+        before,
+        change,
+        optax.identity(),
+        key=self._key(situation),
+        extra=self.extra,
+    )
+    chain = taps.chain_of(networks.parts(change.architecture))
+    return estimates_lib.mean_loss(
+        chain, _trees_of(after), batches
+    ) - estimates_lib.mean_loss(model.chain, trees, batches)
+
+  def _halved(
+      self,
+      step: '_Step',
+      model: signals_lib.Model,
+      trees: signals_lib.Trees,
+      batches: Sequence[Batch],
+      key: jax.Array,
+  ) -> '_Step':
+    """A step with half of each u and without prunes."""
+    halves = np.full(len(step.candidates), 0.5)
+    splits = estimates_lib.scaled(step.splits, step.candidates, halves)
+    together = prunes_lib.together(
+        model, trees, splits, [], batches, key, samples=self.samples
+    )
+    selected = dataclasses.replace(
+        step.selected,
+        scales=step.selected.scales / 2,
+        change=together.change([]),
+        prunes=(),
+    )
+    return dataclasses.replace(
+        step, selected=selected, splits=splits, removed={}
     )
 
   def _step(
@@ -326,6 +411,7 @@ class GaussNewton(base.FixedArchitecture):
       trees: signals_lib.Trees,
       learning: Sequence[Batch],
       judging: Sequence[Batch],
+      settle: Callable[..., signals_lib.Trees],
       report: dict[str, Any],
   ) -> growth.Patch:
     """The patch of a growth that also measures what it does to the loss.
@@ -349,7 +435,6 @@ class GaussNewton(base.FixedArchitecture):
           estimates_lib.mean_loss(*network, judging)
           for network in ((chain, trees), (grown, _trees_of(state)))
       )
-      settle = getattr(norms_lib, self.norms)
       settled = settle(grown, _trees_of(state), learning)
       state = state.replace(
           params={
@@ -447,6 +532,11 @@ def _by_axis(chosen: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
   for axis, unit in chosen:
     result.setdefault(axis, []).append(unit)
   return result
+
+
+def _is_as_promised(estimated: float, measured: float) -> bool:
+  """Whether a tenth of a decrease is left, or a cost is not nearly doubled."""
+  return measured <= estimated + (1 - KEPT) * abs(estimated)
 
 
 def _examples(batches: Sequence[Batch]) -> int:
