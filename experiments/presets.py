@@ -160,13 +160,14 @@ def _described(name: str) -> tuple[str, ...]:
   grows = not isinstance(policy, policies.Fixed)
   has_window = isinstance(policy, (policies.Periodic, policies.Sequential))
   row = paper.rows().get(name)
+  growing = run_config.schedule.growing
   appends = grows and isinstance(run_config.method, autogrow.AutoGrow)
   return (
       name,
       f'{network.name} {policies.format_depths(depths)}',
       part + run_config.data.dataset,
       run_config.policy.name
-      + (', staircase' if run_config.schedule.growing != 'constant' else ''),
+      + (f', {growing}' if growing != 'constant' else ''),
       str(run_config.interval) if grows else '-',
       str(run_config.policy.window) if has_window else '-',
       run_config.method.initializer if appends else '-',

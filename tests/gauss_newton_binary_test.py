@@ -6,6 +6,8 @@ import tempfile
 from absl.testing import absltest
 import runs
 
+from autogrow_jax import train
+
 TINY = (
     '--network=mlp', '--seed_width=3', '--phases=1', '--epochs_per_phase=1',
     '--finetune_epochs=1', f'--compilation_cache={runs.CACHE}',
@@ -13,6 +15,12 @@ TINY = (
 
 BAD = (
     ('--curvature=hessian', 'curvature is one of mc, .*got .hessian'),
+    ('--strategy=magic', 'strategy is one of gauss_newton, random, .*magic'),
+    ('--learn=later', 'learning is one of frozen, joint, got .later'),
+    ('--solver=newton', 'solver is one of als, adam, got .newton'),
+    ('--final=never', 'final is one of continue, scratch, both, got .never'),
+    ('--compare=found', 'compare names seed, uniform or both, not found'),
+    ('--preset=table4/nothing', 'Unknown preset'),
     ('--resource=watts', 'resource is one of params, macs, got .watts'),
     ('--compensation=magic', 'compensation is one of off, none, .*magic'),
     ('--optimizer_state=keep', 'optimizer_state is one of reset, carry'),
@@ -32,7 +40,9 @@ class BinaryTest(absltest.TestCase):
 
   def test_a_run_and_its_continuation(self):
     with tempfile.TemporaryDirectory() as workdir:
-      given = [*TINY, f'--workdir={workdir}']
+      given = [
+          *TINY, f'--workdir={workdir}', '--final=both', '--compare=uniform'
+      ]
       first, again, other = runs.call(
           'gauss_newton', [given, given, [*given, '--sweeps=1']]
       )
@@ -53,6 +63,21 @@ class BinaryTest(absltest.TestCase):
       widths = report['widths']
       self.assertGreater(sum(widths.values()), 6)
       self.assertIn(f's0b0.out {widths["s0b0.out"]}', first.stdout)
+      # The found widths afresh, and equal widths of about as many parameters.
+      fixed = {
+          name: train.read_result(os.path.join(workdir, f'fixed-{name}'))
+          for name in ('scratch', 'uniform')
+      }
+      result = train.read_result(workdir)
+      self.assertEqual(result['comparison'].keys(), fixed.keys())
+      for name, other_result in fixed.items():
+        self.assertIn(f'\n  {name} ', first.stdout)
+        ratio = other_result['train_macs'] / result['train_macs']
+        self.assertBetween(ratio, 0.7, 1.4)
+      self.assertEqual(fixed['scratch']['params'], result['params'])
+      self.assertNotEqual(
+          fixed['scratch']['params_digest'], result['params_digest']
+      )
       self.assertEqual(again.status, 0)
       self.assertIn('nats estimated', again.stdout)
       self.assertEqual(other.status, 2)

@@ -15,11 +15,13 @@ from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
+from autogrow_jax import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import joint
 from autogrow_jax.methods.gauss_newton import method
 from autogrow_jax.methods.gauss_newton import signals
+from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.networks import taps
 
@@ -157,6 +159,12 @@ class RunTest(absltest.TestCase):
       report = record['initializer']
       self.assertLess(report['estimated_change'], 0)
       self.assertLess(report['actual_change'], 0)
+      sites.survey.cache_clear()  # As in another process.
+      network = trained.load(workdir)
+      self.assertEqual(
+          network.architecture.to_json()['sizes'],
+          result['architecture']['sizes'],
+      )
       again = runs.quietly(config)
       self.assertEqual(again['params_digest'], result['params_digest'])
 

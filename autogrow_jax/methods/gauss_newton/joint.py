@@ -122,7 +122,9 @@ def _model_of(
     architecture: architecture_lib.Architecture,
 ) -> signals_lib.Model:
   chain = taps.chain_of(networks.parts(architecture))
-  return signals_lib.model_of(sites_lib.survey(architecture), chain)
+  with jax.ensure_compile_time_eval():  # Also while a step is being traced.
+    survey = sites_lib.survey(architecture)
+  return signals_lib.model_of(survey, chain)
 
 
 def _mirrored(splits: splits_lib.Splits, model: signals_lib.Model) -> base.Tree:
