@@ -275,21 +275,21 @@ def _value(value: Any, key: str = '') -> str:
 
 
 def _growth_table(history: Sequence[logs.Record]) -> str:
-  """One row for each growth and for each stage that stopped growing."""
+  """One row for each growth, each without one, and each stage that stopped."""
   rows = []
   for record in history:
     if record['event'] == 'grow':
       rows.append(_growth_row(record))
-    elif record['event'] == 'stop':
+    elif record['event'] in ('stop', 'skip'):
       text = logs.format_record(record)
       rows.append(
           f'<tr><td class="number">{_escape(str(record["epoch"]))}</td>'
           f'<td colspan="8">{_escape(text)}</td></tr>'
       )
-  if not any(record['event'] == 'grow' for record in history):
+  if not any(record['event'] in ('grow', 'skip') for record in history):
     return '<p>The network did not grow.</p>'
   names = (
-      'Epoch', 'Stage', 'Depths', 'Parameters', 'Multiply-adds', 'Loss',
+      'Epoch', 'Stage', 'Shape', 'Parameters', 'Multiply-adds', 'Loss',
       'Change of logits<br>evaluation / training',
       'Optimizer state<br>kept / new / dropped', 'Note',
   )
@@ -311,7 +311,7 @@ def _growth_row(record: logs.Record) -> str:
   cells = [
       str(record['epoch']),
       f"{stage} ({record['block']})" if record.get('block') else stage,
-      logs.format_depths(record['depths']),
+      record.get('shape') or logs.format_depths(record['depths']),
       _before_after(record, 'params'),
       _before_after(record, 'macs'),
       _before_after(record, 'loss'),

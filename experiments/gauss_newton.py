@@ -30,6 +30,7 @@ from autogrow_jax import results
 from autogrow_jax import session
 from autogrow_jax import train
 from autogrow_jax.methods.gauss_newton import calibration
+from autogrow_jax.methods.gauss_newton import joint
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import rivals
 from autogrow_jax.methods.gauss_newton import selection
@@ -158,7 +159,8 @@ def main() -> None:
   _check_own_flags()
   run_config = complete(flags.make_config(FIELDS, growing))
   dataset = data.load(run_config.data, seed=run_config.seed)
-  run_config = with_delay(run_config, len(dataset.train.labels))
+  _check_learning(run_config.method)
+  run_config = with_timing(run_config, len(dataset.train.labels))
   _check_examples(run_config, len(dataset.train.labels))
   architecture = session.seed_architecture(run_config, dataset)
   # Refuses a network beyond the budget.
@@ -198,17 +200,22 @@ def complete(run_config: config.RunConfig) -> config.RunConfig:
   )
 
 
-def with_delay(
+def with_timing(
     run_config: config.RunConfig, examples: int
 ) -> config.RunConfig:
-  """Joint learning begins so many epochs before the end of a phase."""
-  method = run_config.method
+  """Joint learning is at the end of each phase, and ends with the last one."""
+  method, policy = run_config.method, run_config.policy
   if method.learning != 'joint':
     return run_config
-  epochs = max(0, run_config.policy.interval - method.learn.epochs)
-  delay = epochs * (examples // run_config.batch_size)
+  steps = examples // run_config.batch_size
+  begin = max(0, policy.interval - method.learn.epochs)
+  timing = joint.Timing(
+      phase=policy.interval * steps,
+      begin=begin * steps,
+      end=policy.max_epochs * steps,
+  )
   return dataclasses.replace(
-      run_config, method=dataclasses.replace(method, delay=delay)
+      run_config, method=dataclasses.replace(method, timing=timing)
   )
 
 
@@ -329,19 +336,50 @@ def _check_own_flags() -> None:
     raise ValueError(
         f'--final is one of {", ".join(FINALS)}, got {FINAL.value!r}.'
     )
+  given = lambda *names: [n for n in names if flags.FLAGS[n].present]
+  if FINAL.value == 'scratch' and given('finetune_epochs'):
+    raise ValueError(
+        '--final=scratch has no final phase for --finetune_epochs; leave out '
+        'the one or the other.'
+    )
+  if not PRUNE.value and given('compensation'):
+    raise ValueError(
+        '--compensation is of prunes, which --noprune excludes; leave out the '
+        'one or the other.'
+    )
   if unknown := set(COMPARE.value) - {'seed', 'uniform'}:
     raise ValueError(
         f'--compare names seed, uniform or both, not {", ".join(unknown)}.'
     )
 
 
+def _check_learning(method: method_lib.GaussNewton) -> None:
+  """Refuses flags of learning that mean nothing to how splits are learned."""
+  adam = ('morphism_epochs', 'morphism_learning_rate')
+  als = ('sweeps', 'damping')
+  if method.strategy != 'gauss_newton':
+    name, unused = method.strategy, (*adam, *als, 'solver', 'compensation')
+  elif method.learning == 'joint':
+    name, unused = 'joint learning', als
+  elif method.learn.solver == 'als':
+    name, unused = 'als', adam
+  else:
+    name, unused = 'adam', als
+  if given := [flag for flag in unused if flags.FLAGS[flag].present]:
+    raise ValueError(f'--{given[0]} means nothing to {name}; leave it out.')
+
+
 def _check_examples(run_config: config.RunConfig, available: int) -> None:
   """Refuses statistics of more examples than there are."""
-  wanted = run_config.method.examples
-  if wanted is not None and 2 * wanted > available:
+  wanted, size = run_config.method.examples, run_config.batch_size
+  if wanted is None:
+    return
+  batches = available // size
+  if 2 * -(-wanted // size) > batches:
     raise ValueError(
-        f'--examples={wanted}, and as many to judge by, are more than '
-        f'the {available} training images; take at most {available // 2}.'
+        f'--examples={wanted}, and as many to judge by, in whole batches of '
+        f'{size}, are more than the {available} training images; take at most '
+        f'{batches // 2 * size}.'
     )
 
 

@@ -32,7 +32,10 @@ BAD = (
     ('--damping=0', 'damping is positive, got 0'),
     ('--sweeps=0', 'sweeps is at least 1, got 0'),
     ('--budget=50', 'budget is 50 params, but .* has 247 already'),
-    ('--examples=1000', 'more than the 1077 training images; .* 538'),
+    ('--examples=1000', 'more than the 1077 training images; .* 512'),
+    ('--examples=520', 'more than the 1077 training images; .* 512'),
+    ('--morphism_epochs=2', 'morphism_epochs means nothing to als'),
+    ('--finetune_epochs=1 --final=scratch', 'no final phase'),
 )
 
 
@@ -89,7 +92,7 @@ class BinaryTest(absltest.TestCase):
       outcomes = runs.call(
           'gauss_newton',
           [
-              [*TINY, f'--workdir={empty}/{number}', argument]
+              [*TINY, f'--workdir={empty}/{number}', *argument.split()]
               for number, (argument, _) in enumerate(BAD)
           ],
       )

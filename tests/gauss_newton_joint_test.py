@@ -41,7 +41,7 @@ class JointTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.architecture = seed()
-    grower = method.GaussNewton(learning='joint')
+    grower = method.GaussNewton(learning='joint', timing=joint.Timing(4, 0, 8))
     self.state = state_lib.create_state(
         self.architecture, SGD, key=jax.random.key(0), extra=grower.extra
     )
@@ -53,7 +53,7 @@ class JointTest(absltest.TestCase):
     self.weights = packed.params['weights']
     self.stats = packed.stats['network']
     self.step = jax.jit(
-        lambda now, key, delay=0: joint.step(
+        lambda now, key, timing: joint.step(
             now,
             base.Forward(layout, jnp.asarray(self.x)),
             self.weights,
@@ -61,14 +61,15 @@ class JointTest(absltest.TestCase):
             self.labels,
             key,
             CONFIG,
-            delay=delay,
+            timing,
         ),
-        static_argnames='delay',
+        static_argnums=2,
     )
 
   def test_is_adam_on_the_same_model(self):
     """A step and a step of frozen learning, from the same start and labels."""
-    now = self.step(self.state.stats['method'], jax.random.key(5))
+    timing = joint.Timing(4, 0, 8)
+    now = self.step(self.state.stats['method'], jax.random.key(5), timing)
     start_key, label_key = jax.random.split(jax.random.key(5))
     chain = taps.chain_of(networks.parts(self.architecture))
     model = method.model_of(self.architecture)
@@ -96,17 +97,30 @@ class JointTest(absltest.TestCase):
         np.testing.assert_allclose(one, other, atol=2e-5)
     self.assertTrue(any(np.any(leaf) for leaf in got['s0b0.mid'].u))
 
-  def test_waits_for_its_delay(self):
-    now = self.step(self.state.stats['method'], jax.random.key(5), delay=1)
-    self.assertEqual(now['steps'], 1)
-    for leaf in jax.tree.leaves(now['splits']):
-      self.assertFalse(np.any(leaf))
-    now = self.step(now, jax.random.key(6), delay=1)
-    self.assertTrue(all(np.any(e) for e in jax.tree.leaves(now['splits']['e'])))
+  def test_learns_at_the_end_of_each_phase(self):
+    """Steps 1 and 3 of phases of 2, each from a start; none from step 4 on."""
+    timing = joint.Timing(phase=2, begin=1, end=4)
+    now, moved = self.state.stats['method'], []
+    for number in range(6):
+      before = now
+      now = self.step(now, jax.random.key(number), timing)
+      moved.append(
+          any(
+              np.any(one != other)
+              for one, other in zip(
+                  jax.tree.leaves(now['splits']),
+                  jax.tree.leaves(before['splits']),
+                  strict=True,
+              )
+          )
+      )
+      if moved[-1]:
+        self.assertEqual(now['adam'][0].count, 1)
+    self.assertEqual(moved, [False, True, False, True, False, False])
 
   def test_growth_finds_its_axes(self):
     """It has the shapes of any architecture, also through `growth.carry`."""
-    grower = method.GaussNewton(learning='joint')
+    grower = method.GaussNewton(learning='joint', timing=joint.Timing(4, 0, 8))
     change = growth.split(self.architecture, 's0', np.array([1]))
     state, _ = growth.grow(
         self.state, change, SGD, key=jax.random.key(1), extra=grower.extra
@@ -124,10 +138,15 @@ class JointTest(absltest.TestCase):
             {'learn': splits.LearnConfig(curvature='rank1-cal')},
             'rank1-cal is measured on frozen weights',
         ),
-        ({'delay': -1}, 'delay is at least 0'),
+        ({'timing': joint.Timing()}, 'its timing: the steps of a phase'),
     ):
       with self.assertRaisesRegex(ValueError, message):
-        method.GaussNewton(learning='joint', **settings)
+        timing = joint.Timing(2, 0, 2)
+        method.GaussNewton(
+            learning='joint', **{'timing': timing, **settings}
+        )
+    with self.assertRaisesRegex(ValueError, 'within a phase of 2 steps'):
+      joint.Timing(2, 3)
 
 
 class RunTest(absltest.TestCase):
@@ -142,6 +161,7 @@ class RunTest(absltest.TestCase):
           policy=config_lib.PolicyConfig('every', interval=2, max_epochs=2),
           method=method.GaussNewton(
               learning='joint',
+              timing=joint.Timing(2 * runs.STEPS, 0, 2 * runs.STEPS),
               learn=splits.LearnConfig(solver='adam', learning_rate=0.05),
               compensation='off',
           ),

@@ -21,6 +21,7 @@ from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import estimates
 from autogrow_jax.methods.gauss_newton import method
 from autogrow_jax.methods.gauss_newton import prunes
+from autogrow_jax.methods.gauss_newton import rivals
 from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import surgery
@@ -96,6 +97,16 @@ def situation():
       yield from digits()
 
   return base.Situation(architecture, state, batches, len(digits()), 0.9, 0.0)
+
+
+def learning_images():
+  """What 2 sweeps over 640 examples cost, in images of training steps.
+
+  Four passes of three steps, and two matrices for each unit of both layers.
+  """
+  matrices = 6 * (64**2 + 5**2) + 5 * (6**2 + 10**2)
+  macs = 64 * 6 + 6 * 5 + 5 * 10
+  return round((3 * 4 + 2 * matrices / (3 * macs)) * 640)
 
 
 @functools.lru_cache(maxsize=None)
@@ -194,8 +205,8 @@ class MethodTest(parameterized.TestCase):
         sum(map(len, report['splits'].values())), len(report['scales'])
     )
     # 640 examples twice: 4 half sweeps, then twice 4 samples of labels and the
-    # prunes. Forward passes for norms, before and after, and for four losses.
-    images = 3 * (4 + 9) * 640 + (2 + 3) * 640 // 3 + 640 // 3
+    # prunes. Forward passes for norms, before and after, and for five losses.
+    images = learning_images() + 3 * 9 * 640 + 5 * 640 // 3 + 2 * 640 // 3
     self.assertEqual(
         report['images'],
         round(
@@ -239,6 +250,26 @@ class MethodTest(parameterized.TestCase):
       self.assertAlmostEqual(report['estimated_change'], 0, delta=1e-4)
     self.assertLess(report['actual_change'], 1e-4)
 
+  @parameterized.parameters(*rivals.RIVALS)
+  def test_rivals_grow_in_the_same_way(self, strategy):
+    now = situation()
+    grower = method.GaussNewton(strategy=strategy)
+    change = grower.propose(policies.grow(), now)
+    size = costs.params(now.architecture)
+    self.assertBetween(
+        costs.params(change.architecture), 1.05 * size, 1.35 * size
+    )
+    report = grow(now.state, change)[1].report
+    self.assertEqual(report['prunes'], {})
+    self.assertGreater(report['images'], 0)
+    # What they do to the loss at once is small, but for firefly.
+    largest = {'net2net': 1e-5, 'gradmax': 1e-5, 'firefly': 0.1}
+    self.assertLess(
+        abs(report['actual_change']), largest.get(strategy, 0.01)
+    )
+    if strategy == 'firefly':
+      self.assertLess(report['actual_change'], 0)
+
   def test_keeps_when_told_to(self):
     self.assertIsNone(
         method.GaussNewton().propose(policies.KEEP, situation())
@@ -252,7 +283,9 @@ class MethodTest(parameterized.TestCase):
     self.assertIsInstance(skipped, base.Skip)
     self.assertIn('would not lower the loss', skipped.reason)
     # As much work as for a step that is taken.
-    self.assertEqual(skipped.images, 3 * (4 + 8) * 640 + 5 * 640 // 3)
+    self.assertEqual(
+        skipped.images, learning_images() + 3 * 8 * 640 + 5 * 640 // 3
+    )
     joint = prunes.Joint(np.array([-0.1]), np.array([[0.1]]))
     with mock.patch.object(prunes, 'together', return_value=joint):
       change = grower.propose(policies.grow(), situation())
@@ -290,10 +323,23 @@ class MethodTest(parameterized.TestCase):
     )
     self.assertEqual(
         limits(size).propose(policies.grow(), now),
-        base.Skip('the budget is used up'),
+        base.Skip('no unit more is allowed (budget, growth cap)'),
     )
     with self.assertRaisesRegex(ValueError, f'budget is {size - 1} params'):
       limits(size - 1).propose(policies.grow(), now)
+
+  def test_half_precision_is_widened(self):
+    """What a run of bfloat16 activations hands over is float32 here."""
+    wide = situation()
+
+    def batches():
+      for x, labels in wide.batches():
+        yield jnp.asarray(x, jnp.bfloat16), labels
+
+    now = dataclasses.replace(wide, batches=batches)
+    change = method.GaussNewton().propose(policies.grow(), now)
+    report = grow(now.state, change)[1].report
+    self.assertLess(report['actual_change'], 0)
 
   def test_statistics_that_are_not_finite(self):
     """Candidates are dropped, and nothing is proposed if none is left."""

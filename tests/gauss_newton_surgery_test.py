@@ -267,6 +267,25 @@ class NormsTest(absltest.TestCase):
         np.abs(logits['copied', True] - logits['copied', False]).max(), 0.1
     )
 
+  def test_leaves_other_statistics_alone(self):
+    """A shortcut without parameters keeps its matrix among the statistics."""
+    architecture = networks.get('basic3resnet').seed(
+        (1, 1, 1), input_shape=(8, 8, 3), classes=3,
+        options={'widths': (3, 4, 4), 'shortcut': 'A'},
+    )
+    state = tiny_networks.state(architecture)
+    chain = taps.chain_of(networks.parts(architecture))
+    x = tiny_networks.images(6)
+    batches = [(x[:3], range(3)), (x[3:], range(3))]
+    for function in (norms.measured, norms.settled):
+      trees = function(chain, trees_of(state), batches)
+      got = tiny_networks.leaves(trees.stats)
+      for path, leaf in tiny_networks.leaves(trees_of(state).stats).items():
+        self.assertTrue(np.isfinite(got[path]).all(), path)
+        if path.endswith('select'):
+          np.testing.assert_array_equal(got[path], leaf)
+      self.assertTrue(any(path.endswith('select') for path in got))
+
   def test_settled_statistics_are_true(self):
     architecture, copied = grown()
     chain = taps.chain_of(networks.parts(architecture))

@@ -149,14 +149,21 @@ def estimate(
 def scaled(
     splits: Splits, candidates: Sequence[tuple[str, int]], scales: np.ndarray
 ) -> Splits:
-  """Splits with each candidate's u multiplied; e stays."""
+  """Splits with each candidate's u multiplied; e stays.
+
+  Where the scale is 0 both are 0, also of splits that are not finite.
+  """
   result = {}
   for axis, split in splits.items():
     own = [s for (name, _), s in zip(candidates, scales, strict=True)
            if name == axis]
-    rows = splits_lib.incoming(split.u)
-    rows = rows * jnp.asarray(np.array(own)[:, None], rows.dtype)
-    result[axis] = split.replace(u=splits_lib.as_incoming(rows, split.u))
+    u, e = splits_lib.incoming(split.u), splits_lib.outgoing(split.e)
+    factor = jnp.asarray(np.array(own)[:, None], u.dtype)
+    u, e = (jnp.where(factor == 0, 0, part) for part in (u * factor, e))
+    result[axis] = split.replace(
+        u=splits_lib.as_incoming(u, split.u),
+        e=splits_lib.as_outgoing(e, split.e),
+    )
   return result
 
 

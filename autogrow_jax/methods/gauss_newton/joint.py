@@ -1,9 +1,12 @@
 """Learning splits while the weights are still trained.
 
-After each step on the weights, one step of Adam on all splits, from the signals
-of the same batch. What is learned lives beside the network's statistics, in
-trees that mirror its weights, and starts again after every growth.
+Beside each step on the weights, one step of Adam on all splits, from the
+signals of the same batch in the network before it. What is learned lives beside
+the network's statistics, in trees that mirror its weights, and starts again in
+every phase.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +25,38 @@ from autogrow_jax.networks import taps
 Memory = base.Tree
 
 
+@dataclasses.dataclass(frozen=True)
+class Timing:
+  """When splits are learned.
+
+  Attributes:
+    phase: training steps from one growth step to the next.
+    begin: steps of each phase before learning begins.
+    end: steps of the run after which nothing grows any more.
+  """
+
+  phase: int = 0
+  begin: int = 0
+  end: int = 0
+
+  def __post_init__(self):
+    if not 0 <= self.begin <= self.phase:
+      raise ValueError(
+          f'Learning begins within a phase of {self.phase} steps, not after '
+          f'{self.begin}.'
+      )
+
+  @property
+  def steps(self) -> int:
+    """Of learning in each phase."""
+    return self.phase - self.begin
+
+
 def memory(
     architecture: architecture_lib.Architecture,
     config: splits_lib.LearnConfig,
 ) -> Memory:
-  """Splits at zero, Adam's moments, and the number of steps since a growth."""
+  """Splits at zero, Adam's moments, and the number of steps of the run."""
   shapes = {
       part.name: base.shapes(part)[0] for part in networks.parts(architecture)
   }
@@ -57,8 +87,7 @@ def step(
     labels: jax.Array,
     key: jax.Array,
     config: splits_lib.LearnConfig,
-    *,
-    delay: int,
+    timing: Timing,
 ) -> Memory:
   """One step of Adam on all splits; runs inside a training step.
 
@@ -70,7 +99,7 @@ def step(
     labels: (batch,) int32.
     key: of sampled labels, and of the splits' start.
     config: of learning; its solver is of no influence.
-    delay: steps after a growth before learning begins.
+    timing: when to learn.
 
   Returns:
     What has been learned then.
@@ -84,11 +113,16 @@ def step(
   factors = {site.axis: jnp.ones(()) for site in model.sites}
   start_key, label_key = jax.random.split(key)
 
+  position = now['steps'] % timing.phase
+
   def learn(now):
     begun = _mirrored(splits_lib.start(model, trees, start_key), model)
-    is_first = now['steps'] == delay
-    found = jax.tree.map(
-        lambda old, new: jnp.where(is_first, new, old), now['splits'], begun
+    is_first = position == timing.begin
+    fresh = begun, splits_lib.adam(config).init(begun)
+    found, adam = jax.tree.map(
+        lambda new, old: jnp.where(is_first, new, old),
+        fresh,
+        (now['splits'], now['adam']),
     )
     _, by_axis = signals_lib.signals(
         model, trees, x, labels, label_key, curvature=config.curvature
@@ -98,11 +132,11 @@ def step(
             model, trees, by_axis, _by_axis(found, model), factors
         )
     )(found)
-    updates, adam = splits_lib.adam(config).update(gradient, now['adam'])
+    updates, adam = splits_lib.adam(config).update(gradient, adam)
     return optax.apply_updates(found, updates), adam
 
   splits, adam = jax.lax.cond(
-      now['steps'] >= delay,
+      (position >= timing.begin) & (now['steps'] < timing.end),
       learn,
       lambda now: (now['splits'], now['adam']),
       now,

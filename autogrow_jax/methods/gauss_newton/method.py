@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -18,6 +20,7 @@ from autogrow_jax import state as state_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
 from autogrow_jax.methods.gauss_newton import joint
+from autogrow_jax.methods.gauss_newton import matrix_free
 from autogrow_jax.methods.gauss_newton import norms as norms_lib
 from autogrow_jax.methods.gauss_newton import prunes as prunes_lib
 from autogrow_jax.methods.gauss_newton import rivals
@@ -43,6 +46,7 @@ LEARNING = ('frozen', 'joint')
 ATTEMPTS = 3
 # Of the estimated decrease, that a step must keep to be taken.
 KEPT = 0.1
+ROUNDING = 1e-6  # Of a mean loss, nats.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,7 @@ class GaussNewton(base.FixedArchitecture):
       their splits in their own way, and prune nothing.
     learning: of splits: on 'frozen' weights before each growth, or 'joint' with
       the training of the weights, by Adam.
-    delay: of joint learning, steps after a growth before it begins.
+    timing: of joint learning, see `joint.Timing`.
     learn: how splits are learned.
     limits: of a growth step.
     compensation: of prunes, see `prunes`; 'off' to prune nothing.
@@ -77,7 +81,7 @@ class GaussNewton(base.FixedArchitecture):
 
   strategy: str = 'gauss_newton'
   learning: str = 'frozen'
-  delay: int = 0
+  timing: joint.Timing = joint.Timing()
   learn: splits_lib.LearnConfig = splits_lib.LearnConfig()
   limits: selection_lib.Limits = selection_lib.Limits()
   compensation: str = 'gauss_newton'
@@ -104,9 +108,11 @@ class GaussNewton(base.FixedArchitecture):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'{name} is at least 1, got {value}.')
-    if self.delay < 0:
-      raise ValueError(f'delay is at least 0, got {self.delay}.')
     if self.learning == 'joint':
+      if not self.timing.phase:
+        raise ValueError(
+            'Joint learning has to know its timing: the steps of a phase.'
+        )
       if self.strategy != 'gauss_newton':
         raise ValueError(
             f'The strategy {self.strategy} has no joint learning; learn frozen.'
@@ -142,7 +148,7 @@ class GaussNewton(base.FixedArchitecture):
           labels,
           key,
           self.learn,
-          delay=self.delay,
+          self.timing,
       )
     return loss, (after, logits)
 
@@ -157,17 +163,22 @@ class GaussNewton(base.FixedArchitecture):
     if decision.action != 'grow':
       return None
     architecture = situation.architecture
-    if not self.limits.allowance(architecture):
-      return base.Skip('the budget is used up')
-    model = model_of(architecture)
     learning, judging = self._batches(situation)
+    # Joint learning: each step was one with signals instead of one without.
+    images = 0
+    if self.learning == 'joint':
+      batch = len(learning[0][1])
+      images = (STEPS_PER_PASS - 1) * self.timing.steps * batch
+    if not self.limits.allowance(architecture):
+      return base.Skip('no unit more is allowed (budget, growth cap)', images)
+    model = model_of(architecture)
     trees = norms_lib.measured(
         model.chain, jax.device_put(_trees_of(situation.state)), learning
     )
     choose = self._step if self.strategy == 'gauss_newton' else self._rival
     step = choose(model, trees, situation, learning, judging)
     selected = step.selected
-    images = step.images + _passes_images(learning, judging)
+    images += step.images + _passes_images(learning, judging)
     if not selected.splits and not selected.prunes:
       return base.Skip('no split or prune is worth it', images)
     if selected.splits and step.must_help and not selected.change < 0:
@@ -179,8 +190,11 @@ class GaussNewton(base.FixedArchitecture):
       change = self._morph(architecture, step)
       measured = self._change_of_loss(change, situation, model, trees, judging)
       attempts.append((step.selected.change, measured))
-      images += _examples(judging) // 3
-      if not step.must_help or _is_as_promised(*attempts[-1]):
+      images += 2 * _examples(judging) // 3
+      is_decrease = step.selected.change < 0 or not step.selected.splits
+      if not step.must_help or (
+          is_decrease and _is_as_promised(*attempts[-1])
+      ):
         break
       if not step.selected.splits:
         return base.Skip('the prunes would cost more than estimated', images)
@@ -201,6 +215,7 @@ class GaussNewton(base.FixedArchitecture):
         'price': selected.price,
         'candidates': len(step.candidates),
         'dropped': step.dropped,
+        **({'refused': step.refused} if step.refused else {}),
         # It was the smaller network that saw them.
         'images': round(images * costs.macs(architecture) / costs.macs(wider)),
     }
@@ -293,12 +308,13 @@ class GaussNewton(base.FixedArchitecture):
     if self.learning == 'joint':
       memory = situation.state.stats['method']
       learned = joint.learned(memory, situation.architecture)
-      # A step with signals instead of one without.
-      passes = max(0, int(memory['steps']) - self.delay)
-      images = (STEPS_PER_PASS - 1) * passes * len(learning[0][1])
+      images = 0
     else:
       learned = splits_lib.learn(model, trees, learning, keys[0], self.learn)
-      images = STEPS_PER_PASS * self.learn.passes * _examples(learning)
+      passes = STEPS_PER_PASS * self.learn.passes
+      if self.learn.solver == 'als':
+        passes += _steps_of_solves(situation.architecture, model, self.learn)
+      images = round(passes * _examples(learning))
     estimates = estimates_lib.estimate(
         model, trees, learned.splits, judging, keys[1],
         curvature=self.learn.curvature, samples=self.samples,
@@ -310,7 +326,8 @@ class GaussNewton(base.FixedArchitecture):
           model, trees, judging, keys[2],
           compensation=self.compensation, curvature=self.learn.curvature,
       )
-    passes = 2 * self.samples + prunes.passes
+    draws = self.samples if self.learn.curvature == 'mc' else 1
+    passes = draws + self.samples + prunes.passes
     images += STEPS_PER_PASS * passes * _examples(judging)
     architecture = situation.architecture
     selected = selection_lib.select(
@@ -372,7 +389,9 @@ class GaussNewton(base.FixedArchitecture):
         self.limits,
     )
     images = proposal.examples_seen
-    if not proposal.one_sided:  # Which does not change the function at first.
+    if proposal.one_sided:  # Which does not change the function at first.
+      selected = dataclasses.replace(selected, change=0.0)
+    else:
       chosen = np.zeros(len(candidates))
       chosen[list(selected.splits)] = 1
       together = prunes_lib.together(
@@ -395,6 +414,7 @@ class GaussNewton(base.FixedArchitecture):
         images,
         one_sided=proposal.one_sided,
         must_help=False,
+        refused='; '.join(f'{a}: {reason}' for a, reason in proposal.refused),
     )
 
   def _key(self, situation: base.Situation) -> jax.Array:
@@ -442,7 +462,7 @@ class GaussNewton(base.FixedArchitecture):
           },
           stats={
               'network': state_lib.to_host(settled.stats),
-              'method': state_lib.to_host(self.extra(architecture)[1]),
+              'method': self._restarted(architecture, state),
           }
       )
       return state, {
@@ -454,6 +474,15 @@ class GaussNewton(base.FixedArchitecture):
 
     return patch
 
+  def _restarted(
+      self, architecture: Architecture, state: state_lib.TrainState
+  ) -> networks_base.Tree:
+    """The method's own leaves after a growth: all but the step count is new."""
+    memory = state_lib.to_host(self.extra(architecture)[1])
+    if memory:
+      memory['steps'] = state.stats['method']['steps']
+    return memory
+
   def _batches(
       self, situation: base.Situation
   ) -> tuple[list[Batch], list[Batch]]:
@@ -461,6 +490,11 @@ class GaussNewton(base.FixedArchitecture):
     batches = situation.batches()
     first = next(batches)
     size, available = len(first[1]), situation.batches_per_epoch
+    if available < 2:
+      raise ValueError(
+          'Statistics and judgement take a batch each, and an epoch has only '
+          'one; take smaller batches.'
+      )
     if self.examples is not None:
       count = -(-self.examples // size)
       if 2 * count > available:
@@ -471,7 +505,10 @@ class GaussNewton(base.FixedArchitecture):
         )
     else:
       count = max(1, min(EXAMPLES // size, available // 2))
-    drawn = [first, *itertools.islice(batches, 2 * count - 1)]
+    drawn = [
+        (x.astype(jnp.float32), labels)
+        for x, labels in (first, *itertools.islice(batches, 2 * count - 1))
+    ]
     return drawn[:count], drawn[count:]
 
 
@@ -488,6 +525,7 @@ class _Step:
     images: what it cost, in images of training steps.
     one_sided: whether the splits are, see `surgery.morph`.
     must_help: whether it is not taken unless it lowers the loss.
+    refused: axes that a strategy cannot do, with reasons.
   """
 
   selected: selection_lib.Selection
@@ -498,6 +536,7 @@ class _Step:
   images: int
   one_sided: bool = False
   must_help: bool = True
+  refused: str = ''
 
 
 def model_of(architecture: Architecture) -> signals_lib.Model:
@@ -536,7 +575,36 @@ def _by_axis(chosen: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
 
 def _is_as_promised(estimated: float, measured: float) -> bool:
   """Whether a tenth of a decrease is left, or a cost is not nearly doubled."""
-  return measured <= estimated + (1 - KEPT) * abs(estimated)
+  return measured <= estimated + (1 - KEPT) * abs(estimated) + ROUNDING
+
+
+def _steps_of_solves(
+    architecture: Architecture,
+    model: signals_lib.Model,
+    config: splits_lib.LearnConfig,
+) -> float:
+  """Training steps on one image that the solves of all sweeps cost.
+
+  A matrix takes the square of its size in multiply-adds for each example; an
+  iteration without matrices two products with the layer.
+  """
+  products = {
+      leaf.path[:-1]: math.prod(leaf.shape) * leaf.positions
+      for leaf in costs.leaves(architecture)
+      if leaf.path[-1] == 'kernel'
+  }
+  macs = 0
+  for site in model.sites:
+    for block, size, ends in (
+        ('u', site.incoming, site.writers), ('e', site.outgoing, site.readers)
+    ):
+      count = site.units * size**2
+      if splits_lib.is_wide(site, block):
+        product = sum(products[end.layer.path] for end in ends)
+        count = 2 * matrix_free.ITERATIONS * product
+      macs += config.sweeps * count
+  step = (1 + costs.BACKWARD_OVER_FORWARD) * costs.macs(architecture)
+  return macs / step
 
 
 def _examples(batches: Sequence[Batch]) -> int:

@@ -47,7 +47,7 @@ def measured(
     moments = _moments(chain, trees, x)
     sums = moments if sums is None else linalg.plus(sums, moments)
   pooled = jax.tree.map(lambda leaf: np.asarray(leaf) / len(batches), sums)
-  return trees.replace(stats=_centred(pooled))
+  return trees.replace(stats=_centred(trees.stats, pooled))
 
 
 def settled(
@@ -140,28 +140,44 @@ def _moments(chain, trees, x):
   """Per norm, 'mean' and in place of 'var' the mean square, over a batch."""
 
   def after(value):
-    stats = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), trees.stats)
+    stats = _on_norms(
+        lambda norm: {
+            name: jnp.full_like(leaf, value) for name, leaf in norm.items()
+        },
+        trees.stats,
+    )
     return base.apply(chain, trees.weights, stats, x, train=True)[1]
 
-  # A running statistic becomes k old + (1 - k) new: 0 and 1 tell k and new.
-  # What a norm writes in training mode has nothing to do with them.
-  zeros, ones = after(0.0), after(1.0)
-  batch = jax.tree.map(lambda zero, one: zero / (1 - (one - zero)), zeros, ones)
-  return _on_norms(
-      lambda mean, var: (mean, var + jnp.square(mean)), batch
-  )
+  def of_batch(zero, one):
+    # A running statistic becomes k old + (1 - k) new: 0 and 1 tell k and new.
+    # What a norm writes in training mode has nothing to do with them.
+    mean, var = (
+        zero[name] / (1 - (one[name] - zero[name])) for name in ('mean', 'var')
+    )
+    return {'mean': mean, 'var': var + jnp.square(mean)}
+
+  return _on_norms(of_batch, after(0.0), after(1.0))
 
 
-def _centred(moments: base.Tree) -> base.Tree:
-  """The inverse: variances in place of mean squares."""
-  return _on_norms(
-      lambda mean, square: (mean, np.maximum(square - np.square(mean), 0)),
-      moments,
-  )
+def _centred(stats: base.Tree, moments: base.Tree) -> base.Tree:
+  """Statistics with those of all norms by moments, variances and no squares."""
+
+  def centred(old, new):
+    del old
+    var = np.maximum(new['var'] - np.square(new['mean']), 0)
+    return {'mean': new['mean'], 'var': var}
+
+  return _on_norms(centred, stats, moments)
 
 
-def _on_norms(function, tree):
-  """Applies a function of (mean, var) to the statistics of every norm."""
-  if tree.keys() == {'mean', 'var'}:
-    return dict(zip(('mean', 'var'), function(tree['mean'], tree['var'])))
-  return {name: _on_norms(function, inner) for name, inner in tree.items()}
+def _on_norms(function, *trees):
+  """Applies a function to the statistics of every norm; others stay."""
+  first = trees[0]
+  if not isinstance(first, dict):
+    return first
+  if first.keys() == {'mean', 'var'}:
+    return function(*trees)
+  return {
+      name: _on_norms(function, *(tree[name] for tree in trees))
+      for name in first
+  }

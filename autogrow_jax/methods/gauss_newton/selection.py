@@ -121,13 +121,12 @@ def select(
     The selection; it may be empty.
   """
   picked, ratio = pick(architecture, estimates, limits)
-  best = estimates.best_scales(limits.largest_divergence)
   scales = joint_scales(estimates, picked, limits)
   kept = [i for i, scale in enumerate(scales) if scale >= SMALLEST_SCALE]
   picked = [picked[i] for i in kept]
   # Those left out leave room for the others.
   scales = joint_scales(estimates, picked, limits)
-  every = np.zeros(len(best))
+  every = np.zeros(len(estimates.candidates))
   every[picked] = scales
   price = max(limits.price, ratio)
   split = [estimates.candidates[index] for index in picked]
