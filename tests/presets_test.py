@@ -369,6 +369,7 @@ class ScheduleTest(parameterized.TestCase):
       macs = [known[architecture][1] for _, architecture in stops]
       self.assertEqual({b - a for a, b in zip(macs, macs[1:])}, {step})
 
+  @pytest.mark.slow
   def test_deepest_architectures_can_be_trained(self):
     """Of every network, input and number of classes."""
     deepest = {}
