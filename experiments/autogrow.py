@@ -11,7 +11,6 @@ A row of the paper's tables, at first without training:
 
 from collections.abc import Mapping
 import dataclasses
-import os
 from typing import Any
 
 from absl import flags as absl_flags
@@ -28,7 +27,6 @@ from autogrow_jax import train
 from autogrow_jax.methods import autogrow
 from experiments import comparison
 from experiments import flags
-from experiments import presets
 from experiments import summary
 
 FIELDS = {**flags.GROWING_FLAGS, **flags.RUN_FLAGS}
@@ -141,10 +139,10 @@ def compare(
       else policies.parse_depths(result['found'])
   )
   fixed = dataclasses.replace(
-      presets.fixed(resolved),
-      workdir=os.path.join(run_config.workdir, f'fixed-{name}'),
+      comparison.fixed(resolved, name),
       network=dataclasses.replace(resolved.network, depths=depths),
       init_from=None,
+      reinitialize=False,
   )
   return comparison.at_equal_cost(
       fixed,

@@ -9,12 +9,7 @@ from experiments import presets
 from experiments import summary
 
 FIELDS = {
-    'depths': (
-        'network.depths',
-        'depths',
-        "Blocks per stage, e.g. 3-3-3; by default the network's, mostly one "
-        'each.',
-    ),
+    'depths': flags.DEPTHS,
     'epochs': (
         'schedule.finetune_epochs',
         'int',

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import os
 import sys
 from typing import Any
 
@@ -9,10 +10,19 @@ from autogrow_jax import config
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import train
+from experiments import presets
+
+
+def fixed(run_config: config.RunConfig, name: str) -> config.RunConfig:
+  """A configuration without growing, in a directory of a grown one's."""
+  return dataclasses.replace(
+      presets.fixed(run_config),
+      workdir=os.path.join(run_config.workdir, f'fixed-{name}'),
+  )
 
 
 def at_equal_cost(
-    fixed: config.RunConfig,
+    run_config: config.RunConfig,
     dataset: data.Dataset,
     result: Mapping[str, Any],
     *,
@@ -22,7 +32,7 @@ def at_equal_cost(
   """Trains a fixed network for as many epochs as a grown one's cost allows.
 
   Args:
-    fixed: its configuration, but for the epochs.
+    run_config: of the fixed network, but for the epochs.
     dataset: the data.
     result: of the grown network.
     macs: multiply-adds of the fixed network per image.
@@ -31,7 +41,8 @@ def at_equal_cost(
   Returns:
     The fixed network's result.
   """
-  images = len(dataset.train.labels) // fixed.batch_size * fixed.batch_size
+  size = run_config.batch_size
+  images = len(dataset.train.labels) // size * size
   epoch_cost = costs.Ledger().trained(macs, images).train_macs
   epochs = max(1, round(result['train_macs'] / epoch_cost))
   print(
@@ -39,7 +50,7 @@ def at_equal_cost(
       file=sys.stderr,
       flush=True,
   )
-  schedule = dataclasses.replace(fixed.schedule, finetune_epochs=epochs)
+  schedule = dataclasses.replace(run_config.schedule, finetune_epochs=epochs)
   return train.run(
-      dataclasses.replace(fixed, schedule=schedule), dataset=dataset
+      dataclasses.replace(run_config, schedule=schedule), dataset=dataset
   )

@@ -195,6 +195,13 @@ RUN_FLAGS = {
     'seed': ('seed', 'int', 'Of everything random.'),
 }
 
+# Of binaries in which depths don't grow.
+DEPTHS = (
+    'network.depths',
+    'depths',
+    "Blocks per stage, e.g. 3-3-3; by default the network's, mostly one each.",
+)
+
 GROWING_FLAGS = {
     'seed_depths': (
         'network.depths',

@@ -13,7 +13,6 @@ that pay most per parameter or multiply-add.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import os
 import pathlib
 import sys
 from typing import Any
@@ -42,12 +41,7 @@ from experiments import presets
 from experiments import summary
 
 FIELDS = {
-    'depths': (
-        'network.depths',
-        'depths',
-        "Blocks per stage, e.g. 3-3-3; by default the network's, mostly one "
-        'each.',
-    ),
+    'depths': flags.DEPTHS,
     'epochs_per_phase': (
         'policy.interval', 'int', 'Epochs before each growth step.'
     ),
@@ -181,7 +175,8 @@ def complete(run_config: config.RunConfig) -> config.RunConfig:
   """The configuration with what the flags of this binary alone say."""
   network, policy = run_config.network, run_config.policy
   stages = len(networks.get(network.name).widths)
-  if SEED_WIDTH.value is not None or len(network.widths or ()) != stages:
+  is_other = flags.FLAGS['network'].present  # Than the preset's, with widths.
+  if SEED_WIDTH.value is not None or network.widths is None or is_other:
     width = SEED_WIDTH.value or SEED_WIDTH_DEFAULT
     network = dataclasses.replace(network, widths=(width,) * stages)
   preset = growing(presets.get(flags.FLAGS.preset)).policy
@@ -236,10 +231,7 @@ def compare(
   Returns:
     The fixed network's result.
   """
-  fixed = dataclasses.replace(
-      presets.fixed(run_config),
-      workdir=os.path.join(run_config.workdir, f'fixed-{name}'),
-  )
+  fixed = comparison.fixed(run_config, name)
   if name == 'scratch':
     fixed = dataclasses.replace(
         fixed, init_from=run_config.workdir, reinitialize=True

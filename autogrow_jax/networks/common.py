@@ -107,6 +107,31 @@ class Head(base.Module):
     return layers.Dense(self.classes, writes='classes', name='dense')(x)
 
 
+def conv(
+    block: base.Module,
+    features: int,
+    size: int,
+    stride: int,
+    reads: str,
+    writes: str,
+    name: str,
+    *,
+    bias: bool = False,
+) -> layers.Conv:
+  """A convolution of a block, initialised and computed as the block says."""
+  return layers.Conv(
+      features,
+      size,
+      stride,
+      reads,
+      writes,
+      block.init_scheme,
+      block.plain,
+      bias=bias,
+      name=name,
+  )
+
+
 def faded(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Array:
   """What a block without a shortcut returns: y, faded into x by its gate.
 

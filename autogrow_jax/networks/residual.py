@@ -8,6 +8,7 @@ private.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 from flax import linen as nn
@@ -91,18 +92,7 @@ class BottleneckBlock(base.Module):
 
   @nn.compact
   def __call__(self, x, *, train, gate=None):
-    def conv(features, size, stride, reads, writes, name):
-      return layers.Conv(
-          features,
-          size,
-          stride,
-          reads,
-          writes,
-          self.init_scheme,
-          self.plain,
-          name=name,
-      )
-
+    conv = functools.partial(common.conv, self)
     y = conv(self.mid1, 1, 1, 'in', 'mid1', 'conv1')(x)
     y = layers.Norm('mid1', self.scale_init, name='norm1')(y, train=train)
     y = conv(self.mid2, 3, self.stride, 'mid1', 'mid2', 'conv2')(nn.relu(y))

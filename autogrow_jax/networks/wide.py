@@ -13,6 +13,7 @@ inner widths are private.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -68,19 +69,7 @@ class PreActivationBlock(base.Module):
 
   @nn.compact
   def __call__(self, x, *, train, gate=None):
-    def conv(features, size, stride, reads, writes, name):
-      return layers.Conv(
-          features,
-          size,
-          stride,
-          reads,
-          writes,
-          self.init_scheme,
-          self.plain,
-          bias=True,
-          name=name,
-      )
-
+    conv = functools.partial(common.conv, self, bias=True)
     y = layers.Norm('in', self.scale_init, name='norm1')(x, train=train)
     y = conv(self.mid, 3, 1, 'in', 'mid', 'conv1')(nn.relu(y))
     y = layers.Norm('mid', self.scale_init, name='norm2')(y, train=train)

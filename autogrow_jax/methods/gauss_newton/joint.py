@@ -6,6 +6,7 @@ the network's statistics, in trees that mirror its weights, and starts again in
 every phase.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 import jax
@@ -23,6 +24,8 @@ from autogrow_jax.networks import base
 from autogrow_jax.networks import taps
 
 Memory = base.Tree
+# Whose kernels u and e mirror.
+_ENDS = {'u': 'writers', 'e': 'readers'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,40 +165,54 @@ def _model_of(
 
 
 def _mirrored(splits: splits_lib.Splits, model: signals_lib.Model) -> base.Tree:
-  """Splits as trees with the paths of the weights, so that growth carries them.
+  """Splits by axis, then with the paths of the weights.
 
-  A kernel is the writer of one axis at most, and the reader of one.
+  By these paths growth carries them. An axis has writers or readers in some
+  parts only, or packing would take the tree for one of the network's.
   """
-  trees: base.Tree = {'u': {}, 'e': {}}
-  for site in model.sites:
-    split = splits[site.axis]
-    for name, ends, leaves in (
-        ('u', site.writers, split.u), ('e', site.readers, split.e)
-    ):
-      for end, leaf in zip(ends, leaves, strict=True):
-        inner = trees[name]
-        for key in ('weights', *end.layer.path):
-          inner = inner.setdefault(key, {})
-        inner['kernel'] = leaf
-  return trees
+  return {
+      name: {
+          site.axis: {
+              'weights': _nested(
+                  getattr(site, ends), getattr(splits[site.axis], name)
+              )
+          }
+          for site in model.sites
+      }
+      for name, ends in _ENDS.items()
+  }
 
 
 def _by_axis(
     mirrored: base.Tree, model: signals_lib.Model
 ) -> splits_lib.Splits:
   """The inverse of `_mirrored`."""
-  leaves = lambda name, ends: tuple(
-      _kernel(mirrored[name]['weights'], end) for end in ends
-  )
   return {
       site.axis: splits_lib.Split(
-          leaves('u', site.writers), leaves('e', site.readers)
+          **{
+              name: tuple(
+                  _kernel(mirrored[name][site.axis]['weights'], end)
+                  for end in getattr(site, ends)
+              )
+              for name, ends in _ENDS.items()
+          }
       )
       for site in model.sites
   }
 
 
+def _nested(
+    ends: Sequence[sites_lib.End], kernels: Sequence[jax.Array]
+) -> base.Tree:
+  """`{part: {layer: {'kernel': ...}}}`."""
+  tree: base.Tree = {}
+  for end, kernel in zip(ends, kernels, strict=True):
+    inner = tree
+    for key in end.layer.path:
+      inner = inner.setdefault(key, {})
+    inner['kernel'] = kernel
+  return tree
+
+
 def _kernel(tree: base.Tree, end: sites_lib.End) -> jax.Array:
-  for name in end.layer.path:
-    tree = tree[name]
-  return tree['kernel']
+  return signals_lib.at(tree, end.layer.path)['kernel']

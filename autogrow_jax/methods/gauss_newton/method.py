@@ -175,39 +175,19 @@ class GaussNewton(base.FixedArchitecture):
     trees = norms_lib.measured(
         model.chain, jax.device_put(_trees_of(situation.state)), learning
     )
+    scene = _Scene(situation, model, trees, learning, judging)
     choose = self._step if self.strategy == 'gauss_newton' else self._rival
-    step = choose(model, trees, situation, learning, judging)
+    step = choose(scene)
+    images += _passes_images(learning, judging)
+    taken = self._within_model(step, scene)
+    if isinstance(taken, base.Skip):
+      return dataclasses.replace(taken, images=images + taken.images)
+    images += taken.step.images
+    step, change, wider = taken.step, taken.change, taken.change.architecture
     selected = step.selected
-    images += step.images + _passes_images(learning, judging)
-    if not selected.splits and not selected.prunes:
-      return base.Skip('no split or prune is worth it', images)
-    if selected.splits and step.must_help and not selected.change < 0:
-      return base.Skip(
-          'what had been selected would not lower the loss as a whole', images
-      )
-    attempts = []
-    for number in range(ATTEMPTS):
-      change = self._morph(architecture, step)
-      measured = self._change_of_loss(change, situation, model, trees, judging)
-      attempts.append((step.selected.change, measured))
-      images += 2 * _examples(judging) // 3
-      is_decrease = step.selected.change < 0 or not step.selected.splits
-      if not step.must_help or (
-          is_decrease and _is_as_promised(*attempts[-1])
-      ):
-        break
-      if not step.selected.splits:
-        return base.Skip('the prunes would cost more than estimated', images)
-      key = jax.random.fold_in(self._key(situation), 4 + number)
-      step = self._halved(step, model, trees, judging, key)
-      images += STEPS_PER_PASS * self.samples * _examples(judging)
-    else:
-      tried = ', '.join(f'{measured:+.2g}' for _, measured in attempts)
-      return base.Skip(f'the loss would change by {tried} nats', images)
-    wider, selected = change.architecture, step.selected
     report = {
         'estimated_change': selected.change,
-        'attempts': attempts,
+        'attempts': taken.attempts,
         'widths': {site.axis: wider.size(site.axis) for site in model.sites},
         'splits': _by_axis(step.candidates[i] for i in selected.splits),
         'scales': [round(float(scale), 4) for scale in selected.scales],
@@ -224,11 +204,40 @@ class GaussNewton(base.FixedArchitecture):
         norms_lib, self.norms
     )
     return dataclasses.replace(
-        change,
-        patch=self._measured(
-            change, model.chain, trees, learning, judging, settle, report
-        ),
+        change, patch=self._measured(change, scene, settle, report)
     )
+
+  def _within_model(
+      self, step: '_Step', scene: '_Scene'
+  ) -> '_Taken | base.Skip':
+    """The step, or a shorter one, if it does about what is estimated."""
+    selected = step.selected
+    if not selected.splits and not selected.prunes:
+      return base.Skip('no split or prune is worth it', step.images)
+    if selected.splits and step.must_help and not selected.change < 0:
+      return base.Skip(
+          'what had been selected would not lower the loss as a whole',
+          step.images,
+      )
+    attempts = []
+    for number in range(ATTEMPTS):
+      selected = step.selected
+      change = self._morph(scene.situation.architecture, step)
+      attempts.append((selected.change, self._change_of_loss(change, scene)))
+      step = step.charged(2 * _examples(scene.judging) // 3)
+      is_decrease = selected.change < 0 or not selected.splits
+      if not step.must_help or (
+          is_decrease and _is_as_promised(*attempts[-1])
+      ):
+        return _Taken(step, change, attempts)
+      if not selected.splits:
+        return base.Skip(
+            'the prunes would cost more than estimated', step.images
+        )
+      key = jax.random.fold_in(scene.key, 4 + number)
+      step = self._halved(step, scene, key)
+    tried = ', '.join(f'{measured:+.2g}' for _, measured in attempts)
+    return base.Skip(f'the loss would change by {tried} nats', step.images)
 
   def _morph(
       self, architecture: Architecture, step: '_Step'
@@ -244,16 +253,9 @@ class GaussNewton(base.FixedArchitecture):
         one_sided=step.one_sided,
     )
 
-  def _change_of_loss(
-      self,
-      change: growth.Growth,
-      situation: base.Situation,
-      model: signals_lib.Model,
-      trees: signals_lib.Trees,
-      batches: Sequence[Batch],
-  ) -> float:
-    """By how much a growth changes the loss, measured on batches, nats."""
-    state = situation.state
+  def _change_of_loss(self, change: growth.Growth, scene: '_Scene') -> float:
+    """By how much a growth changes the loss, as measured, nats."""
+    state, trees = scene.situation.state, scene.trees
     before = state.replace(
         stats={**state.stats, 'network': state_lib.to_host(trees.stats)},
         opt_state=optax.identity().init(()),
@@ -262,59 +264,50 @@ class GaussNewton(base.FixedArchitecture):
         before,
         change,
         optax.identity(),
-        key=self._key(situation),
+        key=scene.key,
         extra=self.extra,
     )
     chain = taps.chain_of(networks.parts(change.architecture))
     return estimates_lib.mean_loss(
-        chain, _trees_of(after), batches
-    ) - estimates_lib.mean_loss(model.chain, trees, batches)
+        chain, _trees_of(after), scene.judging
+    ) - estimates_lib.mean_loss(scene.model.chain, trees, scene.judging)
 
   def _halved(
-      self,
-      step: '_Step',
-      model: signals_lib.Model,
-      trees: signals_lib.Trees,
-      batches: Sequence[Batch],
-      key: jax.Array,
+      self, step: '_Step', scene: '_Scene', key: jax.Array
   ) -> '_Step':
     """A step with half of each u and without prunes."""
     halves = np.full(len(step.candidates), 0.5)
     splits = estimates_lib.scaled(step.splits, step.candidates, halves)
-    together = prunes_lib.together(
-        model, trees, splits, [], batches, key, samples=self.samples
-    )
+    together = scene.together(splits, [], key, self.samples)
     selected = dataclasses.replace(
         step.selected,
         scales=step.selected.scales / 2,
         change=together.change([]),
         prunes=(),
     )
-    return dataclasses.replace(
+    step = dataclasses.replace(
         step, selected=selected, splits=splits, removed={}
     )
+    return step.charged(
+        STEPS_PER_PASS * self.samples * _examples(scene.judging)
+    )
 
-  def _step(
-      self,
-      model: signals_lib.Model,
-      trees: signals_lib.Trees,
-      situation: base.Situation,
-      learning: Sequence[Batch],
-      judging: Sequence[Batch],
-  ) -> '_Step':
+  def _step(self, scene: '_Scene') -> '_Step':
     """Learns from some batches, and judges and selects by others."""
-    stream = self._key(situation)
-    keys = [jax.random.fold_in(stream, number) for number in range(4)]
+    model, trees, judging = scene.model, scene.trees, scene.judging
+    state, architecture = scene.situation.state, scene.situation.architecture
+    keys = [jax.random.fold_in(scene.key, number) for number in range(4)]
     if self.learning == 'joint':
-      memory = situation.state.stats['method']
-      learned = joint.learned(memory, situation.architecture)
+      learned = joint.learned(state.stats['method'], architecture)
       images = 0
     else:
-      learned = splits_lib.learn(model, trees, learning, keys[0], self.learn)
+      learned = splits_lib.learn(
+          model, trees, scene.learning, keys[0], self.learn
+      )
       passes = STEPS_PER_PASS * self.learn.passes
       if self.learn.solver == 'als':
-        passes += _steps_of_solves(situation.architecture, model, self.learn)
-      images = round(passes * _examples(learning))
+        passes += _steps_of_solves(architecture, model, self.learn)
+      images = round(passes * _examples(scene.learning))
     estimates = estimates_lib.estimate(
         model, trees, learned.splits, judging, keys[1],
         curvature=self.learn.curvature, samples=self.samples,
@@ -329,7 +322,6 @@ class GaussNewton(base.FixedArchitecture):
     draws = self.samples if self.learn.curvature == 'mc' else 1
     passes = draws + self.samples + prunes.passes
     images += STEPS_PER_PASS * passes * _examples(judging)
-    architecture = situation.architecture
     selected = selection_lib.select(
         architecture, estimates, self.limits, prunes
     )
@@ -341,15 +333,7 @@ class GaussNewton(base.FixedArchitecture):
         estimates_lib.scaled(learned.splits, estimates.candidates, scales),
         self.learn.trust,
     )
-    together = prunes_lib.together(
-        model,
-        trees,
-        splits,
-        selected.prunes,
-        judging,
-        keys[3],
-        samples=self.samples,
-    )
+    together = scene.together(splits, selected.prunes, keys[3], self.samples)
     selected = selection_lib.confirm(
         architecture, estimates.candidates, selected, together, self.limits
     )
@@ -362,27 +346,20 @@ class GaussNewton(base.FixedArchitecture):
         images,
     )
 
-  def _rival(
-      self,
-      model: signals_lib.Model,
-      trees: signals_lib.Trees,
-      situation: base.Situation,
-      learning: Sequence[Batch],
-      judging: Sequence[Batch],
-  ) -> '_Step':
+  def _rival(self, scene: '_Scene') -> '_Step':
     """As `_step`, in the way of another method."""
-    key = self._key(situation)
+    architecture = scene.situation.architecture
     proposal = rivals.propose(
         self.strategy,
-        situation.architecture,
-        model,
-        trees,
-        learning,
-        jax.random.fold_in(key, 0),
+        architecture,
+        scene.model,
+        scene.trees,
+        scene.learning,
+        jax.random.fold_in(scene.key, 0),
     )
-    candidates = estimates_lib.candidates_of(model)
+    candidates = estimates_lib.candidates_of(scene.model)
     selected = selection_lib.by_gain(
-        situation.architecture,
+        architecture,
         candidates,
         proposal.gains,
         proposal.usable,
@@ -394,16 +371,13 @@ class GaussNewton(base.FixedArchitecture):
     else:
       chosen = np.zeros(len(candidates))
       chosen[list(selected.splits)] = 1
-      together = prunes_lib.together(
-          model,
-          trees,
+      together = scene.together(
           estimates_lib.scaled(proposal.splits, candidates, chosen),
           [],
-          judging,
-          jax.random.fold_in(key, 1),
-          samples=self.samples,
+          jax.random.fold_in(scene.key, 1),
+          self.samples,
       )
-      images += STEPS_PER_PASS * self.samples * _examples(judging)
+      images += STEPS_PER_PASS * self.samples * _examples(scene.judging)
       selected = dataclasses.replace(selected, change=together.change([]))
     return _Step(
         selected,
@@ -417,20 +391,10 @@ class GaussNewton(base.FixedArchitecture):
         refused='; '.join(f'{a}: {reason}' for a, reason in proposal.refused),
     )
 
-  def _key(self, situation: base.Situation) -> jax.Array:
-    """Of everything random in a growth step."""
-    stream = randomness.stream(
-        jax.random.wrap_key_data(situation.state.key), 'gauss_newton'
-    )
-    return jax.random.fold_in(stream, situation.state.step)
-
   def _measured(
       self,
       change: growth.Growth,
-      chain: tuple[networks_base.Segment, ...],
-      trees: signals_lib.Trees,
-      learning: Sequence[Batch],
-      judging: Sequence[Batch],
+      scene: '_Scene',
       settle: Callable[..., signals_lib.Trees],
       report: dict[str, Any],
   ) -> growth.Patch:
@@ -443,7 +407,7 @@ class GaussNewton(base.FixedArchitecture):
 
     def patch(state, key):
       stats, _ = growth.carry(
-          {'network': trees.stats},
+          {'network': scene.trees.stats},
           {'network': state.stats['network']},
           state_lib.axis_table(architecture),
           change.sources,
@@ -452,10 +416,12 @@ class GaussNewton(base.FixedArchitecture):
       state, _ = change.patch(state, key)
       grown = taps.chain_of(networks.parts(architecture))
       before, after = (
-          estimates_lib.mean_loss(*network, judging)
-          for network in ((chain, trees), (grown, _trees_of(state)))
+          estimates_lib.mean_loss(*network, scene.judging)
+          for network in (
+              (scene.model.chain, scene.trees), (grown, _trees_of(state))
+          )
       )
-      settled = settle(grown, _trees_of(state), learning)
+      settled = settle(grown, _trees_of(state), scene.learning)
       state = state.replace(
           params={
               **state.params, 'weights': state_lib.to_host(settled.weights)
@@ -468,7 +434,9 @@ class GaussNewton(base.FixedArchitecture):
       return state, {
           **report,
           'actual_change': after - before,
-          'settled_change': estimates_lib.mean_loss(grown, settled, judging)
+          'settled_change': estimates_lib.mean_loss(
+              grown, settled, scene.judging
+          )
           - before,
       }
 
@@ -513,6 +481,52 @@ class GaussNewton(base.FixedArchitecture):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Scene:
+  """What a growth step is chosen from.
+
+  Attributes:
+    situation: of the run.
+    model: the network and its sites.
+    trees: its arrays, with statistics of norms over `learning`.
+    learning: batches to learn splits from.
+    judging: others, for estimates and measurements.
+  """
+
+  situation: base.Situation
+  model: signals_lib.Model
+  trees: signals_lib.Trees
+  learning: Sequence[Batch]
+  judging: Sequence[Batch]
+
+  @property
+  def key(self) -> jax.Array:
+    """Of everything random in the step."""
+    state = self.situation.state
+    stream = randomness.stream(
+        jax.random.wrap_key_data(state.key), 'gauss_newton'
+    )
+    return jax.random.fold_in(stream, state.step)
+
+  def together(
+      self,
+      splits: splits_lib.Splits,
+      removed: Sequence[prunes_lib.Removal],
+      key: jax.Array,
+      samples: int,
+  ) -> prunes_lib.Joint:
+    """See `prunes.together`."""
+    return prunes_lib.together(
+        self.model,
+        self.trees,
+        splits,
+        removed,
+        self.judging,
+        key,
+        samples=samples,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class _Step:
   """One growth step as it was selected.
 
@@ -537,6 +551,26 @@ class _Step:
   one_sided: bool = False
   must_help: bool = True
   refused: str = ''
+
+  def charged(self, images: int) -> '_Step':
+    """The step with a higher cost."""
+    return dataclasses.replace(self, images=self.images + images)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taken:
+  """A step that is taken.
+
+  Attributes:
+    step: as it is taken.
+    change: it, as a growth.
+    attempts: (estimated, measured) change of the loss by it and by what had
+      been tried before, nats.
+  """
+
+  step: _Step
+  change: growth.Growth
+  attempts: list[tuple[float, float]]
 
 
 def model_of(architecture: Architecture) -> signals_lib.Model:

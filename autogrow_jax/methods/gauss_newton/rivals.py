@@ -202,7 +202,13 @@ def _steepest(
 
   The curvature of ReLUs further behind than the site's first is left out.
   """
-  refused = _refused(model, trees, batches[0], _not_rectified)
+  refused = _refused(
+      model,
+      trees,
+      batches[0],
+      _is_rectified,
+      'what lies behind it does not begin with a ReLU',
+  )
   covered = [site for site in model.sites if site.axis not in dict(refused)]
   large = [site for site in covered if site.incoming > LARGEST_MATRIX]
   small = [site for site in covered if site.incoming <= LARGEST_MATRIX]
@@ -341,7 +347,13 @@ def _gradmax(
   pooling are taken where the mean channel has them, and the channel starts with
   the norm of its parent.
   """
-  refused = _refused(model, trees, batches[0], _not_alike)
+  refused = _refused(
+      model,
+      trees,
+      batches[0],
+      _is_alike,
+      'what lies behind it differs from unit to unit',
+  )
   covered = [site for site in model.sites if site.axis not in dict(refused)]
   total = {}
   if covered:
@@ -415,30 +427,23 @@ def _refused(
     model: Model,
     trees: Trees,
     batch: Batch,
-    reason: Callable[[Site, Trees, Signal], str | None],
+    suits: Callable[[Site, Trees, Signal], jax.Array],
+    reason: str,
 ) -> tuple[tuple[str, str], ...]:
-  """(axis, reason) of sites with several writers, or a reason of their own."""
+  """(axis, reason) of sites with several writers, or that do not suit."""
   by_axis = _signals(model, trees, *batch)
   refused = []
   for site in model.sites:
     if len(site.writers) > 1:
-      why = f'written by {len(site.writers)} layers'
-    else:
-      why = reason(site, trees, by_axis[site.axis])
-    if why is not None:
-      refused.append((site.axis, why))
+      refused.append((site.axis, f'written by {len(site.writers)} layers'))
+    elif not suits(site, trees, by_axis[site.axis]):
+      refused.append((site.axis, reason))
   return tuple(refused)
-
-
-def _not_rectified(site: Site, trees: Trees, signal: Signal) -> str | None:
-  """Why a site has no splitting matrix: T(h) is not T(relu(h))."""
-  if _is_rectified(site, trees, signal):
-    return None
-  return 'what lies behind it does not begin with a ReLU'
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _is_rectified(site, trees, signal):
+  """Whether T(h) is T(relu(h)), without which there is no splitting matrix."""
   (h,) = signal.h
   read = lambda h: site.activations(
       trees.weights, trees.stats, signal.entered, (h,)
@@ -451,15 +456,9 @@ def _is_rectified(site, trees, signal):
   return jnp.stack(same).all()
 
 
-def _not_alike(site: Site, trees: Trees, signal: Signal) -> str | None:
-  """Why a site has no GradMax: T, made linear, is not one map for all units."""
-  if _is_alike(site, trees, signal):
-    return None
-  return 'what lies behind it differs from unit to unit'
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _is_alike(site, trees, signal):
+  """Whether T, made linear, is one map for all units, as GradMax needs."""
   (h,) = signal.h
   first = lambda leaf: jnp.broadcast_to(leaf[..., :1], leaf.shape)
   pushed = _linearised(site, trees, signal)(first(h))
