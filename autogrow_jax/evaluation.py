@@ -14,16 +14,17 @@ class Score:
   """Exact counts over a split.
 
   Attributes:
-    correct: number of correct examples.
-    total: number of examples.
+    correct: number of correct predictions.
+    total: number of labels.
     loss_sum: sum of cross-entropies, nats.
     hits: which examples are correct, one bit each; see `paired.pack_hits`.
+      None where an example has several labels.
   """
 
   correct: int
   total: int
   loss_sum: float
-  hits: bytes
+  hits: bytes | None
 
   @property
   def accuracy(self) -> float:
@@ -44,9 +45,8 @@ def score(
   """Counts over a split.
 
   Args:
-    forward: raw images (batch_size, height, width, channel) to logits
-      (batch_size, classes).
-    split: images and labels.
+    forward: raw inputs (batch_size, ...) to logits (batch_size, ..., classes).
+    split: inputs and labels; of several to an example, -1 does not count.
     batch_size: the last batch is filled up, and cut again, to this size.
 
   Returns:
@@ -55,25 +55,30 @@ def score(
   Raises:
     ValueError: all are.
   """
-  hits, loss_sum = np.zeros(len(split.labels), bool), 0.0
+  has_one = split.labels.ndim == 1
+  hits, loss_sum, total = [], 0.0, 0
   good = np.ones(len(split.labels), bool)
   for start in range(0, len(split.labels), batch_size):
     labels = split.labels[start : start + batch_size]
     logits = logits_of(
         forward, split.images[start : start + batch_size], batch_size
     )
-    hits[start : start + batch_size] = np.argmax(logits, -1) == labels
     good[list(split.damaged)] = False
     kept = good[start : start + batch_size]
-    loss_sum += float(np.sum(cross_entropy(logits[kept], labels[kept])))
-  hits = hits[good]
-  if good.size and not hits.size:
+    logits, labels = logits[kept], labels[kept]
+    counts = labels >= 0
+    loss_sum += float(np.sum(cross_entropy(logits[counts], labels[counts])))
+    total += int(np.count_nonzero(counts))
+    correct = np.argmax(logits, -1) == labels
+    hits.append(correct if has_one else np.count_nonzero(correct))
+  if good.size and not good.any():
     raise ValueError(f'All {len(good)} images are damaged.')
+  hits = np.concatenate(hits) if has_one and hits else np.array(hits, int)
   return Score(
-      correct=int(np.count_nonzero(hits)),
-      total=len(hits),
+      correct=int(hits.sum()),
+      total=total,
       loss_sum=loss_sum,
-      hits=paired.pack_hits(hits),
+      hits=paired.pack_hits(hits) if has_one else None,
   )
 
 
@@ -84,7 +89,7 @@ def logits_of(
 ) -> np.ndarray:
   """Logits of at most `batch_size` images, from a call with exactly so many."""
   missing = batch_size - len(images)
-  padded = np.pad(images, [(0, missing), (0, 0), (0, 0), (0, 0)])
+  padded = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
   return forward(padded)[: len(images)]
 
 

@@ -79,7 +79,7 @@ jax.monitoring.register_event_duration_secs_listener(_on_duration)
 
 
 def new_meters() -> dict[str, np.ndarray]:
-  """Sums over the batches of an epoch, at zero."""
+  """Sums over the labels of an epoch, at zero."""
   return {
       'loss_sum': np.float32(0),
       'correct': np.int32(0),
@@ -106,7 +106,7 @@ def train_step(
     meters: see `new_meters`.
     images: the whole training set, uint8 (examples, height, width, channel),
       or the batch alone.
-    labels: (examples,) int32.
+    labels: (examples, ...) int32; -1 does not count.
     index: (batch,) int32, into the training set; None if it is the batch
       alone. In `pmap` mode, index or batch are this device's share.
     learning_rate: scalar.
@@ -125,7 +125,7 @@ def train_step(
       augment_key,
       images,
       task.preprocessing,
-      first=task.parallel.first(y.size),
+      first=task.parallel.first(len(y)),
   )
   x = data.preprocess(x, task.preprocessing, dtype=task.dtype)
 
@@ -144,8 +144,12 @@ def train_step(
   grads, stats, loss = task.parallel.mean((grads, stats, loss))
   opt_state = optimizers.with_learning_rate(packed.opt_state, learning_rate)
   updates, opt_state = task.tx.update(grads, opt_state, packed.params)
-  correct, total = task.parallel.sum(
-      (jnp.sum(jnp.argmax(logits, -1) == y, dtype=jnp.int32), y.size)
+  count = lambda which: jnp.sum(which, dtype=jnp.int32)
+  correct, total = task.parallel.sum(  # No prediction is the label -1.
+      (
+          count(jnp.argmax(logits, -1) == y),
+          y.size if y.ndim == 1 else count(y >= 0),
+      )
   )
   packed = packed.replace(
       step=packed.step + 1,

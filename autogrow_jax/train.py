@@ -352,7 +352,8 @@ def _finish_epoch(
   setup, before = session.setup, session.progress
   parallel = setup.task.parallel
   meters = parallel.fetch(session.meters)
-  images = int(meters['total'])
+  labels = int(meters['total'])
+  images = setup.steps_per_epoch * setup.config.batch_size
   macs = costs.macs(before.architecture)
   session.progress = dataclasses.replace(
       before,
@@ -376,9 +377,9 @@ def _finish_epoch(
       phase=before.phase,
       phase_epoch=session.progress.phase_epoch,
       learning_rate=setup.schedule.rate(before.phase, before.phase_epoch),
-      train_loss=float(meters['loss_sum']) / images,
+      train_loss=float(meters['loss_sum']) / labels,
       train_correct=int(meters['correct']),
-      train_total=images,
+      train_total=labels,
       loss=score.loss_sum / score.total,
       correct=score.correct,
       total=score.total,
@@ -560,8 +561,9 @@ def _probe(session: session_lib.Session) -> _Probe:
           costs.macs(session.progress.architecture), 2 * len(images)
       )
   )
-  loss = float(np.mean(evaluation.cross_entropy(logits, labels)))
-  return _Probe(logits, train_logits, loss)
+  counts = labels >= 0
+  loss = evaluation.cross_entropy(logits[counts], labels[counts])
+  return _Probe(logits, train_logits, float(np.mean(loss)))
 
 
 def _evaluate(

@@ -31,7 +31,7 @@ class Split:
 
   Attributes:
     images: uint8, (example, height, width, channel), from 0 to 255.
-    labels: int32, (example,), from 0.
+    labels: int32, (example,) from 0, or (example, ...) where -1 does not count.
   """
 
   images: np.ndarray | streams.LazyImages
@@ -54,12 +54,12 @@ class Split:
       raise ValueError(
           f'Labels must be an int32 numpy array, got {_describe(labels)}.'
       )
-    if labels.shape != images.shape[:1]:
+    if labels.shape[:1] != images.shape[:1]:
       raise ValueError(
           f'Labels have the shape {labels.shape}, but there are '
           f'{images.shape[0]} images, so it must be ({images.shape[0]},).'
       )
-    if labels.size and labels.min() < 0:
+    if labels.size and labels.min() < (0 if labels.ndim == 1 else -1):
       raise ValueError(
           f'Labels must be from 0 to classes - 1, got {labels.min()}.'
       )

@@ -105,7 +105,7 @@ class Method(Protocol):
       forward: the network on this step's inputs.
       params: {'weights', 'aux'}, packed.
       stats: {'network', 'method'}, packed.
-      labels: (batch,) int32.
+      labels: (batch, ...) int32.
       key: this step's.
 
     Returns:
@@ -157,12 +157,29 @@ def task_objective(
 ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
   """Mean cross-entropy of the ungated network, in nats."""
   logits, network = forward(params['weights'], stats['network'], None)
-  return jnp.mean(cross_entropy(logits, labels)), (
+  return mean_cross_entropy(logits, labels), (
       {'network': network, 'method': stats['method']},
       logits,
   )
 
 
+def mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Mean over all labels that count, in nats.
+
+  Args:
+    logits: (batch, ..., classes).
+    labels: (batch, ...); where an example has several, -1 does not count.
+
+  Returns:
+    A scalar; 0 if none counts.
+  """
+  losses = cross_entropy(logits, labels)
+  if labels.ndim == 1:
+    return jnp.mean(losses)
+  counts = labels >= 0
+  return jnp.sum(losses, where=counts) / jnp.maximum(1, jnp.sum(counts))
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Per example, in nats: (batch, classes), (batch,) -> (batch,)."""
+  """Per label, in nats: (batch, ..., classes), (batch, ...) -> the latter."""
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
