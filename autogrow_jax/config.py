@@ -14,6 +14,7 @@ from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods.gauss_newton import method as gauss_newton
+from autogrow_jax.methods.sparsify import method as sparsify
 from autogrow_jax.networks import common
 
 PRECISIONS = ('float32', 'bfloat16')
@@ -22,7 +23,7 @@ POLICIES = (
 )
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine')
 
-Method = autogrow.AutoGrow | gauss_newton.GaussNewton
+Method = autogrow.AutoGrow | gauss_newton.GaussNewton | sparsify.Sparsify
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,26 +128,39 @@ class Ledger:
 
 
 def params(
-    architecture: Architecture, counts: Mapping[str, Any] | None = None
+    architecture: Architecture,
+    counts: Mapping[str, Any] | None = None,
+    present: Mapping[str, Any] | None = None,
 ) -> Any:
   """Number of parameters.
 
   Args:
     architecture: the architecture.
     counts: per axis, what to use in place of its size; may be traced.
+    present: per block, 1 or 0 for one that does not count, or the probability
+      that it does; may be traced.
 
   Returns:
     An int, or what arithmetic on the counts gives.
   """
-  return sum(leaf.size(counts or {}) for leaf in leaves(architecture))
+  return sum(
+      leaf.size(counts or {}) * (present or {}).get(leaf.path[0], 1)
+      for leaf in leaves(architecture)
+  )
 
 
 def macs(
-    architecture: Architecture, counts: Mapping[str, Any] | None = None
+    architecture: Architecture,
+    counts: Mapping[str, Any] | None = None,
+    present: Mapping[str, Any] | None = None,
 ) -> Any:
   """Multiply-adds of one image's forward pass; see `params`."""
   return sum(
-      leaf.positions * leaf.size(counts or {}) for leaf in leaves(architecture)
+      leaf.positions
+      * leaf.size(counts or {})
+      * (present or {}).get(leaf.path[0], 1)
+      for leaf in leaves(architecture)
+      if leaf.positions
   )
 
 

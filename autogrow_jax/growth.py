@@ -205,17 +205,23 @@ def scale_readers(
   Returns:
     The scaled tree.
   """
+  return _scaled(
+      tree, table, vectors, lambda path, axis: axis.role == 'reads'
+  )
 
-  def scale(path, leaf):
-    axes = state_lib.find_axes(state_lib.names(path), table)
-    for dim, axis in enumerate(axes or ()):
-      if axis is not None and axis.role == 'reads' and axis.name in vectors:
-        shape = [1] * leaf.ndim
-        shape[dim] = -1
-        leaf = leaf * vectors[axis.name].reshape(shape).astype(leaf.dtype)
-    return leaf
 
-  return jax.tree_util.tree_map_with_path(scale, tree)
+def scale_filters(
+    tree: Any,
+    table: state_lib.AxisTable,
+    vectors: Mapping[str, Any],
+) -> Any:
+  """Multiplies every kernel that writes an axis; see `scale_readers`."""
+  return _scaled(
+      tree,
+      table,
+      vectors,
+      lambda path, axis: axis.role == 'writes' and path[-1] == 'kernel',
+  )
 
 
 def scale_readers_patch(
@@ -290,6 +296,27 @@ def append_all(architecture: Architecture, stages: Sequence[int]) -> Growth:
     grown = grown.with_block(stage)
     names.append(grown.stages[stage][-1])
   return Growth(grown, note=f'append {", ".join(names)}')
+
+
+def _scaled(
+    tree: Any,
+    table: state_lib.AxisTable,
+    vectors: Mapping[str, Any],
+    is_meant: Callable[[tuple[str, ...], layers.Axis], bool],
+) -> Any:
+  """Multiplies leaves by vectors along those of their axes that are meant."""
+
+  def scale(path, leaf):
+    path = state_lib.names(path)
+    axes = state_lib.find_axes(path, table)
+    for dim, axis in enumerate(axes or ()):
+      if axis is not None and axis.name in vectors and is_meant(path, axis):
+        shape = [1] * leaf.ndim
+        shape[dim] = -1
+        leaf = leaf * vectors[axis.name].reshape(shape).astype(leaf.dtype)
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(scale, tree)
 
 
 def _checked_units(

@@ -45,6 +45,21 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AuxConfig:
+  """Descent on a method's own variables, on the schedule of the weights.
+
+  Attributes:
+    learning_rate: where that of the weights is the top rate.
+    momentum: of the heavy-ball kind.
+    weight_decay: added to gradients before the momentum.
+  """
+
+  learning_rate: float = 0.1
+  momentum: float = 0.9
+  weight_decay: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
 class Schedule:
   """Learning rate as a pure function of phase and epoch.
 
@@ -91,17 +106,44 @@ class Schedule:
     return self.learning_rate * (1.0, 0.1, 0.01)[drops]
 
 
-def make(config: OptimizerConfig) -> optax.GradientTransformation:
-  """The transformation of a configuration; see `with_learning_rate`."""
+def make(
+    config: OptimizerConfig,
+    *,
+    aux: AuxConfig | None = None,
+    top_rate: float | None = None,
+) -> optax.GradientTransformation:
+  """The transformation of a configuration; see `with_learning_rate`.
+
+  Args:
+    config: of the weights.
+    aux: of the method's own variables, which are then the second of two
+      groups, 'weights' and 'aux'; None if it has none.
+    top_rate: the largest learning rate of the weights, with `aux`.
+
+  Returns:
+    The transformation.
+  """
 
   @optax.inject_hyperparams
   def sgd(learning_rate):
-    return optax.chain(
+    weights = optax.chain(
         optax.clip_by_global_norm(config.clip_norm)
         if config.clip_norm
         else optax.identity(),
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(learning_rate, config.momentum),
+    )
+    if aux is None:
+      return weights
+    own = optax.chain(
+        optax.add_decayed_weights(aux.weight_decay),
+        optax.sgd(
+            learning_rate * (aux.learning_rate / top_rate), aux.momentum
+        ),
+    )
+    return optax.partition(
+        {'weights': weights, 'aux': own},
+        lambda params: {name: name for name in params},
     )
 
   tx = sgd(learning_rate=0.0)

@@ -166,8 +166,8 @@ def train_step(
 
 def forward_batch(
     task: Task,
-    bucket: view.Bucket,
-    weights: Any,
+    layout: view.Layout,
+    params: Any,
     stats: Any,
     images: jax.Array,
     train: jax.Array,
@@ -176,9 +176,9 @@ def forward_batch(
 
   Args:
     task: static.
-    bucket: static.
-    weights: packed.
-    stats: packed network statistics.
+    layout: static, of the network.
+    params: packed, the method's own included.
+    stats: packed, the method's own included.
     images: uint8 (batch, height, width, channel).
     train: normalise by batch statistics; a traced bool, so that one program
       serves both modes.
@@ -187,7 +187,11 @@ def forward_batch(
     (batch, classes) float32.
   """
   x = data.preprocess(images, task.preprocessing, dtype=task.dtype)
-  logits, _ = networks_base.apply(bucket, weights, stats, x, train=train)
+  gated = task.method.gated(layout, params, stats)
+  logits, _ = networks_base.apply(
+      layout.bucket, gated.weights, gated.stats, x, train=train,
+      gates=gated.gates,
+  )
   return logits
 
 
@@ -212,21 +216,25 @@ class Programs:
     """`train_step` for arguments like these; consumes the packed state."""
     step = functools.partial(train_step, self._task, layout)
     return self._get(
-        layout.bucket, 'train step', step, arguments, 'replicated', donate=(0,)
+        layout, 'train step', step, arguments, 'replicated', donate=(0,)
     )
 
-  def forward(self, bucket: view.Bucket, arguments: Any) -> Compiled:
+  def forward(self, layout: view.Layout, arguments: Any) -> Compiled:
     """`forward_batch` for arguments like these."""
-    forward = functools.partial(forward_batch, self._task, bucket)
-    return self._get(bucket, 'evaluation', forward, arguments, 'sharded')
+    forward = functools.partial(forward_batch, self._task, layout)
+    return self._get(layout, 'evaluation', forward, arguments, 'sharded')
 
-  def _get(self, bucket, name, function, arguments, outputs, donate=()):
-    known = self._compiled.pop(bucket, {})
-    self._compiled[bucket] = known
+  def _get(self, layout, name, function, arguments, outputs, donate=()):
+    known = self._compiled.pop(layout.bucket, {})
+    self._compiled[layout.bucket] = known
     while len(self._compiled) > 2:
       del self._compiled[next(iter(self._compiled))]
-    # A method's own leaves are not packed and may differ within a bucket.
-    key = name, jax.tree.structure(arguments)
+    # A method's own leaves are not packed and may differ within a bucket, and
+    # so may what it makes of the blocks' names.
+    names = None
+    if layout.architecture != layout.canonical:
+      names = layout.architecture
+    key = name, names, jax.tree.structure(arguments)
     if key not in known:
       known[key], seconds = self._task.parallel.compile(
           function,

@@ -159,6 +159,8 @@ class Session:
     progress: where the run is.
     feed: what training steps take from the data.
     packed: the packed state on the devices.
+    layout: of it.
+    active: what of the canonical state is in it; None for all.
     meters: sums over the current epoch, on the devices.
     signals: numbers of the signals received, most recent last.
   """
@@ -197,24 +199,51 @@ class Session:
     self._warned: set[str] = set()
 
   @property
-  def layout(self) -> view.Layout:
-    return view.layout(self.progress.architecture)
-
-  @property
   def step(self) -> int:
     return int(self.setup.task.parallel.fetch(self.packed.step))
 
   def load(self, state: state_lib.TrainState) -> None:
-    """Puts a canonical state on the devices."""
+    """Puts a canonical state, or what of it is active, on the devices."""
+    architecture = self.progress.architecture
+    self.active = self.setup.task.method.active(
+        architecture, state.stats['method']
+    )
+    self.layout = view.layout(architecture, active=self.active)
+    if self.active is not None:
+      self._canonical = state
+      state = view.take(state, self.layout, self.active)
     self.packed = self.setup.task.parallel.replicate(
         view.pack(state, self.layout)
     )
 
   def fetch(self) -> state_lib.TrainState:
     """The canonical state."""
-    return view.unpack(
+    state = view.unpack(
         self.setup.task.parallel.fetch(self.packed), self.layout
     )
+    if self.active is None:
+      return state
+    return view.put(state, self._canonical, self.layout, self.active)
+
+  def cost(self) -> tuple[int, int]:
+    """Parameters and multiply-adds of the active network."""
+    chosen = ()
+    if self.active is not None:
+      chosen = self.active.counts, self.active.blocks
+    architecture = self.progress.architecture
+    return tuple(
+        count(architecture, *chosen) for count in (costs.params, costs.macs)
+    )
+
+  def describe(self) -> str:
+    """The shape of the network, as the method sees it."""
+    return self.setup.task.method.describe(
+        self.progress.architecture, self.memory()
+    )
+
+  def memory(self) -> Any:
+    """The method's other leaves, on the host."""
+    return self.setup.task.parallel.fetch(self.packed.stats['method'])
 
   def record(self, event: str, **values: Any) -> None:
     """Writes a record everywhere."""
@@ -333,7 +362,7 @@ def set_up(
   )
   task = programs_lib.Task(
       method=method or config.method,
-      tx=optimizers.make(config.optimizer),
+      tx=trained.optimizer(config, method),
       preprocessing=dataset.preprocessing,
       dtype=jnp.dtype(config.devices.precision),
       parallel=parallel_lib.make(

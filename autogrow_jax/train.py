@@ -28,7 +28,6 @@ import numpy as np
 
 from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
-from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import evaluation
 from autogrow_jax import growth
@@ -311,7 +310,7 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
   session.screen.start_epoch(
       progress.epoch + 1,
       steps,
-      setup.task.method.describe(progress.architecture),
+      session.describe(),
   )
   session.screen.update(steps - (end - step))
   late = None
@@ -354,7 +353,8 @@ def _finish_epoch(
   meters = parallel.fetch(session.meters)
   labels = int(meters['total'])
   images = setup.steps_per_epoch * setup.config.batch_size
-  macs = costs.macs(before.architecture)
+  params, macs = session.cost()
+  memory = session.memory()
   session.progress = dataclasses.replace(
       before,
       epoch=before.epoch + 1,
@@ -373,7 +373,7 @@ def _finish_epoch(
   ledger = session.progress.ledger
   session.record(
       'epoch',
-      shape=setup.task.method.describe(before.architecture),
+      shape=setup.task.method.describe(before.architecture, memory),
       phase=before.phase,
       phase_epoch=session.progress.phase_epoch,
       learning_rate=setup.schedule.rate(before.phase, before.phase_epoch),
@@ -386,7 +386,7 @@ def _finish_epoch(
       select_on=setup.config.data.select_on,
       protocol=setup.config.protocol,
       best=session.progress.best,
-      params=costs.params(before.architecture),
+      params=params,
       macs=macs,
       train_macs=ledger.train_macs,
       eval_macs=ledger.eval_macs,
@@ -394,6 +394,11 @@ def _finish_epoch(
       compile_seconds=round(ledger.compile_seconds, 3),
       compile_count=ledger.compile_count,
       **_pace_values(setup, pace),
+      **setup.task.method.metrics(
+          before.architecture,
+          parallel.fetch(session.packed.params['aux']),
+          memory,
+      ),
       **({'skipped': before.skipped} if before.skipped else {}),
   )
   undecided = dataclasses.replace(
@@ -466,12 +471,13 @@ def _decide(
       batches_per_epoch=setup.steps_per_epoch,
       train_accuracy=int(meters['correct']) / int(meters['total']),
       weight_decay=setup.config.optimizer.weight_decay,
+      is_last=policy.finished,
   )
   with programs_lib.compilations() as spent:
     change = setup.task.method.propose(decision, situation)
   session.record_compilations('proposal', spent)
   if isinstance(change, base.Skip):
-    macs = costs.macs(progress.architecture)
+    _, macs = session.cost()
     session.charge(session.progress.ledger.trained(macs, change.images))
     session.record('skip', reason=change.reason)
   elif change is not None:
@@ -493,7 +499,7 @@ def _apply(
 ) -> None:
   """Grows the state, and records the receipt."""
   setup, old = session.setup, session.progress.architecture
-  before = _probe(session)
+  before, (params_before, macs_before) = _probe(session), session.cost()
   key = jax.random.fold_in(
       randomness.stream(jax.random.key(setup.config.seed), 'growth'),
       session.progress.epoch,
@@ -510,9 +516,8 @@ def _apply(
   session.load(state)
   session.record_compilations('growth', spent)
   images = carried.report.get('images', 0)
-  session.charge(
-      session.progress.ledger.trained(costs.macs(change.architecture), images)
-  )
+  params_after, macs_after = session.cost()
+  session.charge(session.progress.ledger.trained(macs_after, images))
   after = _probe(session)
   session.flush_compilations()
   new_blocks = [
@@ -523,14 +528,14 @@ def _apply(
   ]
   session.record(
       'grow',
-      shape=setup.task.method.describe(change.architecture),
+      shape=session.describe(),
       stage=decision.stage,
       block=', '.join(new_blocks),
       note=change.note,
-      params_before=costs.params(old),
-      params_after=costs.params(change.architecture),
-      macs_before=costs.macs(old),
-      macs_after=costs.macs(change.architecture),
+      params_before=params_before,
+      params_after=params_after,
+      macs_before=macs_before,
+      macs_after=macs_after,
       loss_before=before.loss,
       loss_after=after.loss,
       logits_change_eval=float(np.abs(after.eval - before.eval).max()),
@@ -557,9 +562,7 @@ def _probe(session: session_lib.Session) -> _Probe:
   logits = _forward(session, images, train=False)
   train_logits = _forward(session, images, train=True)
   session.charge(
-      session.progress.ledger.evaluated(
-          costs.macs(session.progress.architecture), 2 * len(images)
-      )
+      session.progress.ledger.evaluated(session.cost()[1], 2 * len(images))
   )
   counts = labels >= 0
   loss = evaluation.cross_entropy(logits[counts], labels[counts])
@@ -577,9 +580,7 @@ def _evaluate(
   )
   session.warn(split.damaged.values())
   session.charge(
-      session.progress.ledger.evaluated(
-          costs.macs(session.progress.architecture), len(split.labels)
-      )
+      session.progress.ledger.evaluated(session.cost()[1], len(split.labels))
   )
   return score
 
@@ -590,12 +591,12 @@ def _forward(
   """Logits of `eval_batch` images."""
   parallel = session.setup.task.parallel
   arguments = (
-      session.packed.params['weights'],
-      session.packed.stats['network'],
+      session.packed.params,
+      session.packed.stats,
       parallel.shard(images),
       parallel.replicate(np.bool_(train)),
   )
-  program = session.programs.forward(session.layout.bucket, arguments)
+  program = session.programs.forward(session.layout, arguments)
   return parallel.gather(program(*arguments))
 
 

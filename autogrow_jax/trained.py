@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import checkpoint
@@ -151,6 +152,17 @@ def load(
   )
 
 
+def optimizer(
+    config: config_lib.RunConfig, method: base.Method | None = None
+) -> optax.GradientTransformation:
+  """Of a resolved configuration; `method` in place of its own."""
+  return optimizers.make(
+      config.optimizer,
+      aux=(method or config.method).aux,
+      top_rate=config.schedule.learning_rate,
+  )
+
+
 def abstract_arrays(
     documents: dict[str, Any],
     config: config_lib.RunConfig,
@@ -163,7 +175,7 @@ def abstract_arrays(
   return {
       'state': state_lib.abstract_state(
           architecture,
-          optimizers.make(config.optimizer),
+          optimizer(config, method),
           extra=(method or config.method).extra,
       ),
       'meters': programs.new_meters(),

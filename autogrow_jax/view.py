@@ -2,9 +2,15 @@
 
 `pack` stacks runs of identical blocks; `unpack` is its inverse, bit for bit.
 Compiled programs depend on the `Bucket` alone, not on block names.
+
+A method may say that only some units and blocks of the canonical state are
+`Active`. Then `take` makes the state of a smaller network of them, and `put`
+puts back what training changed; units that are not active stay as they were,
+bit for bit. Widths are rounded up, so that programs are few; the units that
+fill them up are not put back, and a method has to silence them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -14,10 +20,39 @@ import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import networks
+from autogrow_jax import state as state_lib
 from autogrow_jax.networks import base
 
 Architecture = architecture_lib.Architecture
 Bucket = tuple[base.Segment, ...]
+Tree = Any
+
+# Widths are rounded up to multiples of this, and of an eighth of the whole.
+_QUANTUM = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Active:
+  """What of an architecture is computed.
+
+  Attributes:
+    units: per axis, which units: bool (size,); all of an axis left out.
+    blocks: which blocks; those left out are.
+    compact: compute the active units and blocks alone; otherwise all, and the
+      method has to silence the others.
+  """
+
+  units: Mapping[str, np.ndarray]
+  blocks: Mapping[str, bool]
+  compact: bool
+
+  @property
+  def counts(self) -> dict[str, int]:
+    """Active units per axis, for `costs`."""
+    return {
+        axis: int(np.count_nonzero(units))
+        for axis, units in self.units.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +63,41 @@ class Layout:
     architecture: whose parts they are.
     bucket: the chain to execute; equal buckets share compiled programs.
     members: per segment, the names of its parts.
+    canonical: of the canonical state; another one where only a part of it is
+      computed.
   """
 
   architecture: Architecture
   bucket: Bucket
   members: tuple[tuple[str, ...], ...]
+  canonical: Architecture
+
+
+def layout(
+    architecture: Architecture,
+    *,
+    fuse: bool = True,
+    active: Active | None = None,
+) -> Layout:
+  """The layout of an architecture.
+
+  Args:
+    architecture: of the canonical state.
+    fuse: stack equal blocks; False is the exact reference.
+    active: what of it is computed; None for all.
+
+  Returns:
+    The layout.
+  """
+  computed = architecture
+  if active is not None and active.compact:
+    computed = _compact(architecture, active)
+  found = _layout(computed, fuse)
+  return dataclasses.replace(found, canonical=architecture)
 
 
 @functools.lru_cache(maxsize=256)
-def layout(architecture: Architecture, *, fuse: bool = True) -> Layout:
-  """The layout of an architecture; `fuse=False` is the exact reference."""
+def _layout(architecture: Architecture, fuse: bool) -> Layout:
   pairs = base.segments(
       architecture, networks.parts(architecture), fuse=fuse
   )
@@ -45,7 +105,91 @@ def layout(architecture: Architecture, *, fuse: bool = True) -> Layout:
       architecture,
       tuple(segment for segment, _ in pairs),
       tuple(members for _, members in pairs),
+      architecture,
   )
+
+
+def ordered(active: Any, size: int, *, numpy: Any = np) -> Any:
+  """Which units a computed axis has: the active ones, then others.
+
+  Args:
+    active: bool (units,).
+    size: of the computed axis.
+    numpy: `jnp` inside jit.
+
+  Returns:
+    int (size,), of the canonical axis.
+  """
+  return numpy.argsort(numpy.logical_not(active), stable=True)[:size]
+
+
+def take(state: Tree, layout: Layout, active: Active) -> Tree:
+  """The part of a canonical state that a layout computes.
+
+  A method's own leaves stay whole.
+
+  Args:
+    state: canonical.
+    layout: made with `active`.
+    active: what is active.
+
+  Returns:
+    A state of `layout.architecture`.
+  """
+  table = state_lib.axis_table(layout.canonical)
+  sizes = dict(layout.architecture.sizes)
+
+  def gather(path, leaf):
+    axes = state_lib.find_axes(state_lib.names(path), table) or ()
+    for dim, axis in enumerate(axes):
+      if axis is not None and axis.name in active.units and axis.name in sizes:
+        units = ordered(active.units[axis.name], sizes[axis.name])
+        leaf = np.take(leaf, units, axis=dim)
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(gather, _computed(state, layout))
+
+
+def put(
+    computed: Tree, state: Tree, layout: Layout, active: Active
+) -> Tree:
+  """The inverse of `take`: what is active, put back.
+
+  Args:
+    computed: a state of `layout.architecture`.
+    state: the canonical state that it was taken from.
+    layout: made with `active`.
+    active: what is active.
+
+  Returns:
+    The canonical state. All that is not active is that of `state`.
+  """
+  table = state_lib.axis_table(layout.canonical)
+  new = {
+      state_lib.names(path): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(computed)
+  }
+  off = {block for block, is_on in active.blocks.items() if not is_on}
+
+  def scatter(path, leaf):
+    path = state_lib.names(path)
+    axes = state_lib.find_axes(path, table)
+    if axes is None:
+      return new.get(path, leaf)
+    if path not in new or off & set(path):
+      return leaf
+    chosen = [
+        np.flatnonzero(active.units[axis.name])
+        if axis is not None and axis.name in active.units
+        else np.arange(size)
+        for axis, size in zip(axes, leaf.shape, strict=True)
+    ]
+    first = tuple(slice(len(units)) for units in chosen)
+    leaf = np.array(leaf)
+    leaf[np.ix_(*chosen)] = new[path][first]
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(scatter, state)
 
 
 def pack(
@@ -97,6 +241,49 @@ def unpack(tree: Any, layout: Layout) -> Any:
     return result
 
   return _replace_dictionaries(tree, keys, unstack)
+
+
+def _compact(architecture: Architecture, active: Active) -> Architecture:
+  """The architecture of the active units and blocks, widths rounded up.
+
+  The axes of the same name in all blocks of a stage become equally wide, so
+  that equal blocks stay equal.
+  """
+  compact = architecture
+  for block, is_on in active.blocks.items():
+    if not is_on:
+      compact = compact.without_block(block)
+  stage_of = {
+      block: stage
+      for stage, blocks in enumerate(compact.stages)
+      for block in blocks
+  }
+  kind_of = {}
+  for axis, _ in compact.sizes:
+    block, _, name = axis.partition('.')
+    kind_of[axis] = (stage_of[block], name) if block in stage_of else axis
+  widest = {}
+  for axis, count in active.counts.items():
+    if axis in kind_of:
+      size = architecture.size(axis)
+      step = max(_QUANTUM, size // 8)
+      rounded = min(size, -(-count // step) * step)
+      kind = kind_of[axis]
+      widest[kind] = max(rounded, widest.get(kind, 0))
+  return compact.resized({
+      axis: min(widest[kind], architecture.size(axis))
+      for axis, kind in kind_of.items()
+      if axis in active.units
+  })
+
+
+def _computed(state: Tree, layout: Layout) -> Tree:
+  """A canonical state without the parts that a layout leaves out."""
+  parts = {part.name for part in networks.parts(layout.canonical)}
+  computed = [name for members in layout.members for name in members]
+  return _replace_dictionaries(
+      state, parts, lambda tree: {name: tree[name] for name in computed}
+  )
 
 
 def _replace_dictionaries(

@@ -58,6 +58,10 @@ ROWS = (
         'methods.gauss_newton.splits',
         'methods.gauss_newton.surgery',
         'methods.gauss_newton.trials',
+        'methods.sparsify',
+        'methods.sparsify.masks',
+        'methods.sparsify.method',
+        'methods.sparsify.space',
     ),
     (
         'checkpoint',

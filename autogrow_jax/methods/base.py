@@ -1,8 +1,8 @@
-"""`Method`: what is minimised and what is changed. Three pure functions."""
+"""`Method`: what is minimised and what is changed, as pure functions."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import growth
+from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
@@ -17,6 +18,20 @@ from autogrow_jax.networks import base as networks_base
 
 Architecture = architecture_lib.Architecture
 Tree = dict[str, Any]
+
+
+class Gated(NamedTuple):
+  """The network that packed parameters stand for.
+
+  Attributes:
+    weights: packed.
+    stats: packed network statistics.
+    gates: see `networks.base.apply`.
+  """
+
+  weights: Tree
+  stats: Tree
+  gates: Tree | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +68,7 @@ class Situation:
     batches_per_epoch: how many make an epoch.
     train_accuracy: fraction, over the epoch just finished.
     weight_decay: of the run's optimizer.
+    is_last: whether nothing grows after this.
   """
 
   architecture: Architecture
@@ -61,6 +77,7 @@ class Situation:
   batches_per_epoch: int
   train_accuracy: float
   weight_decay: float
+  is_last: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +94,15 @@ class Skip:
 
 
 class Method(Protocol):
-  """A growing method: a frozen, hashable dataclass of hyper-parameters."""
+  """A growing method: a frozen, hashable dataclass of hyper-parameters.
+
+  Attributes:
+    aux: how its trainable leaves are trained; None if it has none.
+  """
+
+  @property
+  def aux(self) -> optimizers.AuxConfig | None:
+    ...
 
   def extra(self, architecture: Architecture) -> tuple[Tree, Tree]:
     """Additional leaves.
@@ -89,6 +114,16 @@ class Method(Protocol):
       (trainable, other) trees, keyed by axis or block name so that growth
       carries them.
     """
+    ...
+
+  def active(
+      self, architecture: Architecture, memory: Tree
+  ) -> view.Active | None:
+    """What of the network is computed, from the other leaves; None for all."""
+    ...
+
+  def gated(self, layout: view.Layout, params: Tree, stats: Tree) -> Gated:
+    """The network that packed parameters stand for; runs inside jit."""
     ...
 
   def objective(
@@ -119,8 +154,14 @@ class Method(Protocol):
     """The change that carries out a decision, if any; runs between epochs."""
     ...
 
-  def describe(self, architecture: Architecture) -> str:
+  def describe(self, architecture: Architecture, memory: Tree) -> str:
     """The shape of a network in a few characters, for the progress line."""
+    ...
+
+  def metrics(
+      self, architecture: Architecture, aux: Tree, memory: Tree
+  ) -> dict[str, Any]:
+    """What to record after an epoch besides what all methods have."""
     ...
 
 
@@ -128,8 +169,22 @@ class Method(Protocol):
 class FixedArchitecture:
   """Trains a network as it is; the baseline."""
 
+  @property
+  def aux(self) -> optimizers.AuxConfig | None:
+    return None
+
   def extra(self, architecture: Architecture) -> tuple[Tree, Tree]:
     return state_lib.no_extra(architecture)
+
+  def active(
+      self, architecture: Architecture, memory: Tree
+  ) -> view.Active | None:
+    del architecture, memory
+    return None
+
+  def gated(self, layout: view.Layout, params: Tree, stats: Tree) -> Gated:
+    del layout
+    return Gated(params['weights'], stats['network'])
 
   def objective(
       self,
@@ -148,8 +203,15 @@ class FixedArchitecture:
     del decision, situation
     return None
 
-  def describe(self, architecture: Architecture) -> str:
+  def describe(self, architecture: Architecture, memory: Tree) -> str:
+    del memory
     return policies.format_depths(architecture.depths)
+
+  def metrics(
+      self, architecture: Architecture, aux: Tree, memory: Tree
+  ) -> dict[str, Any]:
+    del architecture, aux, memory
+    return {}
 
 
 def task_objective(

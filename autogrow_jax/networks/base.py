@@ -38,10 +38,13 @@ class Module(nn.Module):
     plain: use XLA's own convolution derivative (see `layers.conv`).
     last_norm: the layer that ends the residual branch, for the initialisers
       that act on it; None for a module without one.
+    last_layer: the layer that ends the residual branch, a norm or not; None for
+      a module without a shortcut.
   """
 
   plain: bool = False
   last_norm: ClassVar[str | None] = None
+  last_layer: ClassVar[str | None] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +89,10 @@ class Network(abc.ABC):
     title: its name in papers.
     widths: base width per stage; their number is the number of stages.
     learning_rate: the top rate that suits it.
+    fixed_axes: those whose size is given by the data or the task.
   """
+
+  fixed_axes: ClassVar[tuple[str, ...]] = ('image', 'classes')
 
   name: str
   title: str

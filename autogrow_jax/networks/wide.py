@@ -14,6 +14,7 @@ inner widths are private.
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import ClassVar
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -66,6 +67,8 @@ class PreActivationBlock(base.Module):
   projects: bool = False
   scale_init: str = 'ones'
   init_scheme: str = 'small'
+
+  last_layer: ClassVar[str] = 'conv2'
 
   @nn.compact
   def __call__(self, x, *, train, gate=None):

@@ -152,7 +152,8 @@ class GaussNewton(base.FixedArchitecture):
       )
     return loss, (after, logits)
 
-  def describe(self, architecture: Architecture) -> str:
+  def describe(self, architecture: Architecture, memory: base.Tree) -> str:
+    del memory
     axes = [site.axis for site in sites_lib.survey(architecture).sites]
     return '-'.join(str(architecture.size(axis)) for axis in axes)
 

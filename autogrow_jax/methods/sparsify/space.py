@@ -1,0 +1,137 @@
+"""The configuration space: channels and blocks that may be there or not."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import costs
+from autogrow_jax import networks
+from autogrow_jax.networks import base
+
+Architecture = architecture_lib.Architecture
+
+GROWS = ('channels', 'layers', 'both')
+BUDGETS = ('params', 'macs')
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+  """What may be there or not.
+
+  Attributes:
+    groups: (name, axes) of channels that are there together: channel i of all
+      of a group's axes. A group has the name of its first axis.
+    layers: the blocks that may be missing: all that keep the shape of what
+      enters them, but for the first of each stage.
+    owners: (group, block) of the groups that are private to such a block.
+  """
+
+  groups: tuple[tuple[str, tuple[str, ...]], ...]
+  layers: tuple[str, ...]
+  owners: tuple[tuple[str, str], ...]
+
+
+@functools.lru_cache(maxsize=256)
+def of(architecture: Architecture, grow: str) -> Space:
+  """The configuration space of a network.
+
+  A stream is one group, which all layers that write it share. Where a block may
+  be missing that has no shortcut, what it reads and what it writes are one
+  group too: without it, its output is its input, channel by channel.
+
+  Args:
+    architecture: the full-size network.
+    grow: one of `GROWS`.
+
+  Returns:
+    The space.
+
+  Raises:
+    ValueError: there is nothing to choose.
+  """
+  fixed = networks.get(architecture.family).fixed_axes
+  axes = [axis for axis, _ in architecture.sizes if axis not in fixed]
+  layers = _layers(architecture) if grow != 'channels' else ()
+  if grow == 'channels' and not axes:
+    raise ValueError(f'{architecture} has no channels of its own to choose.')
+  if grow != 'channels' and not layers:
+    raise ValueError(
+        f'{architecture} has no layers that may be missing: the first of each '
+        'stage always stays; give more with --depths.'
+    )
+  groups = {} if grow == 'layers' else _tied(architecture, axes, layers)
+  owners = [
+      (name, block)
+      for name, members in groups.items()
+      for block in layers
+      if all(axis.startswith(f'{block}.') for axis in members)
+  ]
+  return Space(tuple(groups.items()), layers, tuple(owners))
+
+
+def counts(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+  """Per axis, the sum over its channels: of 'channels' in a tree of masks."""
+  return {
+      axis: values['channels'][name].sum()
+      for name, axes in space.groups
+      for axis in axes
+  }
+
+
+def density(
+    architecture: Architecture,
+    space: Space,
+    values: Mapping[str, Any],
+    budget: str,
+) -> Any:
+  """Cost of a network over that of the full one: 1 - sparsity, equation (4).
+
+  Args:
+    architecture: the full-size network.
+    space: its space.
+    values: {'channels': {group: (size,)}, 'layers': {block: ()}}, samples or
+      probabilities; may be traced. A product of probabilities is the expected
+      cost only approximately, since channels of an axis are drawn apart.
+    budget: one of `BUDGETS`.
+
+  Returns:
+    The ratio.
+  """
+  cost = {'params': costs.params, 'macs': costs.macs}[budget]
+  return cost(
+      architecture, counts(space, values), values['layers']
+  ) / cost(architecture)
+
+
+def _layers(architecture: Architecture) -> tuple[str, ...]:
+  parts = {part.name: part for part in networks.parts(architecture)}
+  return tuple(
+      block
+      for stage in architecture.stages
+      for block in stage[1:]
+      if base.output_shape(parts[block]) == parts[block].input_shape
+  )
+
+
+def _tied(
+    architecture: Architecture, axes: list[str], layers: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+  """Groups by name, in the order of the axes' names."""
+  root = {axis: axis for axis in axes}
+
+  def find(axis):
+    while root[axis] != axis:
+      axis = root[axis]
+    return axis
+
+  for part in networks.parts(architecture):
+    if part.name in layers:
+      names = dict(part.axes)
+      ends = sorted(find(names[end]) for end in ('in', 'out'))
+      root[ends[1]] = ends[0]
+  groups: dict[str, list[str]] = {}
+  for axis in axes:
+    groups.setdefault(find(axis), []).append(axis)
+  return {name: tuple(members) for name, members in groups.items()}
