@@ -21,7 +21,7 @@ PRECISIONS = ('float32', 'bfloat16')
 POLICIES = (
     'periodic', 'convergent', 'sequential', 'oneshot', 'every', 'fixed'
 )
-GROWING_SCHEDULES = ('constant', 'staircase', 'cosine')
+GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 
 Method = autogrow.AutoGrow | gauss_newton.GaussNewton | sparsify.Sparsify
 
@@ -104,7 +104,8 @@ class ScheduleConfig:
 
   Attributes:
     learning_rate: the top rate; None for the network's own.
-    growing: 'constant', 'staircase' or 'cosine'.
+    growing: 'constant', 'staircase', 'cosine', or 'whole': as the final phase,
+      over all growing epochs, which have to be limited.
     finetune_epochs: N, epochs after growing (all of them if nothing grows).
   """
 
@@ -260,6 +261,11 @@ class RunConfig:
       raise ValueError(
           'reinitialize draws the weights of another run afresh: name that run '
           'with init_from.'
+      )
+    if self.schedule.growing == 'whole' and self.policy.max_epochs is None:
+      raise ValueError(
+          "growing schedule 'whole' needs the number of growing epochs; give "
+          'max_epochs.'
       )
     if self.batch_size < 1:
       raise ValueError(f'batch_size is at least 1, got {self.batch_size}.')

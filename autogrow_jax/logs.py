@@ -16,6 +16,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   each with _before and _after; logits_change_eval and logits_change_train
   (largest absolute change on one fixed batch); optimizer (leaves {'kept',
   'changed', 'new', 'dropped'}); initializer (its report); seconds.
+* 'sample': the keys of 'grow'; other channels and blocks of the same network
+  are there (initializer counts them).
 * 'skip': reason; the policy asked for a growth, and the method had none.
 * 'stop': stage, reason ('window' or 'cap').
 * 'phase': name.
@@ -288,6 +290,8 @@ def format_record(record: Record) -> str:
     return format_epoch(record)
   if event == 'grow':
     return format_growth(record)
+  if event == 'sample':
+    return format_sample(record)
   if event == 'skip':
     return f"no growth: {record['reason']}"
   if event == 'stop':
@@ -386,6 +390,22 @@ def format_growth(record: Record) -> str:
     )
     lines.append(f'initializer: {report}')
   return '\n  '.join(lines)
+
+
+def format_sample(record: Record) -> str:
+  """One line: what a new sample of the masks changed."""
+  changes = ', '.join(
+      f'{name.replace("_", " ")} {count}'
+      for name, count in record['initializer'].items()
+      if count
+  )
+  return (
+      f'  sample -> {_shape(record)}, '
+      f'{format_count(record["params_before"])} -> '
+      f'{format_count(record["params_after"])} parameters, loss '
+      f'{_number(record["loss_before"])} -> {_number(record["loss_after"])}'
+      f' ({changes or "nothing changed"})'
+  )
 
 
 def format_count(count: float) -> str:

@@ -66,12 +66,15 @@ class Schedule:
   Attributes:
     learning_rate: the top rate.
     growing: 'constant'; 'staircase' or 'cosine': all of it within every
-      interval of the policy, whether or not the network grew.
+      interval of the policy, whether or not the network grew; 'whole': as the
+      final phase, over all of the growing phase.
     interval: epochs between the policy's checks.
     finetune_epochs: N, length of the final phase.
     milestones: 'small' drops tenfold at 1/2 and 3/4 of a phase, 'imagenet' at
       1/3 and 2/3 (Wen et al. 2020), rounded down: a phase of one epoch has the
-      lowest rate only.
+      lowest rate only. 'wide' drops fivefold at 3, 6 and 8 tenths; 'poly' falls
+      as the 0.9th power of what is left.
+    growing_epochs: length of the growing phase, for 'whole'.
   """
 
   learning_rate: float
@@ -79,6 +82,7 @@ class Schedule:
   interval: int
   finetune_epochs: int
   milestones: str
+  growing_epochs: int | None = None
 
   def rate(self, phase: str, epoch: int) -> float:
     """Learning rate of an epoch.
@@ -93,17 +97,30 @@ class Schedule:
     if phase == 'growing':
       if self.growing == 'constant':
         return self.learning_rate
-      length, epoch = self.interval, epoch % self.interval
+      length = self.interval
+      if self.growing == 'whole':
+        length = self.growing_epochs
+      epoch %= length
       if self.growing == 'cosine':
         return self.learning_rate * (1 + math.cos(math.pi * epoch / length)) / 2
     else:
       length = self.finetune_epochs
-    first, second = {
-        'small': (length // 2, 3 * length // 4),
-        'imagenet': (length // 3, 2 * length // 3),
-    }[self.milestones]
-    drops = (epoch >= first) + (epoch >= second)
-    return self.learning_rate * (1.0, 0.1, 0.01)[drops]
+    if self.milestones == 'poly':
+      return self.learning_rate * (1 - epoch / length) ** 0.9
+    parts, factors = _MILESTONES[self.milestones]
+    drops = sum(
+        epoch >= numerator * length // denominator
+        for numerator, denominator in parts
+    )
+    return self.learning_rate * factors[drops]
+
+
+# Parts of a phase at which the rate drops, and its factors.
+_MILESTONES = {
+    'small': (((1, 2), (3, 4)), (1.0, 0.1, 0.01)),
+    'imagenet': (((1, 3), (2, 3)), (1.0, 0.1, 0.01)),
+    'wide': (((3, 10), (6, 10), (8, 10)), (1.0, 0.2, 0.04, 0.008)),
+}
 
 
 def make(

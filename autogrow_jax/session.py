@@ -358,7 +358,10 @@ def set_up(
       growing=config.schedule.growing,
       interval=config.policy.interval,
       finetune_epochs=config.schedule.finetune_epochs,
-      milestones=config.network.stem,
+      milestones=(
+          networks.get(config.network.name).milestones or config.network.stem
+      ),
+      growing_epochs=config.policy.max_epochs,
   )
   task = programs_lib.Task(
       method=method or config.method,

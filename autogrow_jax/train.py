@@ -527,7 +527,7 @@ def _apply(
       if not any(block in names for names in old.stages)
   ]
   session.record(
-      'grow',
+      'sample' if change.architecture == old else 'grow',
       shape=session.describe(),
       stage=decision.stage,
       block=', '.join(new_blocks),

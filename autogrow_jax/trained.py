@@ -140,10 +140,19 @@ def load(
   if restored is None:
     raise ValueError(f'The run in {workdir} has not saved a checkpoint yet.')
   documents, state = restored.documents, restored.state['state']
+  architecture = architecture_lib.Architecture.from_json(
+      documents['architecture']
+  )
+  active = (method or config.method).active(
+      architecture, state.stats['method']
+  )
+  if active is not None:
+    raise ValueError(
+        f'The run in {workdir} is still choosing what its network consists of '
+        f'(epoch {documents["progress"]["epoch"]}); continue it to its end.'
+    )
   return TrainedNetwork(
-      architecture=architecture_lib.Architecture.from_json(
-          documents['architecture']
-      ),
+      architecture=architecture,
       config=config,
       preprocessing=data.Preprocessing(**documents['preprocessing']),
       weights=state.params['weights'],

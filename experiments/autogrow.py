@@ -109,8 +109,8 @@ def _appending(preset: config.RunConfig) -> config.RunConfig:
   """The preset, if it is one that appends sub-modules."""
   if not isinstance(preset.method, autogrow.AutoGrow):
     raise ValueError(
-        'The preset grows widths and not depths; it is for '
-        'experiments.gauss_newton.'
+        'The preset does not append sub-modules; it is for '
+        'experiments.gauss_newton or experiments.sparsify.'
     )
   return preset
 

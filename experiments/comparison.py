@@ -45,8 +45,21 @@ def at_equal_cost(
   images = len(dataset.train.labels) // size * size
   epoch_cost = costs.Ledger().trained(macs, images).train_macs
   epochs = max(1, round(result['train_macs'] / epoch_cost))
+  return for_epochs(
+      run_config, dataset, epochs, label=f'{label}, at equal training cost'
+  )
+
+
+def for_epochs(
+    run_config: config.RunConfig,
+    dataset: data.Dataset,
+    epochs: int,
+    *,
+    label: str,
+) -> dict[str, Any]:
+  """Trains a fixed network for a number of epochs; `label` is for people."""
   print(
-      f'for comparison: {label}, fixed, {epochs} epochs at equal training cost',
+      f'for comparison: {label}, fixed, {epochs} epochs',
       file=sys.stderr,
       flush=True,
   )

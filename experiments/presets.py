@@ -10,10 +10,12 @@ from autogrow_jax import controls
 from autogrow_jax import data
 from autogrow_jax import logs
 from autogrow_jax import networks
+from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods.gauss_newton import method as gauss_newton
 from autogrow_jax.methods.gauss_newton import selection
+from autogrow_jax.methods.sparsify import method as sparsify
 from experiments import paper
 
 RunConfig = config.RunConfig
@@ -55,6 +57,132 @@ def _widening_small(dataset: str) -> RunConfig:
   )
 
 
+def _masking(
+    dataset: str,
+    network: config.NetworkConfig,
+    sparsity: float,
+    *,
+    epochs: int,
+    weight_decay: float = 1e-4,
+    batch_size: int = 128,
+    budget: str = 'params',
+    image_size: int | None = None,
+) -> RunConfig:
+  """Channels by sampled masks, trained as the full network is."""
+  return RunConfig(
+      workdir='',
+      data=data.DataConfig(dataset=dataset, image_size=image_size),
+      network=network,
+      policy=config.PolicyConfig('every', interval=1, max_epochs=epochs),
+      method=sparsify.Sparsify(target_sparsity=sparsity, budget=budget),
+      schedule=config.ScheduleConfig(
+          learning_rate=0.1, growing='whole', finetune_epochs=0
+      ),
+      optimizer=optimizers.OptimizerConfig(weight_decay=weight_decay),
+      batch_size=batch_size,
+  )
+
+
+def _masking_layers(
+    dataset: str,
+    network: config.NetworkConfig,
+    *,
+    epochs: int,
+    finetune: int,
+    batch_size: int = 128,
+) -> RunConfig:
+  """Channels and layers, within the depths that AutoGrow found."""
+  run_config = _masking(
+      dataset, network, 0.5, epochs=epochs, batch_size=batch_size
+  )
+  return dataclasses.replace(
+      run_config,
+      method=dataclasses.replace(
+          run_config.method, grow='both', lambda1=1.0, lambda2=0.1
+      ),
+      schedule=dataclasses.replace(
+          run_config.schedule, finetune_epochs=finetune
+      ),
+  )
+
+
+# Yuan et al. 2021. Budgets are those of their results; of ImageNet networks
+# lengths, weight decay and batch size are our own choice.
+_MASKING = {
+    'vgg16_cifar10': _masking(
+        'cifar10', config.NetworkConfig('vgg16'), 0.95, epochs=160
+    ),
+    'resnet20_cifar10': _masking(
+        'cifar10',
+        config.NetworkConfig('basic3resnet', depths=(3, 3, 3), shortcut='A'),
+        0.642,
+        epochs=160,
+    ),
+    'wrn28_10_cifar10': _masking(
+        'cifar10',
+        config.NetworkConfig('wrn28_10'),
+        0.9057,
+        epochs=200,
+        weight_decay=5e-4,
+    ),
+    'resnet50_imagenet': _masking(
+        'imagenet2012',
+        config.NetworkConfig('bottleneck4resnet', depths=(3, 4, 6, 3)),
+        0.388,
+        epochs=90,
+        batch_size=256,
+    ),
+    # 73 and 83 % of the multiply-adds of the quarter and three quarters wide
+    # network.
+    'mobilenet_imagenet_small': _masking(
+        'imagenet2012',
+        config.NetworkConfig('mobilenet1', widths=(32, 64, 128, 256, 512)),
+        0.7985,
+        epochs=90,
+        batch_size=256,
+        weight_decay=4e-5,
+        budget='macs',
+        image_size=128,
+    ),
+    'mobilenet_imagenet_large': _masking(
+        'imagenet2012',
+        config.NetworkConfig('mobilenet1'),
+        0.5251,
+        epochs=90,
+        batch_size=256,
+        weight_decay=4e-5,
+        budget='macs',
+    ),
+    # The full spaces are what AutoGrow found; the budget is half of that.
+    'basic3_layers_cifar10': _masking_layers(
+        'cifar10',
+        config.NetworkConfig('basic3resnet', depths=(42, 42, 42)),
+        epochs=160,
+        finetune=40,
+    ),
+    'plain3_layers_cifar10': _masking_layers(
+        'cifar10',
+        config.NetworkConfig('plain3net', depths=(23, 22, 22)),
+        epochs=160,
+        finetune=40,
+    ),
+    'bottleneck4_layers_imagenet': _masking_layers(
+        'imagenet2012',
+        config.NetworkConfig('bottleneck4resnet', depths=(6, 7, 3, 9)),
+        epochs=90,
+        finetune=20,
+        batch_size=256,
+    ),
+    'plain4_layers_imagenet': _masking_layers(
+        'imagenet2012',
+        config.NetworkConfig('plain4net', depths=(5, 5, 5, 4)),
+        epochs=90,
+        finetune=20,
+        batch_size=256,
+    ),
+}
+
+
 PRESETS: dict[str, RunConfig] = {
     # A first run: minutes on two CPU cores.
     'digits': dataclasses.replace(
@@ -84,6 +212,7 @@ PRESETS: dict[str, RunConfig] = {
         f'vgg19_{name}_small': _widening_small(name)
         for name in ('cifar10', 'cifar100')
     },
+    **_MASKING,
 }
 
 

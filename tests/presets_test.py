@@ -38,6 +38,7 @@ from autogrow_jax import session
 from autogrow_jax import train
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods import base
+from autogrow_jax.methods.sparsify import method as sparsify
 from experiments import flags
 from experiments import paper
 from experiments import presets
@@ -147,11 +148,13 @@ def rows_of(table: int, *, grown: bool) -> list[tuple[str, paper.Row]]:
 def table_of(name: str) -> str:
   if '/' in name:
     return name.partition('/')[0]
+  if isinstance(presets.get(name).method, sparsify.Sparsify):
+    return 'masks'
   return 'depths' if name in of_depths() else 'widths'
 
 
 def of_depths() -> list[str]:
-  """The presets that append sub-modules; the others grow widths."""
+  """The presets that append sub-modules."""
   return [
       name
       for name in presets.names()

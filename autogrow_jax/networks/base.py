@@ -90,9 +90,12 @@ class Network(abc.ABC):
     widths: base width per stage; their number is the number of stages.
     learning_rate: the top rate that suits it.
     fixed_axes: those whose size is given by the data or the task.
+    milestones: of its learning rate, see `optimizers.Schedule`; None for those
+      of the stem.
   """
 
   fixed_axes: ClassVar[tuple[str, ...]] = ('image', 'classes')
+  milestones: ClassVar[str | None] = None
 
   name: str
   title: str

@@ -122,6 +122,7 @@ class WideResNet(common.Published):
   stem: int = 16
 
   inner = ('mid',)
+  milestones = 'wide'
 
   def shared(self, widths: Sequence[int]) -> dict[str, int]:
     return {'stem': self.stem, **common.streams(widths)}

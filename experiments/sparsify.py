@@ -1,0 +1,308 @@
+"""Grows and prunes channels and layers within a budget, by sampled masks.
+
+    python -m experiments.sparsify                      # digits, minutes
+    python -m experiments.sparsify --target_sparsity=0.8 --compare=full,direct
+    python -m experiments.sparsify --method=random --seed=1
+    python -m experiments.sparsify --grow=both --depths=4-4-4
+
+Structured continuous sparsification (Yuan, Savarese, Maire, ICLR 2021). The
+network of --depths and --widths is the largest there can be; the run starts
+from one channel per layer, and at its end has --target_sparsity of the full
+cost less.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags as absl_flags
+
+from autogrow_jax import config
+from autogrow_jax import costs
+from autogrow_jax import data
+from autogrow_jax import logs
+from autogrow_jax import results
+from autogrow_jax import session
+from autogrow_jax import train
+from autogrow_jax.methods.sparsify import method as method_lib
+from experiments import comparison
+from experiments import flags
+from experiments import summary
+
+_CHOICES = {
+    name: ', '.join(values) for name, values in method_lib.CHOICES.items()
+}
+FIELDS = {
+    'depths': flags.DEPTHS,
+    'epochs': (
+        'policy.max_epochs', 'int', 'T, epochs of growing and pruning.'
+    ),
+    'query_epochs': (
+        'policy.interval', 'int', 'Epochs from one sample of masks to the next.'
+    ),
+    'target_sparsity': (
+        'method.target_sparsity',
+        'float',
+        'Part of the cost of the full network to do without: 0.9 leaves a '
+        'tenth.',
+    ),
+    'budget': (
+        'method.budget', 'text', f'What cost is: {_CHOICES["budget"]}.'
+    ),
+    'grow': (
+        'method.grow', 'text', f'What has masks: {_CHOICES["grow"]}.'
+    ),
+    'gate': (
+        'method.gate',
+        'text',
+        'Where a mask multiplies: readers (of the channel) or filter (equation '
+        '1, to whose factor a norm is blind).',
+    ),
+    'lambda1': ('method.lambda1', 'float', 'Penalty on channels.'),
+    'lambda2': ('method.lambda2', 'float', 'Penalty on layers.'),
+    'lambda_update': (
+        'method.lambda_update',
+        'text',
+        'The excess over the budget is known anew per step (expected cost) or '
+        'per epoch (cost of the sample).',
+    ),
+    'temperature': (
+        'method.temperature',
+        'text',
+        'Annealed per structure (by how often it was sampled) or global.',
+    ),
+    'beta_final': (
+        'method.beta_final', 'float', 'Inverse temperature at the end; 1 first.'
+    ),
+    'relaxation': (
+        'method.relaxation', 'text', f'Of masks: {_CHOICES["relaxation"]}.'
+    ),
+    'final_select': (
+        'method.final',
+        'text',
+        'What remains: the last sample, or by threshold (p of at least 1/2).',
+    ),
+    'freeze': (
+        'method.freeze',
+        'float',
+        'Part of the growing epochs after which nothing is sampled any more.',
+    ),
+    'start': (
+        'method.start',
+        'float',
+        'Part of the steps in which the penalty alone would bring what is off '
+        'to even chances.',
+    ),
+    'mask_learning_rate': (
+        'method.mask.learning_rate', 'float', 'Of mask variables.'
+    ),
+    'growing_schedule': flags.GROWING_FLAGS['growing_schedule'],
+    **{
+        name: field
+        for name, field in flags.RUN_FLAGS.items()
+        if name not in ('paper_compat', 'init_from', 'reinitialize')
+    },
+}
+METHODS = ('sparsify', 'random')
+BACKENDS = ('auto', 'masked', 'compact')
+COMPARISONS = ('full', 'direct', 'cost')
+
+# Multiply-adds of training between two samples from which on a compact network
+# saves more than the compilations that it costs.
+_WORTH_COMPILING = 3e12
+
+
+def sparsifying(preset: config.RunConfig) -> config.RunConfig:
+  """A preset of this method, or the data and training of another one."""
+  if isinstance(preset.method, method_lib.Sparsify):
+    return preset
+  return dataclasses.replace(
+      preset,
+      network=dataclasses.replace(
+          preset.network, depths=preset.network.depths or (2, 2, 2)
+      ),
+      policy=config.PolicyConfig('every', interval=1, max_epochs=40),
+      method=method_lib.Sparsify(target_sparsity=0.7),
+      schedule=dataclasses.replace(
+          preset.schedule, growing='whole', finetune_epochs=0
+      ),
+  )
+
+
+flags.define(FIELDS, sparsifying)
+METHOD = absl_flags.DEFINE_enum(
+    'method',
+    'sparsify',
+    METHODS,
+    'sparsify; random (masks drawn with one probability, never trained).',
+)
+BACKEND = absl_flags.DEFINE_enum(
+    'backend',
+    'auto',
+    BACKENDS,
+    'What is computed: masked (everything, one program), compact (what is '
+    'there, a program for each shape), or auto: compact where steps cost more '
+    'than compiling.',
+)
+COMPARE = absl_flags.DEFINE_list(
+    'compare',
+    [],
+    'Fixed networks to train as well, from scratch: full (the full-size one, '
+    'for as many epochs), direct (the found one, for as many epochs), cost '
+    '(the full-size one, at equal training cost).',
+)
+
+
+def main() -> None:
+  flags.use_compilation_cache()
+  if unknown := set(COMPARE.value) - set(COMPARISONS):
+    raise ValueError(
+        f'--compare names some of {", ".join(COMPARISONS)}, not '
+        f'{", ".join(unknown)}.'
+    )
+  run_config = flags.make_config(FIELDS, sparsifying)
+  dataset = data.load(run_config.data, seed=run_config.seed)
+  run_config = complete(run_config, dataset)
+  result = train.run(run_config, dataset=dataset)
+  comparisons = [
+      (name, compare(run_config, dataset, result, name))
+      for name in COMPARE.value
+  ]
+  if comparisons:
+    results.add_comparisons(run_config.workdir, dict(comparisons))
+  print(summary.of_run(result, run_config.workdir, comparisons))
+  print(of_masks(run_config, dataset, result, dict(comparisons)))
+
+
+def complete(
+    run_config: config.RunConfig, dataset: data.Dataset
+) -> config.RunConfig:
+  """The configuration with what depends on its length and on the network.
+
+  Raises:
+    ValueError: the budget is below what the smallest network costs.
+  """
+  policy = run_config.policy
+  if policy.name != 'every' or not policy.max_epochs:
+    raise ValueError('Masks are sampled every so many epochs: give --epochs.')
+  steps = len(dataset.train.labels) // run_config.batch_size
+  architecture = session.seed_architecture(
+      train.resolve(run_config, dataset), dataset
+  )
+  between = policy.interval * steps * run_config.batch_size
+  is_worth = 3 * costs.macs(architecture) * between > _WORTH_COMPILING
+  backend = BACKEND.value
+  if backend == 'auto':
+    backend = 'compact' if is_worth else 'masked'
+  method = dataclasses.replace(
+      run_config.method,
+      strategy=METHOD.value,
+      backend=backend,
+      run=method_lib.Run(
+          queries=-(-policy.max_epochs // policy.interval),
+          steps=policy.max_epochs * steps,
+      ),
+  )
+  least = method.least_density(architecture)
+  if 1 - method.target_sparsity < least:
+    raise ValueError(
+        f'--target_sparsity={method.target_sparsity} leaves less than the '
+        f'smallest network, of one channel per layer; it is at most '
+        f'{math.floor(1e4 * (1 - least)) / 1e4:.4f}.'
+    )
+  print(
+      f'{architecture} in full: {costs.params(architecture)} parameters, '
+      f'{costs.macs(architecture)} multiply-adds; {method.backend} execution',
+      file=sys.stderr,
+      flush=True,
+  )
+  return dataclasses.replace(run_config, method=method)
+
+
+def compare(
+    run_config: config.RunConfig,
+    dataset: data.Dataset,
+    result: Mapping[str, Any],
+    name: str,
+) -> dict[str, Any]:
+  """Trains a fixed network from scratch; `name` is one of `COMPARISONS`."""
+  fixed = comparison.fixed(run_config, name)
+  if name == 'direct':
+    fixed = dataclasses.replace(
+        fixed,
+        network=config.NetworkConfig(run_config.network.name),
+        init_from=run_config.workdir,
+        reinitialize=True,
+    )
+    return comparison.for_epochs(
+        fixed, dataset, result['epochs'], label='what was found, from scratch'
+    )
+  full = session.seed_architecture(train.resolve(fixed, dataset), dataset)
+  if name == 'cost':
+    return comparison.at_equal_cost(
+        fixed, dataset, result, macs=costs.macs(full), label='the full network'
+    )
+  return comparison.for_epochs(
+      fixed, dataset, result['epochs'], label='the full network'
+  )
+
+
+def of_masks(
+    run_config: config.RunConfig,
+    dataset: data.Dataset,
+    result: Mapping[str, Any],
+    comparisons: Mapping[str, Mapping[str, Any]],
+) -> str:
+  """What was found, and what it saved."""
+  full = session.seed_architecture(
+      train.resolve(run_config, dataset), dataset
+  )
+  history = logs.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
+  epochs = [record for record in history if record['event'] == 'epoch']
+  (end,) = [record for record in history if record['event'] == 'grow']
+  sizes = result['architecture']['sizes']
+  percent = lambda part, whole: f'{100 * part / whole:.2f} %'
+  lines = [
+      '  widths '
+      + ', '.join(
+          f'{axis} {sizes[axis]}/{size}'
+          for axis, size in full.sizes
+          if axis in end['initializer']['widths']
+      ),
+      f'  {percent(result["params"], costs.params(full))} of '
+      f'{logs.format_count(costs.params(full))} parameters, '
+      f'{percent(result["macs"], costs.macs(full))} of '
+      f'{logs.format_count(costs.macs(full))} multiply-adds; '
+      f'{percent(1 - run_config.method.target_sparsity, 1)} of the '
+      f'{run_config.method.budget} were asked for',
+      f'  training multiply-adds saved: {_savings(full, epochs, "growing")} '
+      f'while growing, {_savings(full, epochs)} in all',
+      f'  the compact network is the masked one up to '
+      f'{end["logits_change_eval"]:.2g} in its logits; '
+      f'{100 * end["initializer"]["ambiguous"]:.1f} % of the masks were '
+      'ambiguous',
+  ]
+  if 'full' in comparisons:
+    seconds = lambda item: item['wall_seconds'] - item['compile_seconds']
+    other = comparisons['full']
+    lines.append(
+        '  wall time saved against the full network: '
+        f'{seconds(other) / seconds(result):.2f}x without compiling, '
+        f'{other["wall_seconds"] / result["wall_seconds"]:.2f}x with it'
+    )
+  return '\n'.join(lines)
+
+
+def _savings(full: Any, epochs: Any, phase: str | None = None) -> str:
+  """Of the full network's training, for as many epochs of a phase or all."""
+  spent = [
+      record['macs'] for record in epochs if phase in (None, record['phase'])
+  ]
+  return f'{len(spent) * costs.macs(full) / sum(spent):.2f}x'
+
+
+if __name__ == '__main__':
+  flags.run_main(main)

@@ -1,0 +1,84 @@
+"""Tests of `experiments.sparsify`: a tiny run, and what it refuses."""
+
+import os
+import tempfile
+
+from absl.testing import absltest
+import runs
+
+from autogrow_jax import train
+from autogrow_jax import trained
+
+TINY = (
+    '--network=mlp', '--depths=1-1', '--widths=8-8', '--epochs=2',
+    '--target_sparsity=0.4', f'--compilation_cache={runs.CACHE}',
+)
+
+BAD = (
+    ('--target_sparsity=0', 'above 0 and below 1, got 0'),
+    ('--target_sparsity=1', 'above 0 and below 1, got 1'),
+    ('--target_sparsity=0.999', 'smallest network.* at most 0.8724'),
+    ('--budget=watts', 'budget is one of params, macs, got .watts'),
+    ('--grow=depth', 'grow is one of channels, layers, both, got .depth'),
+    ('--grow=layers', 'no layers that may be missing.*--depths'),
+    ('--gate=input', 'gate is one of readers, filter, got .input'),
+    ('--temperature=warm', 'temperature is one of structure, global'),
+    ('--beta_final=0.5', 'beta_final is from 1 to inf, got 0.5'),
+    ('--freeze=2', 'freeze is from 0 to 1, got 2'),
+    ('--compare=seed', 'compare names some of full, direct, cost, not seed'),
+    ('--epochs=0', 'at least 1'),
+)
+
+
+class BinaryTest(absltest.TestCase):
+
+  def test_a_run_and_its_continuation(self):
+    with tempfile.TemporaryDirectory() as workdir:
+      given = [*TINY, f'--workdir={workdir}', '--compare=full,direct,cost']
+      first, again, other = runs.call(
+          'sparsify', [given, given, [*given, '--lambda1=1']]
+      )
+      self.assertEqual(first.status, 0, first.stderr)
+      self.assertIn('mlp-1-1 in full: 682 parameters', first.stderr)
+      self.assertIn('60.00 % of the params were asked for', first.stdout)
+      self.assertIn('wall time saved against the full network', first.stdout)
+      self.assertLen(runs.records(workdir, 'sample'), 1)
+      (end,) = runs.records(workdir, 'grow')
+      self.assertLess(end['logits_change_eval'], 1e-5)
+      result = train.read_result(workdir)
+      sizes = result['architecture']['sizes']
+      self.assertEqual(end['initializer']['widths'], {
+          axis: sizes[axis] for axis in ('s0b0.out', 's1b0.out')
+      })
+      self.assertEqual(set(result['comparison']), {'full', 'direct', 'cost'})
+      self.assertEqual(
+          result['comparison']['direct']['params'], result['params']
+      )
+      self.assertEqual(trained.load(workdir).architecture.sizes, tuple(
+          sorted(sizes.items())
+      ))
+      self.assertEqual(again.status, 0, again.stderr)
+      self.assertEqual(train.read_result(workdir), result)
+      self.assertEqual(other.status, 2)
+      self.assertIn('lambda1: 0.5 -> 1.0', other.stderr)
+
+  def test_bad_input(self):
+    with tempfile.TemporaryDirectory() as parent:
+      names = [f'{parent}/{number}' for number in range(len(BAD))]
+      outcomes = runs.call(
+          'sparsify',
+          [
+              [*TINY, *flags.split(), f'--workdir={name}']
+              for (flags, _), name in zip(BAD, names, strict=True)
+          ],
+      )
+      for (flags, message), outcome in zip(BAD, outcomes, strict=True):
+        with self.subTest(flags):
+          self.assertEqual(outcome.status, 2, outcome.stdout)
+          (line,) = outcome.stderr.splitlines()
+          self.assertRegex(line, f'^error: .*({message})')
+      self.assertEqual(os.listdir(parent), [])
+
+
+if __name__ == '__main__':
+  absltest.main()
