@@ -94,6 +94,7 @@ class Conv(nn.Module):
       `conv`'s.
     bias: add a vector that starts at zero. A norm behind it takes it away again
       while training; some published networks, and their sizes, have it.
+    dilation: distance between neighbouring taps of the kernel, pixels.
   """
 
   features: int
@@ -104,6 +105,7 @@ class Conv(nn.Module):
   init_scheme: str = 'small'
   plain: bool = False
   bias: bool = False
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -113,7 +115,8 @@ class Conv(nn.Module):
     init = KERNEL_INITS[self.init_scheme]
     kernel = self.param('kernel', named(init, axes), shape)
     apply = plain_conv if self.plain else conv
-    y = apply(x, kernel.astype(x.dtype), self.stride, self.size // 2)
+    pad = self.dilation * (self.size // 2)
+    y = apply(x, kernel.astype(x.dtype), self.stride, pad, self.dilation)
     if not self.bias:
       return y
     bias = self.param(
@@ -284,7 +287,7 @@ def halve(x: jax.Array) -> jax.Array:
 
 
 def plain_conv(
-    x: jax.Array, kernel: jax.Array, stride: int, pad: int
+    x: jax.Array, kernel: jax.Array, stride: int, pad: int, dilation: int = 1
 ) -> jax.Array:
   """Convolution as XLA has it; depthwise if the kernel has one input."""
   return lax.conv_general_dilated(
@@ -292,13 +295,16 @@ def plain_conv(
       kernel,
       (stride, stride),
       ((pad, pad), (pad, pad)),
+      rhs_dilation=(dilation, dilation),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       feature_group_count=x.shape[-1] // kernel.shape[2],
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int, pad: int, dilation: int = 1
+) -> jax.Array:
   """`plain_conv` with a kernel gradient that stays fast inside loops on CPUs.
 
   XLA:CPU runs the kernel gradient that autodiff produces on a slow generic
@@ -311,20 +317,22 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
     kernel: (size, size, in, out), or depthwise (size, size, 1, in).
     stride: of both dimensions.
     pad: zeros on each side of both dimensions.
+    dilation: distance between neighbouring taps of the kernel.
 
   Returns:
     (batch, out height, out width, out).
   """
-  return plain_conv(x, kernel, stride, pad)
+  return plain_conv(x, kernel, stride, pad, dilation)
 
 
-def _conv_forward(x, kernel, stride, pad):
-  return plain_conv(x, kernel, stride, pad), (x, kernel)
+def _conv_forward(x, kernel, stride, pad, dilation):
+  return plain_conv(x, kernel, stride, pad, dilation), (x, kernel)
 
 
-def _conv_backward(stride, pad, residuals, dy):
+def _conv_backward(stride, pad, dilation, residuals, dy):
   x, kernel = residuals
-  (dx,) = jax.vjp(lambda x: plain_conv(x, kernel, stride, pad), x)[1](dy)
+  plain = lambda x, kernel: plain_conv(x, kernel, stride, pad, dilation)
+  (dx,) = jax.vjp(lambda x: plain(x, kernel), x)[1](dy)
   on_cpu = (
       _transposed_kernel_gradient
       if kernel.shape[2] == x.shape[-1]
@@ -333,10 +341,8 @@ def _conv_backward(stride, pad, residuals, dy):
   dkernel = lax.platform_dependent(
       x,
       dy,
-      cpu=lambda x, dy: on_cpu(x, dy, kernel.shape[0], stride, pad),
-      default=lambda x, dy: jax.vjp(
-          lambda k: plain_conv(x, k, stride, pad), kernel
-      )[1](dy)[0],
+      cpu=lambda x, dy: on_cpu(x, dy, kernel.shape[0], stride, pad, dilation),
+      default=lambda x, dy: jax.vjp(lambda k: plain(x, k), kernel)[1](dy)[0],
   )
   return dx, dkernel
 
@@ -344,16 +350,17 @@ def _conv_backward(stride, pad, residuals, dy):
 conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _transposed_kernel_gradient(x, dy, size, stride, pad):
+def _transposed_kernel_gradient(x, dy, size, stride, pad, dilation):
   """The kernel gradient as a convolution over the batch dimension."""
+  reach = (size - 1) * dilation + 1
   pads = [
-      (pad, size + (dy.shape[dim] - 1) * stride - x.shape[dim] - pad)
+      (pad, reach + (dy.shape[dim] - 1) * stride - x.shape[dim] - pad)
       for dim in (1, 2)
   ]
   gradient = lax.conv_general_dilated(
       x.transpose(3, 1, 2, 0),  # (in, height, width, batch)
       dy.transpose(1, 2, 0, 3),  # (out height, out width, batch, out)
-      (1, 1),
+      (dilation, dilation),
       pads,
       rhs_dilation=(stride, stride),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
@@ -361,14 +368,15 @@ def _transposed_kernel_gradient(x, dy, size, stride, pad):
   return gradient.transpose(1, 2, 0, 3)
 
 
-def _depthwise_kernel_gradient(x, dy, size, stride, pad):
+def _depthwise_kernel_gradient(x, dy, size, stride, pad, dilation):
   """The kernel gradient of a depthwise convolution, one tap after another."""
   x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   height, width = ((side - 1) * stride + 1 for side in dy.shape[1:3])
+  offsets = range(0, size * dilation, dilation)
   taps = [
       x[:, row : row + height : stride, column : column + width : stride]
-      for row in range(size)
-      for column in range(size)
+      for row in offsets
+      for column in offsets
   ]
   gradient = jnp.stack([jnp.sum(tap * dy, (0, 1, 2)) for tap in taps])
   return gradient.reshape(size, size, 1, -1)

@@ -29,6 +29,7 @@ ROWS = (
         'networks',
         'networks.base',
         'networks.common',
+        'networks.deeplab',
         'networks.mlp',
         'networks.mobilenet',
         'networks.plain',

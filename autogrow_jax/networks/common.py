@@ -117,6 +117,7 @@ def conv(
     name: str,
     *,
     bias: bool = False,
+    dilation: int = 1,
 ) -> layers.Conv:
   """A convolution of a block, initialised and computed as the block says."""
   return layers.Conv(
@@ -128,6 +129,7 @@ def conv(
       block.init_scheme,
       block.plain,
       bias=bias,
+      dilation=dilation,
       name=name,
   )
 
