@@ -82,8 +82,8 @@ def new_meters() -> dict[str, np.ndarray]:
   """Sums over the labels of an epoch, at zero."""
   return {
       'loss_sum': np.float32(0),
-      'correct': np.int32(0),
-      'total': np.int32(0),
+      'correct': np.uint32(0),
+      'total': np.uint32(0),
   }
 
 
@@ -120,12 +120,12 @@ def train_step(
   )
   if index is not None:
     images, labels = images[index], labels[index]
-  y = labels
-  x = data.augment(
+  x, y = data.augment_examples(
       augment_key,
       images,
+      labels,
       task.preprocessing,
-      first=task.parallel.first(len(y)),
+      first=task.parallel.first(len(labels)),
   )
   x = data.preprocess(x, task.preprocessing, dtype=task.dtype)
 
@@ -144,11 +144,11 @@ def train_step(
   grads, stats, loss = task.parallel.mean((grads, stats, loss))
   opt_state = optimizers.with_learning_rate(packed.opt_state, learning_rate)
   updates, opt_state = task.tx.update(grads, opt_state, packed.params)
-  count = lambda which: jnp.sum(which, dtype=jnp.int32)
+  count = lambda which: jnp.sum(which, dtype=jnp.uint32)
   correct, total = task.parallel.sum(  # No prediction is the label -1.
       (
           count(jnp.argmax(logits, -1) == y),
-          y.size if y.ndim == 1 else count(y >= 0),
+          jnp.uint32(y.size) if y.ndim == 1 else count(y >= 0),
       )
   )
   packed = packed.replace(

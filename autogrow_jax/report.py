@@ -34,6 +34,7 @@ _SUMMARY = {
     'best_val_accuracy': 'Best validation accuracy of any epoch (%)',
     'test_accuracy': 'Test accuracy (%)',
     'best_test_accuracy': 'Best test accuracy of any epoch (%)',
+    'val_miou': 'Validation mean IoU (%)', 'test_miou': 'Test mean IoU (%)',
     'select_on': 'Decisions taken on', 'protocol': 'Protocol',
     'data_fraction': 'Fraction of the training data',
     'train_macs': 'Training multiply-adds', 'wall_seconds': 'Wall time (s)',
@@ -210,13 +211,14 @@ def _cards(result: Mapping[str, Any]) -> str:
   )
   for key, label in (
       ('found', 'depth found'), ('test_accuracy', 'test accuracy'), selection,
+      ('test_miou', 'test mean IoU'), ('val_miou', 'validation mean IoU'),
       ('params', 'parameters'), ('macs', 'multiply-adds'),
       ('wall_seconds', 'wall time'),
   ):
     value = result.get(key)
     if value is None:
       continue
-    if key.endswith('accuracy'):
+    if key.endswith(('accuracy', 'miou')):
       text = _fixed(value, 2) + ' %'
     elif key == 'wall_seconds':
       text = _duration(value)
@@ -349,6 +351,9 @@ def _curves_figure(
   ):
     y = [_float(logs.percent(record, correct, total)) for record in epochs]
     _plot(top, x, y, style)
+  if any('miou' in record for record in epochs):
+    y = [_float(record.get('miou')) for record in epochs]
+    _plot(top, x, y, _line('mean IoU', plots.GREEN, '-'))
   top.set_ylabel('accuracy (%)')
   losses = []
   for key, style in (

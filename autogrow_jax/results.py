@@ -83,6 +83,8 @@ def conclude(
       },
       'versions': _versions(),
   }
+  if test.miou is not None:
+    result |= {'val_miou': selection.miou, 'test_miou': test.miou}
   if config.paper_compat:  # Where the selection data are the test set.
     result['best_test_accuracy'] = result['best_val_accuracy']
   if isinstance(setup.policy, policies.RoundRobin):
@@ -111,7 +113,8 @@ def add_comparisons(
   workdir = pathlib.Path(workdir)
   keys = (
       'found', 'params', 'macs', 'epochs', 'val_accuracy', 'test_accuracy',
-      'best_test_accuracy', 'train_macs', 'wall_seconds', 'compile_seconds',
+      'best_test_accuracy', 'val_miou', 'test_miou', 'train_macs',
+      'wall_seconds', 'compile_seconds',
   )
   comparison = {
       name: {key: result[key] for key in keys if key in result}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import signal
 import threading
@@ -24,6 +25,7 @@ from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax import evaluation
 from autogrow_jax import feeds
 from autogrow_jax import logs
 from autogrow_jax import networks
@@ -147,7 +149,11 @@ class Setup:
   def eval_batch(self) -> int:
     """Examples per evaluation call: all devices busy, at most a small set."""
     devices = len(self.task.parallel.devices)
-    wanted = min(MAX_EVAL_BATCH, len(self.dataset.train.labels))
+    labels = self.dataset.train.labels
+    wanted = evaluation.examples_at_once(
+        min(MAX_EVAL_BATCH, len(labels)),
+        math.prod(labels.shape[1:]) * self.dataset.classes,
+    )
     return max(1, wanted // devices) * devices
 
 

@@ -23,9 +23,9 @@ from typing import Any
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
 from autogrow_jax import data
@@ -165,6 +165,7 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
         f'batch_size {config.batch_size} cannot be split evenly among '
         f'{len(parallel.devices)} devices.'
     )
+  _check_task(architecture, dataset)
   rate = config.schedule.learning_rate
   resolved = dataclasses.replace(
       config,
@@ -192,6 +193,26 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   if resolved.policy.is_named:
     resolved.make_policy(architecture.depths)
   return resolved
+
+
+def _check_task(
+    architecture: architecture_lib.Architecture, dataset: data.Dataset
+) -> None:
+  """Raises unless a network predicts what a data set has labels of."""
+  labels = dataset.train.labels
+  predicted, wanted = networks.label_shape(architecture), labels.shape[1:]
+  if predicted != wanted:
+    kind = {0: 'one class for each example', 2: 'a class for each pixel'}
+    raise ValueError(
+        f'{architecture.family} predicts {kind.get(len(predicted), predicted)},'
+        f' but {dataset.name} has {kind.get(len(wanted), wanted)}: choose '
+        'another --network or --dataset.'
+    )
+  if labels.size >= 2**32:  # What meters count.
+    raise ValueError(
+        f'An epoch has {labels.size} labels, but must have less than 2**32: '
+        'take a smaller --image_size or --data_fraction.'
+    )
 
 
 def _asked_holdout(dataset: data.Dataset) -> int | None:
@@ -393,6 +414,7 @@ def _finish_epoch(
       wall_seconds=round(ledger.wall_seconds, 3),
       compile_seconds=round(ledger.compile_seconds, 3),
       compile_count=ledger.compile_count,
+      **({} if score.miou is None else {'miou': score.miou}),
       **_pace_values(setup, pace),
       **setup.task.method.metrics(
           before.architecture,
@@ -668,19 +690,17 @@ def _extra_batches(
   )
 
   @jax.jit
-  def prepare(key, images):
-    return data.preprocess(
-        data.augment(key, images, setup.task.preprocessing),
-        setup.task.preprocessing,
-        dtype=setup.task.dtype,
-    )
+  def prepare(key, images, labels):
+    how = setup.task.preprocessing
+    images, labels = data.augment_examples(key, images, labels, how)
+    return data.preprocess(images, how, dtype=setup.task.dtype), labels
 
   batches = _raw_batches(setup, key)
   try:
     for step in itertools.count():
       stop_if_asked()
       images, labels, *_ = next(batches)
-      yield prepare(jax.random.fold_in(key, step), images), jnp.asarray(labels)
+      yield prepare(jax.random.fold_in(key, step), images, labels)
   finally:
     batches.close()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from typing import Any
@@ -17,6 +18,7 @@ from autogrow_jax import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import evaluation
 from autogrow_jax import logs
+from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import programs
 from autogrow_jax import state as state_lib
@@ -55,7 +57,7 @@ class TrainedNetwork:
         that the network was trained on.
 
     Returns:
-      (examples, classes) float32.
+      (examples, ..., classes) float32.
 
     Raises:
       ValueError: if the images are not of that kind.
@@ -67,18 +69,17 @@ class TrainedNetwork:
           f'Images must be uint8 (examples, {", ".join(map(str, shape))}), got '
           f'{images.dtype} {images.shape}.'
       )
+    batch = self._batch
     return np.concatenate([
         evaluation.logits_of(
-            self._forward,
-            images[start : start + PREDICTION_BATCH],
-            PREDICTION_BATCH,
+            self._forward, images[start : start + batch], batch
         )
-        for start in range(0, max(1, len(images)), PREDICTION_BATCH)
+        for start in range(0, max(1, len(images)), batch)
     ])
 
   def score(self, split: data.Split) -> evaluation.Score:
     """Accuracy and loss over a split."""
-    return evaluation.score(self._forward, split, PREDICTION_BATCH)
+    return evaluation.score(self._forward, split, self._batch)
 
   @property
   def image_shape(self) -> tuple[int, ...]:
@@ -94,6 +95,12 @@ class TrainedNetwork:
         name: (weights, self.stats[name])
         for name, weights in self.weights.items()
     }
+
+  @property
+  def _batch(self) -> int:
+    labels = math.prod(networks.label_shape(self.architecture))
+    logits = labels * self.architecture.size('classes')
+    return evaluation.examples_at_once(PREDICTION_BATCH, logits)
 
   @functools.cached_property
   def _forward(self) -> Any:

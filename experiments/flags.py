@@ -38,8 +38,10 @@ RUN_FLAGS = {
         'text',
         'Data set: digits (embedded); mnist, fashion_mnist, svhn_cropped, '
         'cifar10, cifar100 or imagenet2012 (TFDS, as in the paper); any other '
-        'image classification set of TFDS by its name; or folder:PATH, with '
-        'one folder of images per class.',
+        'image classification set of TFDS by its name; folder:PATH, with one '
+        'folder of images per class; voc/2012, with VOCdevkit in --data_dir; '
+        'or pairs:PATH, with images/NAME.* and masks/NAME.png of class '
+        'indices (255 is void).',
     ),
     'data_dir': (
         'data.data_dir',
@@ -56,8 +58,9 @@ RUN_FLAGS = {
         'data.image_size',
         'int',
         'Size in pixels to which images are resized and cropped; by default '
-        "224 for imagenet2012, else the data set's own, which all its images "
-        'must then have.',
+        "224 for imagenet2012, 513 for voc/2012, else the data set's own, "
+        'which all its images must then have. Images with masks are only ever '
+        'scaled down to it, and framed.',
     ),
     'channels': (
         'data.channels',
@@ -513,7 +516,7 @@ def run_name(preset: str, run_config: config.RunConfig) -> str:
   if '/' in preset and not preset.endswith('.json'):
     return preset
   name = f'{run_config.network.name}-{run_config.data.dataset}'
-  return re.sub(r'[^\w.:-]+', '_', name)  # Of folder:PATH.
+  return re.sub(r'[^\w.:-]+', '_', name)  # Of folder:PATH and others.
 
 
 def _given(fields: dict[str, tuple[str, str, str]]) -> dict[str, Any]:

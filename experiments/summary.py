@@ -56,6 +56,13 @@ def of_run(
       for name, item in rows
   ]
   lines += aligned(table)
+  if 'test_miou' in result:
+    lines += [''] + [
+        f'  Mean IoU of the {name} network: {item["val_miou"]:.2f} % '
+        f'({names[0]}), {item["test_miou"]:.2f} % (test)'
+        for name, item in rows
+        if 'test_miou' in item
+    ]
   spent = [('', 'epochs', 'training cost', 'wall', 'compiling')] + [
       (
           name,

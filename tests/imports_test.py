@@ -70,6 +70,7 @@ ROWS = (
         'data.datasets',
         'data.folder',
         'data.images',
+        'data.pairs',
         'data.pipeline',
         'data.prepared',
         'data.sources',

@@ -19,6 +19,7 @@ from absl import logging
 import numpy as np
 
 from autogrow_jax.data import images as images_lib
+from autogrow_jax.data import pairs
 from autogrow_jax.data import pipeline
 from autogrow_jax.data import prepared
 from autogrow_jax.data import sources
@@ -34,6 +35,9 @@ _FITS = 2**31
 # The mean and std of unknown data are those of about so many of its images.
 _MEASURED = 10_000
 
+# Images with masks are scaled while training by up to so much, up or down.
+_MASK_SCALE = 2.0
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -42,8 +46,8 @@ class DataConfig:
   Attributes:
     dataset: a key of `sources.SOURCES`; the name of another image
       classification data set that TFDS has prepared, 'name' or 'name/config';
-      'folder:PATH', see `folder.Folder`; of arrays that a run was given,
-      'name:digest'.
+      'folder:PATH', see `folder.Folder`; 'pairs:PATH', see `pairs.Folder`; of
+      arrays that a run was given, 'name:digest'.
     data_dir: where TFDS data sets are prepared; None for TFDS's own default,
       the environment variable TFDS_DATA_DIR or else ~/tensorflow_datasets.
     holdout: how many examples to hold out from training; None for the data
@@ -83,8 +87,9 @@ class DataConfig:
     ):
       raise ValueError(
           f'Unknown data set {self.dataset!r}; there are '
-          f'{", ".join(sources.SOURCES)}, {sources.FOLDER}PATH, and the names '
-          'of data sets that TFDS has prepared.'
+          f'{", ".join(sources.SOURCES)}, {sources.FOLDER}PATH, '
+          f'{sources.PAIRS}PATH, and the names of data sets that TFDS has '
+          'prepared.'
       )
     if self.data_dir is not None and not isinstance(self.data_dir, str):
       raise ValueError(f'data_dir must be text, got {self.data_dir!r}.')
@@ -241,7 +246,7 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
       classes=found.classes,
       train=train_split,
       holdout=holdout_split,
-      preprocessing=found.preprocessing or _measure(train_split.images),
+      preprocessing=found.preprocessing or _measured(train_split),
       train_indices=train,
       holdout_indices=held_out,
       select_on=config.select_on,
@@ -289,21 +294,21 @@ def stand_in(config: DataConfig, *, seed: int) -> Dataset:
       config.dataset, image_size=config.image_size, channels=config.channels
   )
   noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-  def split(examples: int) -> Split:
-    labels = np.arange(examples, dtype=np.int32) % source.classes
-    return Split(np.broadcast_to(noise, (examples, *shape)), labels)
-
-  official = split(source.train)
+  labels = np.arange(source.train, dtype=np.int32) % source.classes
   train, held_out = _divide(
-      official.labels,
+      labels,
       _holdout(config, source.holdout, source.train),
       config.fraction,
       seed=seed,
   )
 
   def part(indices: np.ndarray) -> Split:
-    return Split(official.images[: len(indices)], official.labels[indices])
+    chosen = indices % source.classes
+    chosen = chosen.astype(np.int32)
+    if source.has_masks:
+      size = len(chosen), *shape[:2]
+      chosen = np.broadcast_to(chosen[:, None, None], size)
+    return Split(np.broadcast_to(noise, (len(indices), *shape)), chosen)
 
   return Dataset(
       name=config.dataset,
@@ -316,7 +321,7 @@ def stand_in(config: DataConfig, *, seed: int) -> Dataset:
       train_indices=train,
       holdout_indices=held_out,
       select_on=config.select_on,
-      read_test=functools.cache(lambda: split(source.test)),
+      read_test=functools.cache(lambda: part(np.arange(source.test))),
   )
 
 
@@ -379,10 +384,12 @@ def from_arrays(
 def _check_is_ours(config: DataConfig) -> None:
   """Raises ValueError if the data were given to a run as arrays."""
   name = config.dataset
-  if ':' in name and not name.startswith(sources.FOLDER):
+  known = sources.FOLDER, sources.PAIRS
+  if ':' in name and not name.startswith(known):
     raise ValueError(
         f'The data {name} are arrays of your own: pass them to `run`. (A '
-        f'folder of images is {sources.FOLDER}PATH.)'
+        f'folder of images is {sources.FOLDER}PATH, one with masks '
+        f'{sources.PAIRS}PATH.)'
     )
 
 
@@ -408,6 +415,13 @@ def _is_streamed(
           "the whole images anew in each epoch; leave out stream='never'."
       )
     return True
+  if found.has_masks:
+    if config.stream == 'always':
+      raise ValueError(
+          f'Images with masks, as of {config.dataset}, are held in memory; '
+          "leave out stream='always'."
+      )
+    return False
   if config.stream == 'auto':
     return examples * int(np.prod(found.shape)) > _FITS
   return config.stream == 'always'
@@ -454,6 +468,10 @@ def _read(
     The indices that were not left out, and their images and labels.
   """
   pixels = np.empty((len(indices), *found.shape), np.uint8)
+  labels = records.labels[indices]
+  size = found.shape[:2]
+  if found.has_masks:
+    labels = np.empty((len(indices), *size), np.int16)
   good = np.ones(len(indices), bool)
 
   def decode(positions: range) -> int:
@@ -464,7 +482,9 @@ def _read(
           raise image
         good[position] = False
         continue
-      if found.size is not None:
+      if found.has_masks:
+        image, labels[position] = pairs.fit(*image, size)
+      elif found.size is not None:
         image = images_lib.fit(image, found.size)
       images_lib.check_shape(
           image,
@@ -496,15 +516,22 @@ def _read(
         '%d of %d images of %s in %s cannot be read and are left out.',
         bad, len(good), name, config.dataset,
     )
-    labels = records.labels[indices]
-    lost = np.setdiff1d(labels, labels[good])
+    lost = np.setdiff1d(records.labels[indices], records.labels[indices[good]])
     if bad == len(good) or (name == 'train' and lost.size):
       raise ValueError(
           f'No image of the classes {lost.tolist()} of {name} in '
           f'{config.dataset} can be read.'
       )
-    indices, pixels = indices[good], pixels[good]
-  return indices, Split(pixels, records.labels[indices])
+    indices, pixels, labels = indices[good], pixels[good], labels[good]
+  return indices, Split(pixels, labels)
+
+
+def _measured(train: Split) -> Preprocessing:
+  """Normalisation by the training images; those with masks are augmented."""
+  found = _measure(train.images)
+  if train.labels.ndim == 1:
+    return found
+  return dataclasses.replace(found, scale=_MASK_SCALE, flip=True)
 
 
 def _measure(images: np.ndarray | streams.LazyImages) -> Preprocessing:
@@ -551,6 +578,8 @@ def _divide(
   The hold-out is the first stretch of one stratified order, the training part
   the next, so that neither depends on the size of anything behind it.
   """
+  if labels.ndim > 1:  # Of no one class.
+    labels = np.zeros(len(labels), np.int32)
   order = stratified.order(labels, seed=seed)
   if holdout >= len(order):
     raise ValueError(
@@ -603,6 +632,14 @@ def _check_split(name: str, split: Split, dataset: Dataset) -> None:
     raise ValueError(
         f'Images of {name} have {split.images.shape[-1]} channels, but the '
         f'mean and std of the preprocessing are for {channels}.'
+    )
+  how = dataset.preprocessing
+  if split.labels.ndim == 3 and (
+      split.labels.shape[1:] != split.images.shape[1:3] or how.pad or how.crop
+  ):
+    raise ValueError(
+        f'Masks of {name} must be as large as their images, without pad and '
+        f'crop, got {split.labels.shape[1:]} for {split.images.shape[1:3]}.'
     )
   if len(split) and split.labels.max() >= dataset.classes:
     raise ValueError(

@@ -69,3 +69,10 @@ def parts(
 ) -> tuple[base.Part, ...]:
   """The chain of parts of an architecture."""
   return get(architecture.family).parts(architecture)
+
+
+def label_shape(
+    architecture: architecture_lib.Architecture,
+) -> tuple[int, ...]:
+  """Shape of what it predicts of one example: () for one class, or a mask's."""
+  return base.output_shape(parts(architecture)[-1])[:-1]
