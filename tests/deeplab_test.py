@@ -15,6 +15,7 @@ from autogrow_jax import networks
 from autogrow_jax import state as state_lib
 from autogrow_jax.networks import base
 from autogrow_jax.networks import deeplab
+from autogrow_jax.networks import taps
 
 AXES = (*deeplab.BRANCHES, 'project')
 
@@ -162,6 +163,24 @@ class HeadTest(parameterized.TestCase):
         {'params': weights, 'stats': stats}, x, train=False
     )
     np.testing.assert_allclose(got, y, rtol=1e-4, atol=1e-4)
+
+
+  def test_taps_know_the_dilation(self):
+    part = networks.parts(tiny_networks.seed('deeplab'))[-1]
+    layers = {layer.path[-1]: layer for layer in taps.layers_of((part,))}
+    self.assertEqual(layers['aspp3_conv'].dilation, 18)
+    layer = layers['aspp1_conv']
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 8, 5)).astype('f4')
+    kernel = rng.normal(size=(3, 3, 5, 4)).astype('f4')
+    patches = layer.patches(jnp.asarray(x))
+    self.assertEqual(patches.shape, (2, 9, 8, 9, 5))
+    np.testing.assert_allclose(
+        layer.linear(x, kernel),
+        np.einsum('nhwti,tio->nhwo', patches, kernel.reshape(9, 5, 4)),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 class ResizedTest(parameterized.TestCase):

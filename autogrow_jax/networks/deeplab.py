@@ -21,6 +21,7 @@ import functools
 
 from flax import linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from autogrow_jax import architecture as architecture_lib
@@ -96,7 +97,9 @@ def resized(x: jax.Array, size: tuple[int, int]) -> jax.Array:
       _interpolation(x.shape[dim + 1], size[dim]).astype(x.dtype)
       for dim in (0, 1)
   )
-  return jnp.einsum('nhwc,Hh,Ww->nHWc', x, rows, columns)
+  return jnp.einsum(
+      'nhwc,Hh,Ww->nHWc', x, rows, columns, precision=lax.Precision.HIGHEST
+  )
 
 
 def _interpolation(before: int, after: int) -> jax.Array:
