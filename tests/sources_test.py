@@ -300,7 +300,8 @@ class AnyTfdsTest(parameterized.TestCase):
         self.assertRaisesRegex(
             ValueError,
             f'^Unknown data set {name!r}; there are digits, .*imagenet2012, '
-            'voc/2012, folder:PATH .* pairs:PATH .* prepared in /nowhere, where .*--data_dir[^\n]*$',
+            'voc/2012, folder:PATH .* pairs:PATH .* prepared in /nowhere, '
+            'where .*--data_dir[^\n]*$',
         ),
     ):
       load(name, data_dir='/nowhere')

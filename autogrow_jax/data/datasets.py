@@ -608,6 +608,11 @@ def _to_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
     )
   if not labels.size:
     raise ValueError(f'{name}_labels is empty; at least one example is needed.')
+  if labels.ndim not in (1, 3):
+    raise ValueError(
+        f'{name}_labels must be one class for each image, (example,), or masks, '
+        f'(example, height, width), got {labels.shape}.'
+    )
   if images.ndim == 3:
     images = images[..., np.newaxis]
   if labels.max() > np.iinfo(np.int32).max:
