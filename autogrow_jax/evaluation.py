@@ -8,6 +8,8 @@ import numpy as np
 from autogrow_jax import data
 from autogrow_jax import paired
 
+_MAX_LOGITS = 2**25  # Of which those of a window of text are millions.
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
@@ -35,6 +37,22 @@ class Score:
   def loss(self) -> float:
     """Mean cross-entropy, nats."""
     return self.loss_sum / self.total
+
+  @property
+  def perplexity(self) -> float:
+    """Of a language model: how many words were as hard to tell apart."""
+    return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+  """From a mean cross-entropy in nats; infinite rather than too large."""
+  with np.errstate(over='ignore'):
+    return float(np.exp(loss))
+
+
+def largest_batch(length: int, classes: int) -> int:
+  """How many examples with so many labels each are evaluated at once."""
+  return max(1, _MAX_LOGITS // (length * classes))
 
 
 def score(

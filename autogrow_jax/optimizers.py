@@ -71,7 +71,9 @@ class Schedule:
     finetune_epochs: N, length of the final phase.
     milestones: 'small' drops tenfold at 1/2 and 3/4 of a phase, 'imagenet' at
       1/3 and 2/3 (Wen et al. 2020), rounded down: a phase of one epoch has the
-      lowest rate only.
+      lowest rate only. 'zaremba' keeps the rate for 14 of 55 epochs and divides
+      it by 1.15 with every one of them after that (Zaremba et al. 2014); a
+      phase of another length is the same in its time.
   """
 
   learning_rate: float
@@ -98,6 +100,9 @@ class Schedule:
         return self.learning_rate * (1 + math.cos(math.pi * epoch / length)) / 2
     else:
       length = self.finetune_epochs
+    if self.milestones == 'zaremba':
+      falling = max(0.0, (epoch + 1) * 55 / length - 14)
+      return self.learning_rate / 1.15**falling
     first, second = {
         'small': (length // 2, 3 * length // 4),
         'imagenet': (length // 3, 2 * length // 3),

@@ -104,8 +104,8 @@ def train_step(
     layout: static, of the network.
     packed: the packed `TrainState`.
     meters: see `new_meters`.
-    images: the whole training set, uint8 (examples, height, width, channel),
-      or the batch alone.
+    images: the whole training set, uint8 (examples, height, width, channel)
+      or tokens int32 (examples, step), or the batch alone.
     labels: (examples, ...) int32; -1 does not count.
     index: (batch,) int32, into the training set; None if it is the batch
       alone. In `pmap` mode, index or batch are this device's share.
@@ -121,17 +121,16 @@ def train_step(
   if index is not None:
     images, labels = images[index], labels[index]
   y = labels
-  x = data.augment(
-      augment_key,
-      images,
-      task.preprocessing,
-      first=task.parallel.first(len(y)),
-  )
+  first = task.parallel.first(len(y))
+  x = data.augment(augment_key, images, task.preprocessing, first=first)
   x = data.preprocess(x, task.preprocessing, dtype=task.dtype)
+  dropout_key = jax.random.fold_in(
+      jax.random.fold_in(randomness.stream(key, 'dropout'), packed.step), first
+  )
 
   def loss_fn(params):
     return task.method.objective(
-        base.Forward(layout, x),
+        base.Forward(layout, x, dropout_key),
         params,
         packed.stats,
         y,
@@ -179,12 +178,12 @@ def forward_batch(
     layout: static, of the network.
     params: packed, the method's own included.
     stats: packed, the method's own included.
-    images: uint8 (batch, height, width, channel).
+    images: uint8 (batch, height, width, channel), or int32 (batch, step).
     train: normalise by batch statistics; a traced bool, so that one program
       serves both modes.
 
   Returns:
-    (batch, classes) float32.
+    (batch, ..., classes) float32.
   """
   x = data.preprocess(images, task.preprocessing, dtype=task.dtype)
   gated = task.method.gated(layout, params, stats)

@@ -83,6 +83,9 @@ def conclude(
       },
       'versions': _versions(),
   }
+  if setup.dataset.is_text:
+    result['val_perplexity'] = selection.perplexity
+    result['test_perplexity'] = test.perplexity
   if config.paper_compat:  # Where the selection data are the test set.
     result['best_test_accuracy'] = result['best_val_accuracy']
   if isinstance(setup.policy, policies.RoundRobin):
@@ -112,6 +115,7 @@ def add_comparisons(
   keys = (
       'found', 'params', 'macs', 'epochs', 'val_accuracy', 'test_accuracy',
       'best_test_accuracy', 'train_macs', 'wall_seconds', 'compile_seconds',
+      'val_perplexity', 'test_perplexity',
   )
   comparison = {
       name: {key: result[key] for key in keys if key in result}

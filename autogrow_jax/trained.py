@@ -52,33 +52,48 @@ class TrainedNetwork:
 
     Args:
       images: raw uint8 pixels (examples, height, width, channel), of the size
-        that the network was trained on.
+        that the network was trained on; or numbers of words, int32
+        (examples, step).
 
     Returns:
-      (examples, classes) float32.
+      (examples, ..., classes) float32.
 
     Raises:
       ValueError: if the images are not of that kind.
     """
     images = np.asarray(images)
+    self._check(images)
+    batch = self._batch(1 if images.ndim == 4 else images.shape[1])
+    return np.concatenate([
+        evaluation.logits_of(
+            self._forward, images[start : start + batch], batch
+        )
+        for start in range(0, max(1, len(images)), batch)
+    ])
+
+  def score(self, split: data.Split) -> evaluation.Score:
+    """Accuracy and loss over a split."""
+    return evaluation.score(self._forward, split, self._batch(split.length))
+
+  def _batch(self, length: int) -> int:
+    """Examples of a call, if each has so many labels."""
+    classes = self.architecture.size('classes')
+    return min(PREDICTION_BATCH, evaluation.largest_batch(length, classes))
+
+  def _check(self, images: np.ndarray) -> None:
+    if self.preprocessing.kind == 'tokens':
+      if images.dtype != np.int32 or images.ndim != 2:
+        raise ValueError(
+            'Words must be their numbers, int32 (examples, step), got '
+            f'{images.dtype} {images.shape}.'
+        )
+      return
     shape = self.image_shape
     if images.dtype != np.uint8 or images.shape[1:] != shape:
       raise ValueError(
           f'Images must be uint8 (examples, {", ".join(map(str, shape))}), got '
           f'{images.dtype} {images.shape}.'
       )
-    return np.concatenate([
-        evaluation.logits_of(
-            self._forward,
-            images[start : start + PREDICTION_BATCH],
-            PREDICTION_BATCH,
-        )
-        for start in range(0, max(1, len(images)), PREDICTION_BATCH)
-    ])
-
-  def score(self, split: data.Split) -> evaluation.Score:
-    """Accuracy and loss over a split."""
-    return evaluation.score(self._forward, split, PREDICTION_BATCH)
 
   @property
   def image_shape(self) -> tuple[int, ...]:

@@ -47,6 +47,7 @@ def main() -> None:
           'total': score.total,
           'accuracy': score.accuracy,
           'loss': score.loss,
+          **({'perplexity': score.perplexity} if dataset.is_text else {}),
       })
   )
 

@@ -5,6 +5,7 @@ import importlib
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.networks import base
+from autogrow_jax.networks import lstm
 from autogrow_jax.networks import mlp
 from autogrow_jax.networks import mobilenet
 from autogrow_jax.networks import plain
@@ -25,6 +26,7 @@ FAMILIES = {
         wide.WRN28,
         mobilenet.MOBILENET1,
         mlp.MLP,
+        lstm.LSTM2,
     )
 }
 
