@@ -8,7 +8,7 @@ import numpy as np
 from autogrow_jax import data
 from autogrow_jax import paired
 
-_MAX_LOGITS = 2**25  # Of which those of a window of text are millions.
+_MAX_LOGITS = 2**24  # Of which those of a window of text are millions.
 
 
 @dataclasses.dataclass(frozen=True)

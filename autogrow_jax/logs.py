@@ -8,10 +8,11 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   train_total; loss, correct, total of the selection data, select_on ('holdout'
   or 'test') and protocol (the same, or 'paper_compat'); best (largest count so
   far); of a language model perplexity and train_perplexity; params, macs;
-  train_macs and eval_macs (multiply-adds so far); wall_seconds, compile_seconds and compile_count (so far); images_per_second
-  (missing where an epoch's last step had been done before a restart); of a
-  stream input_wait_seconds (for which the devices had no batch to work on,
-  since the restart); skipped (damaged training images, if there were any).
+  train_macs and eval_macs (multiply-adds so far); wall_seconds, compile_seconds
+  and compile_count (so far); images_per_second (missing where an epoch's last
+  step had been done before a restart); of a stream input_wait_seconds (for
+  which the devices had no batch to work on, since the restart); skipped
+  (damaged training images, if there were any).
 * 'grow': stage, block, shape and depths (after), note; params, macs and loss,
   each with _before and _after; logits_change_eval and logits_change_train
   (largest absolute change on one fixed batch); optimizer (leaves {'kept',
@@ -326,8 +327,9 @@ def format_epoch(record: Record) -> str:
   ]
   if 'perplexity' in record:
     columns[-2:] = [
-        f"perplexity {_number(record['train_perplexity'], 1)}"
-        f"/{_number(record['perplexity'], 1)}"
+        'perplexity {:.4g}/{:.4g}'.format(
+            float(record['train_perplexity']), float(record['perplexity'])
+        )
     ]
   if record.get('select_on') == 'test':
     columns[-1] += ' ON TEST'

@@ -229,11 +229,12 @@ class Programs:
     while len(self._compiled) > 2:
       del self._compiled[next(iter(self._compiled))]
     # A method's own leaves are not packed and may differ within a bucket, and
-    # so may what it makes of the blocks' names.
+    # so may what it makes of the blocks' names. Windows of text differ in length.
     names = None
     if layout.architecture != layout.canonical:
       names = layout.architecture
-    key = name, names, jax.tree.structure(arguments)
+    leaves, structure = jax.tree.flatten(arguments)
+    key = name, names, structure, tuple(leaf.shape for leaf in leaves)
     if key not in known:
       known[key], seconds = self._task.parallel.compile(
           function,

@@ -224,7 +224,7 @@ def _cards(result: Mapping[str, Any]) -> str:
     if key.endswith('accuracy'):
       text = _fixed(value, 2) + ' %'
     elif key.endswith('perplexity'):
-      text = _fixed(value, 1)
+      text = f'{float(value):.4g}'
     elif key == 'wall_seconds':
       text = _duration(value)
     elif key in _COUNTS and _is_number(value):

@@ -84,14 +84,24 @@ GOLDEN = (
     ('mobilenet1', '1-2-2-6-2', {}, (32, 3), 10, 3_217_226, 46_354_432, 28),
     ('mlp', '1-1', {}, (28, 1), 10, 266_610, 266_200, 3),
     ('mlp', '1-1', {'norm': 'batch'}, (28, 1), 10, 267_410, 266_200, 3),
+    # Multiply-adds of a word.
+    ('lstm2', '1-1', {}, None, 10_000, 66_022_000, 51_000_000, 2),
+    (
+        'lstm2', '1-1', {'widths': (373, 315), 'embedding': 1500}, None, 10_000,
+        21_824_148, 6_811_396, 2,
+    ),
 )  # pyformat: disable
 
 
 def build(family, depths, image=(32, 3), classes=10, **options):
-  size, channels = image
+  if networks.get(family).inputs == 'tokens':
+    shape, options = (1,), {'streams': 1, **options}
+  else:
+    size, channels = image
+    shape = (size, size, channels)
   return networks.get(family).seed(
       tuple(map(int, depths.split('-'))),
-      input_shape=(size, size, channels),
+      input_shape=shape,
       classes=classes,
       options=options,
   )
