@@ -229,7 +229,7 @@ class Programs:
     while len(self._compiled) > 2:
       del self._compiled[next(iter(self._compiled))]
     # A method's own leaves are not packed and may differ within a bucket, and
-    # so may what it makes of the blocks' names. Windows of text differ in length.
+    # so may what it makes of the blocks' names, and windows of text in length.
     names = None
     if layout.architecture != layout.canonical:
       names = layout.architecture

@@ -148,7 +148,8 @@ def _topics() -> dict[str, list[str]]:
 
   Whole topics are held out, up to a tenth of all words for each of test and
   validation. A paragraph that several topics have counts for the first of them
-  only, so that no split has what another one has.
+  only, so that no split has what another one has. Lines without any letter, as
+  under headings and in tables, are left out.
   """
   from pydoc_data import topics  # pylint: disable=g-import-not-at-top
 
@@ -157,7 +158,8 @@ def _topics() -> dict[str, list[str]]:
   for name in sorted(topics.topics, key=digest):
     words = []
     for paragraph in re.split(r'\n\s*\n', topics.topics[name].lower()):
-      found = tuple(re.findall(r'\w+|[^\w\s]', paragraph))
+      lines = [line for line in paragraph.split('\n') if re.search(r'\w', line)]
+      found = tuple(re.findall(r'\w+|[^\w\s]', ' '.join(lines)))
       if found and found not in seen:
         seen.add(found)
         words += [*found, _END]

@@ -152,6 +152,7 @@ class StackedLSTM(base.Network):
   widths: tuple[int, ...]
   learning_rate: float = 1.0
 
+  fixed_axes: ClassVar[tuple[str, ...]] = ('embedding', 'classes')
   inputs: ClassVar[str] = 'tokens'
   milestones: ClassVar[str | None] = 'zaremba'
 
