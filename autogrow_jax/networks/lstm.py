@@ -140,17 +140,21 @@ class StackedLSTM(base.Network):
   distribution that all parameters start from; `streams`, rows of a training
   batch.
 
+  The published rate of 1 and largest gradient of 10 are of a loss that is
+  summed over the 35 steps of a window. Here it is the mean, so that they are 35
+  and 10/35, which is 0.286.
+
   Attributes:
     name: key of the family.
     title: name in papers.
     widths: units per stage.
-    learning_rate: the top rate that suits it.
+    learning_rate: the top rate that suits it, for windows of 35 steps.
   """
 
   name: str
   title: str
   widths: tuple[int, ...]
-  learning_rate: float = 1.0
+  learning_rate: float = 35.0
 
   fixed_axes: ClassVar[tuple[str, ...]] = ('embedding', 'classes')
   inputs: ClassVar[str] = 'tokens'
