@@ -74,6 +74,17 @@ class Score:
     """Mean intersection over union, percent; None without masks."""
     return None if self.pixels is None else self.pixels.miou
 
+  @property
+  def perplexity(self) -> float:
+    """Of a language model: how many words were as hard to tell apart."""
+    return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+  """From a mean cross-entropy in nats; infinite rather than too large."""
+  with np.errstate(over='ignore'):
+    return float(np.exp(loss))
+
 
 def score(
     forward: Callable[[np.ndarray], np.ndarray],

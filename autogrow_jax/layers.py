@@ -216,24 +216,27 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-  """Matrix product with bias, `widened`; both start as U(+-1/sqrt(fan_in)).
+  """Matrix product with bias, `widened`; both start as U(+-bound).
 
   All dimensions of the input but the batch are summed over. The kernel of an
   image keeps them apart, (height, width, in, out), and so has its channel axis.
+
+  Attributes:
+    features: number of output units.
+    reads: local name of the input axis.
+    writes: local name of the output axis.
+    bound: of the start; None for 1/sqrt(fan_in).
   """
 
   features: int
   reads: str = 'in'
   writes: str = 'out'
+  bound: float | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     inputs = x.shape[1:]
-    bound = 1 / np.sqrt(np.prod(inputs))
-
-    def init(key, shape, dtype=jnp.float32):
-      return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+    init = uniform(self.bound or 1 / np.sqrt(np.prod(inputs)))
     out = Axis(self.writes, 'writes')
     axes = (*(None,) * (len(inputs) - 1), Axis(self.reads, 'reads'), out)
     kernel = self.param(
@@ -242,6 +245,92 @@ class Dense(nn.Module):
     bias = self.param('bias', named(init, (out,)), (self.features,))
     x = widened(x).reshape(len(x), -1)
     return x @ kernel.reshape(-1, self.features) + bias[None]
+
+
+class Embedding(nn.Module):
+  """A row of a table for every token.
+
+  Attributes:
+    rows: number of tokens that there are.
+    features: length of a row.
+    bound: entries start as U(+-bound).
+    writes: local name of the output axis.
+  """
+
+  rows: int
+  features: int
+  bound: float
+  writes: str = 'out'
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """(batch, step) whole numbers -> (batch, step, features)."""
+    axes = (None, Axis(self.writes, 'writes'))
+    init = named(uniform(self.bound), axes)
+    table = self.param('table', init, (self.rows, self.features))
+    return table[tokens.astype(jnp.int32)]
+
+
+class LSTM(nn.Module):
+  """A layer of long short-term memory, from one state to the next.
+
+  The kernels hold, side by side, those of the input, the forget and the output
+  gate and of the candidate: (in, 4, out) and, for what the layer itself put
+  out a step before, (out, 4, out). A gate on the axis of the units multiplies
+  the rows that read their outputs, here and behind; the cells have none.
+
+  Attributes:
+    features: number of units.
+    bound: kernels and bias start as U(+-bound).
+    reads: local name of the input axis.
+    writes: local name of the axis of the units.
+  """
+
+  features: int
+  bound: float
+  reads: str = 'in'
+  writes: str = 'out'
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, state: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Runs over a window.
+
+    Args:
+      x: (batch, step, in).
+      state: outputs and cells (batch, features) before the first step.
+
+    Returns:
+      The outputs (batch, step, features), and the state after the last step.
+    """
+    units = self.features
+    init, out = uniform(self.bound), Axis(self.writes, 'writes')
+    kernel = self.param(
+        'kernel',
+        named(init, (Axis(self.reads, 'reads'), None, out)),
+        (x.shape[-1], 4, units),
+    )
+    recurrent = self.param(
+        'recurrent_kernel',
+        named(init, (Axis(self.writes, 'reads'), None, out)),
+        (units, 4, units),
+    ).reshape(units, 4 * units)
+    bias = self.param('bias', named(init, (None, out)), (4, units))
+    # All inputs in one product, and only the recurrence step by step.
+    inputs = jnp.swapaxes(x, 0, 1) @ kernel.reshape(-1, 4 * units)
+    inputs = inputs + bias.reshape(1, 1, -1)
+
+    def step(state, inputs):
+      output, cell = state
+      gates = inputs + output @ recurrent
+      enter, keep, leave, candidate = jnp.split(gates, 4, -1)
+      cell = nn.sigmoid(keep) * cell + nn.sigmoid(enter) * jnp.tanh(candidate)
+      output = nn.sigmoid(leave) * jnp.tanh(cell)
+      return (output, cell), output
+
+    state, outputs = lax.scan(step, state, inputs)
+    return jnp.swapaxes(outputs, 0, 1), state
 
 
 class Select(nn.Module):
@@ -268,6 +357,15 @@ class Select(nn.Module):
         self.features,
     )
     return x[:, :: self.stride, :: self.stride] @ select.value.astype(x.dtype)
+
+
+def uniform(bound: float) -> Initializer:
+  """Draws from U(+-bound)."""
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
 
 
 def widened(x: jax.Array) -> jax.Array:

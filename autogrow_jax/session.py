@@ -38,6 +38,7 @@ from autogrow_jax import state as state_lib
 from autogrow_jax import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
+from autogrow_jax.networks import base as networks_base
 
 Architecture = architecture_lib.Architecture
 RunConfig = config_lib.RunConfig
@@ -149,10 +150,10 @@ class Setup:
   def eval_batch(self) -> int:
     """Examples per evaluation call: all devices busy, at most a small set."""
     devices = len(self.task.parallel.devices)
-    labels = self.dataset.train.labels
+    split = self.dataset.selection
     wanted = evaluation.examples_at_once(
-        min(MAX_EVAL_BATCH, len(labels)),
-        math.prod(labels.shape[1:]) * self.dataset.classes,
+        min(MAX_EVAL_BATCH, len(self.dataset.train.labels)),
+        math.prod(split.labels.shape[1:]) * self.dataset.classes,
     )
     return max(1, wanted // devices) * devices
 
@@ -221,6 +222,13 @@ class Session:
     self.packed = self.setup.task.parallel.replicate(
         view.pack(state, self.layout)
     )
+
+  def rewind(self) -> None:
+    """Goes back to the beginning of the text, if there is one."""
+    if self.setup.dataset.is_text:
+      stats = self.packed.stats
+      network = networks_base.rewound(stats['network'])
+      self.packed = self.packed.replace(stats={**stats, 'network': network})
 
   def fetch(self) -> state_lib.TrainState:
     """The canonical state."""
@@ -451,12 +459,25 @@ def seed_architecture(
 ) -> Architecture:
   """The architecture that a configuration starts from."""
   network = networks.get(config.network.name)
+  if network.inputs != dataset.preprocessing.kind:
+    raise ValueError(
+        f'{network.title} takes {network.inputs}, but {dataset.name} has '
+        f'{dataset.preprocessing.kind}; choose another --network or --dataset.'
+    )
   return network.seed(
       config.network.depths or network.seed_depths,
       input_shape=dataset.input_shape,
       classes=dataset.classes,
-      options=config.network.options(),
+      options=network_options(config),
   )
+
+
+def network_options(config: RunConfig) -> dict[str, Any]:
+  """The options for `Network.seed`; a batch has a row for every stream."""
+  options = config.network.options()
+  if networks.get(config.network.name).inputs == 'tokens':
+    options['streams'] = config.batch_size
+  return options
 
 
 def claim(config: RunConfig) -> pathlib.Path:

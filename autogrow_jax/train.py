@@ -30,6 +30,7 @@ from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import evaluation
+from autogrow_jax import feeds
 from autogrow_jax import growth
 from autogrow_jax import logs
 from autogrow_jax import networks
@@ -123,7 +124,8 @@ def _headline(
     )
   return (
       f'{progress.architecture} on {dataset.name}: '
-      f'{len(dataset.train.labels)} training images, {selection}; '
+      f'{len(dataset.train.labels)} training '
+      f'{"windows" if dataset.is_text else "images"}, {selection}; '
       f'{len(devices)} {devices[0].platform} device'
       f'{"s" if len(devices) > 1 else ""}{rule}; results in {setup.workdir}'
   )
@@ -166,6 +168,7 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
         f'{len(parallel.devices)} devices.'
     )
   _check_task(architecture, dataset)
+  _check_text_devices(config, dataset, parallel)
   rate = config.schedule.learning_rate
   resolved = dataclasses.replace(
       config,
@@ -176,7 +179,8 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
           depths=architecture.depths,
           **{
               name: option.get(name)
-              for name in ('stem', 'shortcut', 'bn_scale_init')
+              for name in config.network.options()
+              if name not in ('widths', 'embedding')  # Which are sizes.
           },
       ),
       data=dataclasses.replace(
@@ -201,7 +205,7 @@ def _check_task(
   """Raises unless a network predicts what a data set has labels of."""
   labels = dataset.train.labels
   predicted, wanted = networks.label_shape(architecture), labels.shape[1:]
-  if predicted != wanted:
+  if not dataset.is_text and predicted != wanted:  # Texts have any length.
     kind = {0: 'one class for each example', 2: 'a class for each pixel'}
     raise ValueError(
         f'{architecture.family} predicts {kind.get(len(predicted), predicted)},'
@@ -215,9 +219,28 @@ def _check_task(
     )
 
 
+def _check_text_devices(
+    config: RunConfig,
+    dataset: data.Dataset,
+    parallel: parallel_lib.Parallel,
+) -> None:
+  """Raises if the devices are to do what they cannot do with text."""
+  if not dataset.is_text:
+    return
+  if parallel.mode == 'pmap' and len(parallel.devices) > 1:
+    raise ValueError(
+        'In pmap mode statistics are averaged over devices, but each stream of '
+        'text has a state of its own; use --parallel=jit for text.'
+    )
+  if config.devices.precision != 'float32':
+    raise ValueError(
+        f'Text is computed in float32, got {config.devices.precision}.'
+    )
+
+
 def _asked_holdout(dataset: data.Dataset) -> int | None:
   """By which the same data are divided the same way."""
-  if dataset.select_on != 'holdout':
+  if dataset.select_on != 'holdout' or dataset.is_text:
     return None
   asked = dataset.asked_holdout
   return len(dataset.holdout.labels) if asked is None else asked
@@ -267,20 +290,21 @@ def _check_origin(
   found = {
       'network': network.name,
       'depths': architecture.depths,
-      **{name: option.get(name) for name in config.network.options()},
+      **option,
+      'embedding': dict(architecture.sizes).get('embedding'),
       'widths': origin.config.network.widths or network.widths,
-      'input_shape': (*option['resolution'], architecture.size('image')),
+      'input_shape': networks.parts(architecture)[0].input_shape,
       'classes': architecture.size('classes'),
   }
   wanted = {
       'network': networks.get(config.network.name).name,
       'depths': config.network.depths,
-      **config.network.options(),
+      **session_lib.network_options(config),
       'input_shape': dataset.input_shape,
       'classes': dataset.classes,
   }
   for name, value in wanted.items():
-    if value is not None and value != found[name]:
+    if value is not None and value != found.get(name):
       raise ValueError(
           f'init_from {config.init_from} holds a network with {name} '
           f'{found[name]}, but {value} is asked for.'
@@ -334,6 +358,8 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
       session.describe(),
   )
   session.screen.update(steps - (end - step))
+  if step == end - steps:
+    session.rewind()
   late = None
   started, session.feed.waited = time.perf_counter(), 0.0
   for number in range(step, end):
@@ -374,6 +400,7 @@ def _finish_epoch(
   meters = parallel.fetch(session.meters)
   labels = int(meters['total'])
   images = setup.steps_per_epoch * setup.config.batch_size
+  images *= setup.dataset.train.length
   params, macs = session.cost()
   memory = session.memory()
   session.progress = dataclasses.replace(
@@ -407,6 +434,7 @@ def _finish_epoch(
       select_on=setup.config.data.select_on,
       protocol=setup.config.protocol,
       best=session.progress.best,
+      **_perplexities(setup, float(meters['loss_sum']) / labels, score),
       params=params,
       macs=macs,
       train_macs=ledger.train_macs,
@@ -457,6 +485,18 @@ def _pace_values(
   return values
 
 
+def _perplexities(
+    setup: session_lib.Setup, train_loss: float, score: evaluation.Score
+) -> dict[str, float]:
+  """The keys of an epoch's record that only a language model has."""
+  if not setup.dataset.is_text:
+    return {}
+  return {
+      'train_perplexity': evaluation.perplexity(train_loss),
+      'perplexity': score.perplexity,
+  }
+
+
 def _decide(
     session: session_lib.Session,
     score: evaluation.Score,
@@ -500,7 +540,8 @@ def _decide(
   session.record_compilations('proposal', spent)
   if isinstance(change, base.Skip):
     _, macs = session.cost()
-    session.charge(session.progress.ledger.trained(macs, change.images))
+    images = change.images * setup.dataset.train.length
+    session.charge(session.progress.ledger.trained(macs, images))
     session.record('skip', reason=change.reason)
   elif change is not None:
     _apply(session, change, situation.state, decision)
@@ -537,7 +578,7 @@ def _apply(
   )
   session.load(state)
   session.record_compilations('growth', spent)
-  images = carried.report.get('images', 0)
+  images = carried.report.get('images', 0) * setup.dataset.train.length
   params_after, macs_after = session.cost()
   session.charge(session.progress.ledger.trained(macs_after, images))
   after = _probe(session)
@@ -584,7 +625,9 @@ def _probe(session: session_lib.Session) -> _Probe:
   logits = _forward(session, images, train=False)
   train_logits = _forward(session, images, train=True)
   session.charge(
-      session.progress.ledger.evaluated(session.cost()[1], 2 * len(images))
+      session.progress.ledger.evaluated(
+          session.cost()[1], 2 * len(images) * train.length
+      )
   )
   counts = labels >= 0
   loss = evaluation.cross_entropy(logits[counts], labels[counts])
@@ -602,7 +645,9 @@ def _evaluate(
   )
   session.warn(split.damaged.values())
   session.charge(
-      session.progress.ledger.evaluated(session.cost()[1], len(split.labels))
+      session.progress.ledger.evaluated(
+          session.cost()[1], len(split.labels) * split.length
+      )
   )
   return score
 
@@ -715,9 +760,7 @@ def _raw_batches(setup: session_lib.Setup, key: jax.Array) -> Iterator[Any]:
 
   def generate():
     for first in itertools.count(step=steps):
-      permutation = np.asarray(
-          data.epoch_permutation(key, first, len(train.labels))
-      )
+      permutation = feeds.order(dataset, key, first, size)
       for index in range(steps):
         chosen = data.batch_indices(permutation, index, size)
         yield train.images[chosen], train.labels[chosen]

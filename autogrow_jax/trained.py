@@ -54,7 +54,8 @@ class TrainedNetwork:
 
     Args:
       images: raw uint8 pixels (examples, height, width, channel), of the size
-        that the network was trained on.
+        that the network was trained on; or numbers of words, int32
+        (examples, step).
 
     Returns:
       (examples, ..., classes) float32.
@@ -63,13 +64,8 @@ class TrainedNetwork:
       ValueError: if the images are not of that kind.
     """
     images = np.asarray(images)
-    shape = self.image_shape
-    if images.dtype != np.uint8 or images.shape[1:] != shape:
-      raise ValueError(
-          f'Images must be uint8 (examples, {", ".join(map(str, shape))}), got '
-          f'{images.dtype} {images.shape}.'
-      )
-    batch = self._batch
+    self._check(images)
+    batch = self._batch(images)
     return np.concatenate([
         evaluation.logits_of(
             self._forward, images[start : start + batch], batch
@@ -79,7 +75,31 @@ class TrainedNetwork:
 
   def score(self, split: data.Split) -> evaluation.Score:
     """Accuracy and loss over a split."""
-    return evaluation.score(self._forward, split, self._batch)
+    return evaluation.score(self._forward, split, self._batch(split.images))
+
+  def _batch(self, images: np.ndarray) -> int:
+    """How many of these examples go into a call."""
+    if images.ndim == 2:  # A label for every word.
+      labels = images.shape[1]
+    else:
+      labels = math.prod(networks.label_shape(self.architecture))
+    logits = labels * self.architecture.size('classes')
+    return evaluation.examples_at_once(PREDICTION_BATCH, logits)
+
+  def _check(self, images: np.ndarray) -> None:
+    if self.preprocessing.kind == 'tokens':
+      if images.dtype != np.int32 or images.ndim != 2:
+        raise ValueError(
+            'Words must be their numbers, int32 (examples, step), got '
+            f'{images.dtype} {images.shape}.'
+        )
+      return
+    shape = self.image_shape
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+      raise ValueError(
+          f'Images must be uint8 (examples, {", ".join(map(str, shape))}), got '
+          f'{images.dtype} {images.shape}.'
+      )
 
   @property
   def image_shape(self) -> tuple[int, ...]:
@@ -95,12 +115,6 @@ class TrainedNetwork:
         name: (weights, self.stats[name])
         for name, weights in self.weights.items()
     }
-
-  @property
-  def _batch(self) -> int:
-    labels = math.prod(networks.label_shape(self.architecture))
-    logits = labels * self.architecture.size('classes')
-    return evaluation.examples_at_once(PREDICTION_BATCH, logits)
 
   @functools.cached_property
   def _forward(self) -> Any:

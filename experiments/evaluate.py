@@ -48,6 +48,7 @@ def main() -> None:
           'accuracy': score.accuracy,
           'loss': score.loss,
           **({} if score.miou is None else {'miou': score.miou}),
+          **({'perplexity': score.perplexity} if dataset.is_text else {}),
       })
   )
 

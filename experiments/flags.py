@@ -40,8 +40,9 @@ RUN_FLAGS = {
         'cifar10, cifar100 or imagenet2012 (TFDS, as in the paper); any other '
         'image classification set of TFDS by its name; folder:PATH, with one '
         'folder of images per class; voc/2012, with VOCdevkit in --data_dir; '
-        'or pairs:PATH, with images/NAME.* and masks/NAME.png of class '
-        'indices (255 is void).',
+        'pairs:PATH, with images/NAME.* and masks/NAME.png of class indices '
+        '(255 is void); for language models topics (embedded: the help texts '
+        'of Python) or text:PATH, with train.txt, valid.txt and test.txt.',
     ),
     'data_dir': (
         'data.data_dir',
@@ -53,6 +54,11 @@ RUN_FLAGS = {
         'text',
         'Fraction of the training data to use, stratified and seeded: 0.25. '
         'For the same seed smaller parts lie within larger ones.',
+    ),
+    'unroll': (
+        'data.unroll',
+        'int',
+        'Of text: words in a training window, over which gradients go back.',
     ),
     'image_size': (
         'data.image_size',
@@ -131,6 +137,24 @@ RUN_FLAGS = {
         'network.widths',
         'depths',
         "Base channels per stage, e.g. 16-32-64; the network's by default.",
+    ),
+    'embedding': (
+        'network.embedding',
+        'int',
+        "Of a language model: length of a word's vector; by default the width "
+        'of the first layer.',
+    ),
+    'keep_probability': (
+        'network.keep',
+        'float',
+        'Of a language model: probability with which a unit is not dropped in '
+        'training; 1 by default.',
+    ),
+    'init_bound': (
+        'network.init_bound',
+        'float',
+        'Of a language model: parameters start uniform within +-0.04 by '
+        'default.',
     ),
     'finetune_epochs': (
         'schedule.finetune_epochs',

@@ -193,6 +193,7 @@ def complete(
       train.resolve(run_config, dataset), dataset
   )
   between = policy.interval * steps * run_config.batch_size
+  between *= dataset.train.length
   is_worth = 3 * costs.macs(architecture) * between > _WORTH_COMPILING
   backend = BACKEND.value
   if backend == 'auto':

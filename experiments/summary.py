@@ -44,6 +44,10 @@ def of_run(
           ('best test', 'last test'), ('best_test_accuracy', 'test_accuracy')
       ),
   }[result['protocol']]
+  unit = ' %'
+  if 'test_perplexity' in result:
+    keys, unit = ('val_perplexity', 'test_perplexity'), ''
+    names = tuple(f'{name} perplexity' for name in names)
   header = ('', 'depth', 'parameters', 'multiply-adds', *names)
   table = [header] + [
       (
@@ -51,7 +55,7 @@ def of_run(
           item['found'],
           logs.format_count(item['params']),
           logs.format_count(item['macs']),
-          *(f'{item[key]:.2f} %' for key in keys),
+          *(f'{item[key]:.2f}{unit}' for key in keys),
       )
       for name, item in rows
   ]

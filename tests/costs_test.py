@@ -88,14 +88,24 @@ GOLDEN = (
         'deeplab', '3-4-23-3', {}, (513, 3), 21,
         58_040_661, 70_990_084_544, 103,
     ),
+    # Multiply-adds of a word.
+    ('lstm2', '1-1', {}, None, 10_000, 66_022_000, 51_000_000, 2),
+    (
+        'lstm2', '1-1', {'widths': (373, 315), 'embedding': 1500}, None, 10_000,
+        21_824_148, 6_811_396, 2,
+    ),
 )  # pyformat: disable
 
 
 def build(family, depths, image=(32, 3), classes=10, **options):
-  size, channels = image
+  if networks.get(family).inputs == 'tokens':
+    shape, options = (1,), {'streams': 1, **options}
+  else:
+    size, channels = image
+    shape = (size, size, channels)
   return networks.get(family).seed(
       tuple(map(int, depths.split('-'))),
-      input_shape=(size, size, channels),
+      input_shape=shape,
       classes=classes,
       options=options,
   )

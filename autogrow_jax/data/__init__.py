@@ -22,6 +22,7 @@ from autogrow_jax.data.images import Records as Records
 from autogrow_jax.data.pipeline import augment as augment
 from autogrow_jax.data.pipeline import augment_examples as augment_examples
 from autogrow_jax.data.pipeline import batch_indices as batch_indices
+from autogrow_jax.data.pipeline import epoch_in_order as epoch_in_order
 from autogrow_jax.data.pipeline import epoch_permutation as epoch_permutation
 from autogrow_jax.data.pipeline import preprocess as preprocess
 from autogrow_jax.data.pipeline import Preprocessing as Preprocessing

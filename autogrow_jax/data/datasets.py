@@ -25,6 +25,7 @@ from autogrow_jax.data import prepared
 from autogrow_jax.data import sources
 from autogrow_jax.data import stratified
 from autogrow_jax.data import streams
+from autogrow_jax.data import text
 
 Preprocessing = pipeline.Preprocessing
 Split = sources.Split
@@ -46,14 +47,15 @@ class DataConfig:
   Attributes:
     dataset: a key of `sources.SOURCES`; the name of another image
       classification data set that TFDS has prepared, 'name' or 'name/config';
-      'folder:PATH', see `folder.Folder`; 'pairs:PATH', see `pairs.Folder`; of
-      arrays that a run was given, 'name:digest'.
+      'folder:PATH', see `folder.Folder`; 'pairs:PATH', see `pairs.Folder`;
+      'topics' or 'text:PATH', see `text.read`; of arrays that a run was given,
+      'name:digest'.
     data_dir: where TFDS data sets are prepared; None for TFDS's own default,
       the environment variable TFDS_DATA_DIR or else ~/tensorflow_datasets.
     holdout: how many examples to hold out from training; None for the data
       set's own number.
     data_fraction: part of what is left for training that is used, e.g. '0.25'
-      or '1/4'. Text, so that it is exact.
+      or '1/4'; of text, the first part. Text, so that it is exact.
     select_on: 'holdout', or 'test' to take decisions on the test split; then
       nothing is held out, and every result must say so.
     normalization: 'pixels', or 'paper' for the paper's own constants where they
@@ -65,8 +67,9 @@ class DataConfig:
       more than 2 GiB in memory, 'always' or 'never'.
     skip_damaged: whether images that cannot be read are left out, and counted,
       in place of an error.
-    digest: of the names and sizes of the files in a folder, by which another
-      content is refused; None to take what is there.
+    digest: of the names and sizes of the files in a folder, or of the words of
+      a text, by which another content is refused; None to take what is there.
+    unroll: of text, words in a training window.
   """
 
   dataset: str = 'digits'
@@ -80,16 +83,20 @@ class DataConfig:
   stream: str = 'auto'
   skip_damaged: bool = False
   digest: str | None = None
+  unroll: int = 35
 
   def __post_init__(self):
+    _check_count('unroll', self.unroll)
+    if text.is_text(self.dataset):
+      _check_text_options(self)
     if ':' not in self.dataset and not re.fullmatch(
         r'\w+(/[\w.-]+)?', self.dataset
     ):
       raise ValueError(
           f'Unknown data set {self.dataset!r}; there are '
           f'{", ".join(sources.SOURCES)}, {sources.FOLDER}PATH, '
-          f'{sources.PAIRS}PATH, and the names of data sets that TFDS has '
-          'prepared.'
+          f'{sources.PAIRS}PATH, {text.TOPICS}, {text.FOLDER}PATH, and the '
+          'names of data sets that TFDS has prepared.'
       )
     if self.data_dir is not None and not isinstance(self.data_dir, str):
       raise ValueError(f'data_dir must be text, got {self.data_dir!r}.')
@@ -176,13 +183,20 @@ class Dataset:
     _check_split('holdout', self.holdout, self)
 
   @property
+  def is_text(self) -> bool:
+    """Whether the examples are windows of text."""
+    return self.preprocessing.kind == 'tokens'
+
+  @property
   def selection(self) -> Split:
     """What decisions are taken on: the hold-out, or the test split."""
     return self.read_test() if self.select_on == 'test' else self.holdout
 
   @property
-  def input_shape(self) -> tuple[int, int, int]:
-    """(height, width, channel) of what `preprocess` returns."""
+  def input_shape(self) -> tuple[int, ...]:
+    """(height, width, channel) of what `preprocess` returns; (1,) of text."""
+    if self.is_text:  # A network reads it word by word.
+      return (1,)
     height, width, channels = self.train.images.shape[1:]
     pad = 2 * self.preprocessing.pad
     return height + pad, width + pad, channels
@@ -204,6 +218,8 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
       divided like that.
   """
   _check_is_ours(config)
+  if text.is_text(config.dataset):
+    return _load_text(config)
   found = sources.find(
       config.dataset,
       data_dir=config.data_dir,
@@ -212,12 +228,7 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
       channels=config.channels,
       skip_damaged=config.skip_damaged,
   )
-  if config.digest not in (None, found.digest):
-    raise ValueError(
-        f'The files of {config.dataset} are not those of this run: their '
-        f'digest was {config.digest} and is {found.digest}. Restore them, or '
-        'begin another run.'
-    )
+  _check_digest(config, found.digest)
   records = found.read('train')
   train, held_out = _divide(
       records.labels,
@@ -268,6 +279,54 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
           else None
       ),
   )
+
+
+def _load_text(config: DataConfig) -> Dataset:
+  """A text: its validation part is the hold-out."""
+  corpus = text.read(config.dataset)
+  _check_digest(config, corpus.digest)
+  train = text.training_windows(corpus.tokens['train'], config.unroll)
+  train = train.take(np.arange(max(1, round(config.fraction * len(train)))))
+  held_out = text.evaluation_windows(corpus.tokens['valid'])
+  if config.select_on == 'test':
+    held_out = held_out.take(np.arange(0))
+  test = text.evaluation_windows(corpus.tokens['test'])
+  return Dataset(
+      name=config.dataset,
+      classes=len(corpus.vocabulary),
+      train=train,
+      holdout=held_out,
+      preprocessing=Preprocessing(mean=(0,), std=(1,), kind='tokens'),
+      train_indices=np.arange(len(train)),
+      holdout_indices=np.arange(0),  # None of the training windows.
+      select_on=config.select_on,
+      read_test=lambda: test,
+      digest=corpus.digest,
+  )
+
+
+def _check_digest(config: DataConfig, digest: str | None) -> None:
+  """Raises ValueError if the data are others than a configuration's."""
+  if config.digest not in (None, digest):
+    raise ValueError(
+        f'The files of {config.dataset} are not those of this run: their '
+        f'digest was {config.digest} and is {digest}. Restore them, or begin '
+        'another run.'
+    )
+
+
+def _check_text_options(config: DataConfig) -> None:
+  """Raises ValueError if there is an option that text has no use for."""
+  default = {field.name: field.default for field in dataclasses.fields(config)}
+  for name in (
+      'holdout', 'normalization', 'image_size', 'channels', 'stream',
+      'skip_damaged',
+  ):
+    if getattr(config, name) != default[name]:
+      raise ValueError(
+          f'{name}={getattr(config, name)} means nothing to text, whose '
+          'validation part is held out; leave it out.'
+      )
 
 
 def stand_in(config: DataConfig, *, seed: int) -> Dataset:
@@ -384,12 +443,12 @@ def from_arrays(
 def _check_is_ours(config: DataConfig) -> None:
   """Raises ValueError if the data were given to a run as arrays."""
   name = config.dataset
-  known = sources.FOLDER, sources.PAIRS
+  known = sources.FOLDER, sources.PAIRS, text.FOLDER
   if ':' in name and not name.startswith(known):
     raise ValueError(
         f'The data {name} are arrays of your own: pass them to `run`. (A '
         f'folder of images is {sources.FOLDER}PATH, one with masks '
-        f'{sources.PAIRS}PATH.)'
+        f'{sources.PAIRS}PATH, one of text {text.FOLDER}PATH.)'
     )
 
 
@@ -610,8 +669,8 @@ def _to_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
     raise ValueError(f'{name}_labels is empty; at least one example is needed.')
   if labels.ndim not in (1, 3):
     raise ValueError(
-        f'{name}_labels must be one class for each image, (example,), or masks, '
-        f'(example, height, width), got {labels.shape}.'
+        f'{name}_labels must be one class for each image, (example,), or '
+        f'masks, (example, height, width), got {labels.shape}.'
     )
   if images.ndim == 3:
     images = images[..., np.newaxis]
@@ -627,6 +686,8 @@ def _to_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
 
 def _check_split(name: str, split: Split, dataset: Dataset) -> None:
   """Raises ValueError unless a split fits the rest of its data set."""
+  if dataset.is_text:
+    return
   if split.images.shape[1:] != dataset.train.images.shape[1:]:
     raise ValueError(
         f'Images of {name} have the shape {split.images.shape[1:]}, those of '

@@ -1,5 +1,7 @@
 """From raw pixels to network inputs, on the device; and the batch order.
 
+Of text, the numbers of words are the inputs as they are.
+
 Everything here is a pure function that may run inside jit. The batch of step t
 depends on the run's seed and on t only, so that neither growth, evaluation nor
 a restart can shift it.
@@ -18,6 +20,7 @@ class Preprocessing:
   """What is done to the images of a data set; hashable and JSON-able.
 
   Attributes:
+    kind: 'images', or 'tokens' of text, to which nothing is done.
     mean: per channel, of pixels scaled to [0, 1]; subtracted.
     std: per channel, of pixels scaled to [0, 1]; divided by.
     pad: pixels of black added on each side, in training and in evaluation.
@@ -35,8 +38,11 @@ class Preprocessing:
   crop: int = 0
   flip: bool = False
   scale: float = 1.0
+  kind: str = 'images'
 
   def __post_init__(self):
+    if self.kind not in ('images', 'tokens'):
+      raise ValueError(f'kind is images or tokens, got {self.kind!r}.')
     # JSON has lists in place of tuples.
     object.__setattr__(self, 'mean', tuple(map(float, self.mean)))
     object.__setattr__(self, 'std', tuple(map(float, self.std)))
@@ -69,17 +75,19 @@ def preprocess(
   et al. 2020).
 
   Args:
-    images: uint8, (batch, height, width, channel).
+    images: uint8, (batch, height, width, channel); or tokens.
     preprocessing: what to do.
     dtype: of the result; computed in float32.
 
   Returns:
-    (batch, height + 2 * pad, width + 2 * pad, channel).
+    (batch, height + 2 * pad, width + 2 * pad, channel); tokens as they are.
 
   Raises:
     ValueError: the images are not of that type, rank or number of channels.
   """
   _check_images(images, preprocessing)
+  if preprocessing.kind == 'tokens':
+    return images
   images = _pad(images, preprocessing.pad)
   # Explicit leading axes: the tests forbid rank promotion.
   channels = (1, 1, 1, -1)
@@ -273,6 +281,24 @@ def epoch_permutation(
   )
 
 
+def epoch_in_order(examples: int, batch_size: int) -> np.ndarray:
+  """Order of the windows of a text, the same in all epochs.
+
+  Row by row, a batch goes on where the one before it has ended: every row has
+  a stretch of the text of its own. What is left over at its end is left out.
+
+  Args:
+    examples: number of windows, which follow one another in the text.
+    batch_size: rows of a batch.
+
+  Returns:
+    int32, (examples,) rounded down to whole batches.
+  """
+  steps = steps_per_epoch(examples, batch_size)
+  windows = np.arange(steps * batch_size, dtype=np.int32)
+  return windows.reshape(batch_size, steps).T.reshape(-1)
+
+
 def batch_indices(
     permutation: jax.Array | np.ndarray,
     step_in_epoch: jax.typing.ArrayLike,
@@ -309,6 +335,13 @@ def _pad(images: jax.Array, pixels: int) -> jax.Array:
 
 
 def _check_images(images: jax.Array, preprocessing: Preprocessing) -> None:
+  if preprocessing.kind == 'tokens':
+    if images.dtype != jnp.int32 or images.ndim != 2:
+      raise ValueError(
+          'Tokens must be int32 (batch, step), got '
+          f'{images.dtype} {images.shape}.'
+      )
+    return
   channels = len(preprocessing.mean)
   if images.dtype != jnp.uint8 or images.ndim != 4:
     raise ValueError(

@@ -32,7 +32,8 @@ class Split:
   """Images with labels.
 
   Attributes:
-    images: uint8, (example, height, width, channel), from 0 to 255.
+    images: uint8, (example, height, width, channel), from 0 to 255; or tokens,
+      int32, (example, step).
     labels: int32, (example,) from 0, or (example, ...) where -1 does not count;
       masks, (example, height, width), may be int16.
   """
@@ -43,12 +44,13 @@ class Split:
   def __post_init__(self):
     images, labels = self.images, self.labels
     is_array = isinstance(images, (np.ndarray, streams.LazyImages))
-    if not is_array or images.dtype != np.uint8:
+    is_text = is_array and images.dtype == np.int32 and images.ndim == 2
+    if not is_array or not (is_text or images.dtype == np.uint8):
       raise ValueError(
           f'Images must be a uint8 numpy array, got {_describe(images)}; scale '
           'them to 0 to 255, round and cast.'
       )
-    if images.ndim != 4:
+    if images.ndim != 4 and not is_text:
       raise ValueError(
           'Images must have the shape (example, height, width, channel), got '
           f'{images.shape}.'
@@ -70,6 +72,11 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  @property
+  def length(self) -> int:
+    """What an example counts in costs: 1 for an image, else its tokens."""
+    return self.images.shape[1] if self.images.ndim == 2 else 1
 
   @property
   def damaged(self) -> Mapping[int, str]:

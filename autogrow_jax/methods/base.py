@@ -40,18 +40,27 @@ class Forward:
 
   Attributes:
     layout: of the packed trees.
-    x: (batch, height, width, channel), preprocessed and augmented.
+    x: (batch, height, width, channel), preprocessed and augmented; of text
+      (batch, step).
+    key: of what the network itself draws; None for nothing.
   """
 
   layout: view.Layout
   x: jax.Array
+  key: jax.Array | None = None
 
   def __call__(
       self, weights: Tree, stats: Tree, gates: Any
   ) -> tuple[jax.Array, Tree]:
     """Logits (batch, classes) and new statistics; trees are packed."""
     return networks_base.apply(
-        self.layout.bucket, weights, stats, self.x, train=True, gates=gates
+        self.layout.bucket,
+        weights,
+        stats,
+        self.x,
+        train=True,
+        gates=gates,
+        key=self.key,
     )
 
 

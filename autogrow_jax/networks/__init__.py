@@ -6,6 +6,7 @@ import importlib
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.networks import base
 from autogrow_jax.networks import deeplab
+from autogrow_jax.networks import lstm
 from autogrow_jax.networks import mlp
 from autogrow_jax.networks import mobilenet
 from autogrow_jax.networks import plain
@@ -27,6 +28,7 @@ FAMILIES = {
         mobilenet.MOBILENET1,
         mlp.MLP,
         deeplab.DEEPLAB,
+        lstm.LSTM2,
     )
 }
 

@@ -18,6 +18,7 @@ position, which is all the same.
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import ClassVar
 
 from flax import linen as nn
 import jax
@@ -118,6 +119,7 @@ class DeepLab(residual.Trunk):
 
   depths: tuple[int, ...] = (3, 4, 23, 3)
   learning_rate: float = 0.007
+  milestones: ClassVar[str] = 'poly'
 
   @property
   def seed_depths(self) -> tuple[int, ...]:
