@@ -21,9 +21,9 @@ write it, summed over its writers where it has several.
 
 Unlike the paper, l1 does not choose a part for every layer by its sensitivity:
 one ranking of the whole network takes more where weights are more unequal.
-Unlike the paper, morphnet's channel of several norms is penalised by their sum
-and not by the largest, what a channel costs is that in the full network, and
-not in what is left of it, and there is one round, after which weights stay.
+Unlike the paper, morphnet counts what a channel costs in the full network, and
+not in what is left of it, adds up the scales of a channel of several norms, and
+has one round, after which weights stay.
 """
 
 import bisect
