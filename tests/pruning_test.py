@@ -120,20 +120,19 @@ class CriteriaTest(parameterized.TestCase):
     np.testing.assert_allclose(scores['s1b1.mid'], square('s1b1', 'conv1'))
 
   def test_l1_compares_layers_and_uniform_does_not(self):
-    architecture = perceptron(4, 2)
-    state = written(
-        architecture,
-        {FIRST: [(4,), (1,), (1,), (1.1,)], SECOND: [(1.9,), (2,)]},
-    )
-    # 2.25, .56, .56, .62 and .97, 1.03 times the mean.
+    architecture = perceptron(5, 2)
+    state = written(architecture, {
+        FIRST: [(4,), (1,), (1.2,), (1.1,), (0.9,)], SECOND: [(0.3,), (0.4,)]
+    })
+    # In units of the means 2.4, .6, .7, .7, .5 and .9, 1.1.
     self.assertEqual(kept('l1', state, architecture, (1, 2)), ([0], [0, 1]))
-    self.assertEqual(kept('uniform', state, architecture, (2, 1)),
-                     ([0, 3], [1]))
-    # 3/8, 5/8, 3/4 and 7/8 come next in this order: half of all at first.
-    self.assertEqual(kept('uniform', state, architecture, (3, 1)),
-                     ([0, 1, 3], [1]))
-    self.assertEqual(kept('uniform', state, architecture, (3, 2)),
-                     ([0, 1, 3], [0, 1]))
+    # .3, .5, .7, .9 of the first, in that order, and .75 of the second.
+    for widths, want in (
+        ((2, 1), ([0, 2], [1])),
+        ((4, 1), ([0, 1, 2, 3], [1])),
+        ((4, 2), ([0, 1, 2, 3], [0, 1])),
+    ):
+      self.assertEqual(kept('uniform', state, architecture, widths), want)
 
   def test_morphnet_multiplies_what_is_left(self):
     architecture = perceptron(4, 2, norm='batch')
