@@ -15,6 +15,7 @@ from autogrow_jax import policies
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods.gauss_newton import method as gauss_newton
 from autogrow_jax.methods.sparsify import method as sparsify
+from autogrow_jax.methods.sparsify import pruning
 from autogrow_jax.networks import common
 
 PRECISIONS = ('float32', 'bfloat16')
@@ -23,7 +24,12 @@ POLICIES = (
 )
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 
-Method = autogrow.AutoGrow | gauss_newton.GaussNewton | sparsify.Sparsify
+Method = (
+    autogrow.AutoGrow
+    | gauss_newton.GaussNewton
+    | sparsify.Sparsify
+    | pruning.Pruned
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,7 @@ ROWS = (
         'methods.sparsify',
         'methods.sparsify.masks',
         'methods.sparsify.method',
+        'methods.sparsify.pruning',
         'methods.sparsify.space',
     ),
     (
