@@ -179,7 +179,7 @@ class Sparsify(base.FixedArchitecture):
     gates = jax.tree.map(
         lambda q, p: jnp.where(memory['open'] > 0, q * p, 1.0),
         q,
-        self._probabilities(params['aux'], memory),
+        self.probabilities(params['aux'], memory),
     )
     sizes, readers, filters = dict(architecture.sizes), {}, {}
     for name, axes in space.groups:
@@ -257,7 +257,7 @@ class Sparsify(base.FixedArchitecture):
       A scalar; lambda has no gradient.
     """
     space = self._space(architecture)
-    p = self._probabilities(aux, memory)
+    p = self.probabilities(aux, memory)
     counted = p if self.lambda_update == 'step' else jax.tree.map(
         jnp.float32, memory['q']
     )
@@ -299,7 +299,7 @@ class Sparsify(base.FixedArchitecture):
     """
     aux, memory = state.params['aux'], state.stats['method']
     space = self._space(architecture)
-    p = _on_host(self._probabilities(aux, memory))
+    p = _on_host(self.probabilities(aux, memory))
     q = memory['q']
     likely = masks.guarded(jax.tree.map(lambda p: p >= 0.5, p), aux)
     disagree = sum(
@@ -369,7 +369,7 @@ class Sparsify(base.FixedArchitecture):
     if not memory['open']:
       return {}
     space = self._space(architecture)
-    p = _on_host(self._probabilities(aux, memory))
+    p = _on_host(self.probabilities(aux, memory))
     density = lambda tree, budget: round(
         float(space_lib.density(architecture, space, tree, budget)), 6
     )
@@ -401,7 +401,7 @@ class Sparsify(base.FixedArchitecture):
   def _beta(self, memory: Tree) -> Tree:
     return masks.temperatures(memory['t'], self.beta_final, self.run.queries)
 
-  def _probabilities(self, aux: Tree, memory: Tree) -> Tree:
+  def probabilities(self, aux: Tree, memory: Tree) -> Tree:
     """p, by which gates and the penalty count; 1 for a random sample."""
     if self.strategy == 'random':
       return jax.tree.map(jnp.ones_like, aux)
@@ -470,7 +470,7 @@ class Sparsify(base.FixedArchitecture):
     )
     draw = lambda key, p: masks.guarded(masks.sample(key, p), aux)
     if self.strategy == 'sparsify':
-      p = _on_host(self._probabilities(aux, memory))
+      p = _on_host(self.probabilities(aux, memory))
       return draw(key, p)
     target = 1 - self.target_sparsity
     same = lambda p: masks.full(architecture, space, p, p, np.float64)
