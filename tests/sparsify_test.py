@@ -8,7 +8,6 @@ import dataclasses
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import costs
@@ -54,13 +53,37 @@ class EquivalenceTest(parameterized.TestCase):
 
   @parameterized.named_parameters(*EVERYWHERE)
   def test_compact_masked_and_sliced_agree(self, network, options):
-    """Invariants 1, 2, 3: soft gates; logits, loss, gradients, statistics."""
+    """Invariants 1, 2, 7: soft gates, both modes."""
     architecture = tiny_masks.seed(network, **options)
     state = tiny_masks.sampled(architecture)
     if network in tiny_masks.CHAINS:  # A gate that can be folded.
       s = state.params['aux']
       layers = tiny_masks.hard(state.stats['method']['q']['layers'])
       state = tiny_masks.masked(state, s={**s, 'layers': layers})
+    whole, part = (
+        tiny_masks.logits(METHOD, architecture, state, compact=compact)
+        for compact in (False, True)
+    )
+    same(part, whole)
+    change = METHOD.conclude(architecture, state)
+    pruned, _ = tiny_masks.grow(state, change)
+    small = change.architecture
+    sliced = tiny_masks.logits(METHOD, small, pruned, compact=False)
+    same(sliced, whole)
+    q = state.stats['method']['q']
+    space = space_lib.of(architecture, 'both')
+    counts = space_lib.counts(space, q), q['layers']
+    self.assertEqual(
+        costs.params(architecture, *counts),
+        sum(leaf.size for leaf in jax.tree.leaves(pruned.params['weights'])),
+    )
+    self.assertEqual(costs.macs(architecture, *counts), costs.macs(small))
+
+  @parameterized.parameters(*tiny_masks.DERIVED)
+  def test_compact_and_masked_learn_alike(self, network):
+    """Invariant 3: loss, gradients, statistics; none of what is not there."""
+    architecture = tiny_masks.seed(network)
+    state = tiny_masks.sampled(architecture)
     whole = tiny_masks.outcome(METHOD, architecture, state, compact=False)
     part = tiny_masks.outcome(METHOD, architecture, state, compact=True)
     self.assertLess(
@@ -86,20 +109,6 @@ class EquivalenceTest(parameterized.TestCase):
                 for leaf in jax.tree.leaves(outcome.grads['weights'][name])
             ),
         )
-    change = METHOD.conclude(architecture, state)
-    pruned, _ = tiny_masks.grow(state, change)
-    small = change.architecture
-    sliced = tiny_masks.logits(METHOD, small, pruned, compact=False)
-    same(sliced[0], whole.train)
-    same(sliced, tiny_masks.logits(METHOD, architecture, state, compact=False))
-    q = state.stats['method']['q']
-    space = space_lib.of(architecture, 'both')
-    counts = space_lib.counts(space, q), q['layers']
-    self.assertEqual(
-        costs.params(architecture, *counts),
-        sum(leaf.size for leaf in jax.tree.leaves(pruned.params['weights'])),
-    )
-    self.assertEqual(costs.macs(architecture, *counts), costs.macs(small))
 
   @parameterized.named_parameters(*EVERYWHERE)
   def test_what_is_not_there_says_nothing(self, network, options):
@@ -129,9 +138,7 @@ class EquivalenceTest(parameterized.TestCase):
     after = tiny_masks.logits(METHOD, architecture, other, compact=False)
     np.testing.assert_array_equal(after, before)
 
-  @parameterized.parameters(
-      tiny_masks.PLAIN, tiny_masks.BASIC, tiny_masks.WIDE
-  )
+  @parameterized.parameters(tiny_masks.PLAIN, tiny_masks.BASIC)
   def test_all_on_is_the_network_itself(self, network):
     """Invariant 4, bit for bit."""
     architecture = tiny_masks.seed(network)
@@ -197,26 +204,13 @@ class EquivalenceTest(parameterized.TestCase):
         whole,
     )
 
-  def test_bfloat16(self):
-    """Activations of 16 bits, gates and weights of 32."""
-    architecture = tiny_masks.seed(tiny_masks.BASIC, shortcut='A')
-    state = tiny_masks.sampled(architecture)
-    exact = tiny_masks.outcome(METHOD, architecture, state, compact=True)
-    short = tiny_masks.outcome(
-        METHOD, architecture, state, compact=True, dtype=jnp.bfloat16
-    )
-    np.testing.assert_allclose(short.train, exact.train, atol=0.1)
-    self.assertGreater(np.abs(short.train - exact.train).max(), 0)
-    for leaf in jax.tree.leaves(short.grads):
-      self.assertEqual(leaf.dtype, np.float32)
-
 
 class GradientTest(parameterized.TestCase):
   """What trains mask variables."""
 
   def test_samples_that_are_off_feel_the_penalty_alone(self):
     """Invariants 17, 19: exactly."""
-    architecture = tiny_masks.seed(tiny_masks.BASIC, shortcut='A')
+    architecture = tiny_masks.seed(tiny_masks.BASIC)
     state = tiny_masks.sampled(architecture)
     memory, aux = state.stats['method'], state.params['aux']
     grads = tiny_masks.outcome(

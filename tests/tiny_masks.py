@@ -47,7 +47,6 @@ PLAIN, BASIC, BOTTLENECK, WIDE, MOBILE, VGG, MLP = _OWN
 VARIANTS = (
     (PLAIN, {}),
     (BASIC, {'shortcut': 'A'}),
-    (BASIC, {'shortcut': 'B'}),
     (BOTTLENECK, {}),
     (WIDE, {}),
     (MOBILE, {}),
@@ -57,6 +56,8 @@ VARIANTS = (
 )
 # Those whose layers have no shortcut: their soft gates cannot be folded.
 CHAINS = (PLAIN, MOBILE, VGG, MLP)
+# Where gradients are compared, too, and not logits alone.
+DERIVED = (PLAIN, BASIC, MOBILE)
 OFF, ON = 's1b1', 's1b2'  # A layer that is not there, and one behind it.
 FAR = 40.0  # sigmoid(FAR) is 1.
 
