@@ -191,7 +191,7 @@ class Norm(nn.Module):
     mean, var = running_mean.value, running_var.value
     # A traced `train` computes both and selects: one program serves both.
     if train is not False and not self.is_initializing():
-      x32 = x.astype(jnp.float32)
+      x32 = widened(x)
       dims = tuple(range(x.ndim - 1))
       batch_mean = jnp.mean(x32, dims)
       batch_var = jnp.maximum(

@@ -61,6 +61,7 @@ ROWS = (
         'methods.gauss_newton.surgery',
         'methods.gauss_newton.trials',
         'methods.sparsify',
+        'methods.sparsify.dynamics',
         'methods.sparsify.masks',
         'methods.sparsify.method',
         'methods.sparsify.pruning',
