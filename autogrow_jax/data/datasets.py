@@ -610,8 +610,8 @@ def _to_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
     raise ValueError(f'{name}_labels is empty; at least one example is needed.')
   if labels.ndim not in (1, 3):
     raise ValueError(
-        f'{name}_labels must be one class for each image, (example,), or masks, '
-        f'(example, height, width), got {labels.shape}.'
+        f'{name}_labels must be one class for each image, (example,), or '
+        f'masks, (example, height, width), got {labels.shape}.'
     )
   if images.ndim == 3:
     images = images[..., np.newaxis]
