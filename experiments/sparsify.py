@@ -240,7 +240,8 @@ def complete(
         ),
     )
     how = f'{backend} execution'
-  method.extra(architecture)  # Refuses networks that it has no use for.
+  # Both refuse networks that the method has no use for.
+  method.active(architecture, method.extra(architecture)[1])
   least = method.least_density(architecture)
   if 1 - method.target_sparsity < least:
     raise ValueError(
