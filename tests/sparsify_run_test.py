@@ -133,6 +133,11 @@ class RunTest(parameterized.TestCase):
     self.assertEqual(samples[-1]['params_before'], epochs[-2]['params'])
     self.assertEqual(samples[-1]['params_before'], want['params'])
     self.assertLess(epochs[0]['params'], want['params'])
+    # Invariant 29: what training cost is what was there in each epoch.
+    images = runs.STEPS * 64
+    self.assertEqual(
+        want['train_macs'], 3 * images * sum(r['macs'] for r in epochs)
+    )
 
   def test_views_and_devices_agree(self):
     self.check_agree(
