@@ -25,6 +25,7 @@ from autogrow_jax import config
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import logs
+from autogrow_jax import optimizers
 from autogrow_jax import results
 from autogrow_jax import session
 from autogrow_jax import train
@@ -135,7 +136,12 @@ def sparsifying(preset: config.RunConfig) -> config.RunConfig:
           preset.network, depths=preset.network.depths or (2, 2, 2)
       ),
       policy=config.PolicyConfig('every', interval=1, max_epochs=40),
-      method=method_lib.Sparsify(target_sparsity=0.7),
+      # A short run: see the small presets.
+      method=method_lib.Sparsify(
+          target_sparsity=0.7,
+          mask=optimizers.AuxConfig(learning_rate=10.0),
+          freeze=0.8,
+      ),
       schedule=dataclasses.replace(
           preset.schedule, growing='whole', finetune_epochs=0
       ),

@@ -59,7 +59,8 @@ class Sparsify(base.FixedArchitecture):
   channel and not its filter, since behind a filter stands a norm that takes a
   factor away again; lambda follows the expected cost in every step, since one
   that is held for an epoch makes the network swing from its seed to the full
-  one and back.
+  one and back; the last sample, which remains, is of several the one nearest to
+  the budget.
 
   Attributes:
     strategy: 'sparsify', or 'random': everything is there with one and the same
@@ -460,6 +461,12 @@ class Sparsify(base.FixedArchitecture):
 
     return growth.Growth(architecture, patch=patch, note='a new sample')
 
+  def _is_last_sample(self, step: int) -> bool:
+    """Whether no other sample comes after one at this step."""
+    between = self.run.steps / max(1, self.run.queries)
+    end = min(self.freeze * self.run.steps, self.run.steps - between)
+    return step + between > end + 0.5  # Half a step, for rounding.
+
   def _drawn(
       self, architecture: Architecture, state: state_lib.TrainState, key: Any
   ) -> Tree:
@@ -469,12 +476,14 @@ class Sparsify(base.FixedArchitecture):
         architecture, space, tree, self.budget
     )
     draw = lambda key, p: masks.guarded(masks.sample(key, p), aux)
+    target = 1 - self.target_sparsity
     if self.strategy == 'sparsify':
       p = _on_host(self.probabilities(aux, memory))
-      return draw(key, p)
-    target = 1 - self.target_sparsity
-    same = lambda p: masks.full(architecture, space, p, p, np.float64)
-    p = same(masks.probability_of(lambda p: density(same(p)), target))
+      if not self._is_last_sample(int(state.step)):
+        return draw(key, p)
+    else:
+      same = lambda p: masks.full(architecture, space, p, p, np.float64)
+      p = same(masks.probability_of(lambda p: density(same(p)), target))
     draws = [draw(jax.random.fold_in(key, n), p) for n in range(_DRAWS)]
     return min(draws, key=lambda q: abs(density(q) - target))
 
