@@ -150,6 +150,25 @@ class Setup:
     wanted = min(MAX_EVAL_BATCH, len(self.dataset.train.labels))
     return max(1, wanted // devices) * devices
 
+  def layout(
+      self,
+      architecture: Architecture,
+      *,
+      phase: str,
+      active: view.Active | None = None,
+  ) -> view.Layout:
+    """How a state is laid out: with spare room for blocks while it grows.
+
+    Not where a method has leaves of its own, whose names are in its programs.
+    """
+    spare = self.config.devices.depth_buckets == 'powers'
+    own = jax.tree.leaves(self.task.method.extra(architecture))
+    return view.layout(
+        architecture,
+        spare=spare and phase == 'growing' and not own,
+        active=active,
+    )
+
 
 class Session:
   """The mutable edge of a run: devices, files, the screen, signals.
@@ -160,6 +179,7 @@ class Session:
     feed: what training steps take from the data.
     packed: the packed state on the devices.
     layout: of it.
+    depths: of the layout, for programs, on the devices.
     active: what of the canonical state is in it; None for all.
     meters: sums over the current epoch, on the devices.
     signals: numbers of the signals received, most recent last.
@@ -208,12 +228,14 @@ class Session:
     self.active = self.setup.task.method.active(
         architecture, state.stats['method']
     )
-    self.layout = view.layout(architecture, active=self.active)
+    self.layout = self.setup.layout(
+        architecture, phase=self.progress.phase, active=self.active
+    )
     if self.active is not None:
       self._canonical = state
       state = view.take(state, self.layout, self.active)
-    self.packed = self.setup.task.parallel.replicate(
-        view.pack(state, self.layout)
+    self.packed, self.depths = self.setup.task.parallel.replicate(
+        (view.pack(state, self.layout), self.layout.depths)
     )
 
   def fetch(self) -> state_lib.TrainState:

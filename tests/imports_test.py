@@ -33,6 +33,7 @@ ROWS = (
         'networks.mobilenet',
         'networks.plain',
         'networks.residual',
+        'networks.runs',
         'networks.taps',
         'networks.vgg',
         'networks.wide',

@@ -41,17 +41,25 @@ class Forward:
   Attributes:
     layout: of the packed trees.
     x: (batch, height, width, channel), preprocessed and augmented.
+    depths: see `networks.base.apply`.
   """
 
   layout: view.Layout
   x: jax.Array
+  depths: Tree | None = None
 
   def __call__(
       self, weights: Tree, stats: Tree, gates: Any
   ) -> tuple[jax.Array, Tree]:
     """Logits (batch, classes) and new statistics; trees are packed."""
     return networks_base.apply(
-        self.layout.bucket, weights, stats, self.x, train=True, gates=gates
+        self.layout.bucket,
+        weights,
+        stats,
+        self.x,
+        train=True,
+        gates=gates,
+        depths=self.depths,
     )
 
 
