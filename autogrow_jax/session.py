@@ -150,25 +150,6 @@ class Setup:
     wanted = min(MAX_EVAL_BATCH, len(self.dataset.train.labels))
     return max(1, wanted // devices) * devices
 
-  def layout(
-      self,
-      architecture: Architecture,
-      *,
-      phase: str,
-      active: view.Active | None = None,
-  ) -> view.Layout:
-    """How a state is laid out: with spare room for blocks while it grows.
-
-    Not where a method has leaves of its own, whose names are in its programs.
-    """
-    spare = self.config.devices.depth_buckets == 'powers'
-    own = jax.tree.leaves(self.task.method.extra(architecture))
-    return view.layout(
-        architecture,
-        spare=spare and phase == 'growing' and not own,
-        active=active,
-    )
-
 
 class Session:
   """The mutable edge of a run: devices, files, the screen, signals.
@@ -228,8 +209,8 @@ class Session:
     self.active = self.setup.task.method.active(
         architecture, state.stats['method']
     )
-    self.layout = self.setup.layout(
-        architecture, phase=self.progress.phase, active=self.active
+    self.layout = view.layout(
+        architecture, spare=self._may_deepen(), active=self.active
     )
     if self.active is not None:
       self._canonical = state
@@ -361,6 +342,14 @@ class Session:
     self.screen.close()
     self.tensorboard.close()
     self.history.close()
+
+  def _may_deepen(self) -> bool:
+    """Whether to leave room for blocks, so that growths seldom compile."""
+    return (
+        self.setup.config.devices.depth_buckets == 'powers'
+        and self.setup.task.method.deepens
+        and self.progress.phase == 'growing'
+    )
 
   def _on_compile(self, name: str, seconds: float) -> None:
     self._pending.append((name, seconds))

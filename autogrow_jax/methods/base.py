@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -105,8 +105,13 @@ class Method(Protocol):
   """A growing method: a frozen, hashable dataclass of hyper-parameters.
 
   Attributes:
+    deepens: whether its growths append blocks, for which layouts then have
+      spare room. Single blocks are not to be seen in its programs: it has no
+      leaves of theirs, and nothing that runs inside jit unpacks a tree.
     aux: how its trainable leaves are trained; None if it has none.
   """
+
+  deepens: ClassVar[bool]
 
   @property
   def aux(self) -> optimizers.AuxConfig | None:
@@ -176,6 +181,8 @@ class Method(Protocol):
 @dataclasses.dataclass(frozen=True)
 class FixedArchitecture:
   """Trains a network as it is; the baseline."""
+
+  deepens: ClassVar[bool] = False
 
   @property
   def aux(self) -> optimizers.AuxConfig | None:
