@@ -16,7 +16,7 @@ import dataclasses
 import numbers
 from typing import Any, Self
 
-Option = str | int | tuple[int, ...]
+Option = str | int | float | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)

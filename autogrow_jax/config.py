@@ -15,6 +15,7 @@ from autogrow_jax import policies
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods.gauss_newton import method as gauss_newton
 from autogrow_jax.methods.sparsify import method as sparsify
+from autogrow_jax.methods.sparsify import pruning
 from autogrow_jax.networks import common
 
 PRECISIONS = ('float32', 'bfloat16')
@@ -23,7 +24,12 @@ POLICIES = (
 )
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 
-Method = autogrow.AutoGrow | gauss_newton.GaussNewton | sparsify.Sparsify
+Method = (
+    autogrow.AutoGrow
+    | gauss_newton.GaussNewton
+    | sparsify.Sparsify
+    | pruning.Pruned
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,9 @@ class NetworkConfig:
     shortcut: 'B' (1x1 convolution and norm) or 'A' (no parameters).
     bn_scale_init: 'ones', or 'uniform01', which the paper very likely had.
     widths: base width per stage.
+    embedding: of a language model, length of a word's vector.
+    keep: of a language model, probability with which a unit stays in training.
+    init_bound: of a language model, largest parameter at its start.
   """
 
   name: str = 'basic3resnet'
@@ -46,6 +55,9 @@ class NetworkConfig:
   shortcut: str | None = None
   bn_scale_init: str | None = None
   widths: tuple[int, ...] | None = None
+  embedding: int | None = None
+  keep: float | None = None
+  init_bound: float | None = None
 
   def options(self) -> dict[str, Any]:
     """The options for `Network.seed`."""
@@ -54,6 +66,9 @@ class NetworkConfig:
         'shortcut': self.shortcut,
         'bn_scale_init': self.bn_scale_init,
         'widths': self.widths,
+        'embedding': self.embedding,
+        'keep': self.keep,
+        'init_bound': self.init_bound,
     }
 
 

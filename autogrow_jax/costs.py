@@ -1,7 +1,8 @@
 """Parameters, multiply-adds and activation bytes of an architecture.
 
-Multiply-adds are those of convolutions and dense layers, one per weight and
-output position; norms, pooling and parameter-free shortcuts count nothing.
+Multiply-adds are those of convolutions, dense and recurrent layers, one per
+weight and output position; norms, pooling, embeddings and parameter-free
+shortcuts count nothing. What is said of an image is meant of a token of text.
 Every count is a sum of products of axis sizes, so that `counts` may be sizes,
 numbers of active units, or traced expected numbers, which are differentiable.
 """
@@ -24,7 +25,7 @@ from autogrow_jax.networks import base
 Architecture = architecture_lib.Architecture
 
 # Layers whose kernels are multiplied once for each output position.
-_WEIGHTED = (layers.Conv, layers.DepthwiseConv, layers.Dense)
+_WEIGHTED = (layers.Conv, layers.DepthwiseConv, layers.Dense, layers.LSTM)
 
 # Gradients with respect to the input and to the kernel cost a forward pass
 # each.
@@ -183,7 +184,7 @@ def leaves(architecture: Architecture) -> tuple[Leaf, ...]:
               (part.name, *path),
               leaf.shape,
               tuple(axis and axis.name for axis in axes),
-              positions.get(path[:-1], 0) if path[-1] == 'kernel' else 0,
+              positions.get(path[:-1], 0) if path[-1].endswith('kernel') else 0,
           )
       )
   return tuple(result)
@@ -239,9 +240,10 @@ def _records(
 
   def record(call, args, kwargs, context):
     output = call(*args, **kwargs)
-    kinds = (*_WEIGHTED, layers.Norm, layers.Select)
+    kinds = (*_WEIGHTED, layers.Norm, layers.Select, layers.Embedding)
     if context.method_name == '__call__' and isinstance(context.module, kinds):
-      shape = output.shape[1:]
+      # Of an LSTM the state follows its output.
+      shape = jax.tree.leaves(output)[0].shape[1:]
       weighted = isinstance(context.module, _WEIGHTED)
       records.append(
           _Record(

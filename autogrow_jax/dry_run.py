@@ -29,6 +29,7 @@ from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import feeds
 from autogrow_jax import growth
+from autogrow_jax import networks
 from autogrow_jax import parallel as parallel_lib
 from autogrow_jax import programs as programs_lib
 from autogrow_jax import session
@@ -194,7 +195,7 @@ def trace_step(
       packed,
       meters,
       shape((batch_size, *image_shape), np.uint8),
-      shape((batch_size,), np.int32),
+      shape((batch_size, *networks.label_shape(architecture)), np.int32),
       shape((batch_size,), np.int32),
       shape((), np.float32),
   )

@@ -1,12 +1,43 @@
-"""Accuracy and loss over a split, in fixed-size batches."""
+"""Accuracy, loss and mean IoU over a split, in fixed-size batches."""
 
 from collections.abc import Callable
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import data
 from autogrow_jax import paired
+from autogrow_jax.methods import base
+
+# At once, in a call: 256 MB of float32.
+_MOST_LOGITS = 2**26
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pixels:
+  """Pixels of each class over a split of masks, void left out.
+
+  Attributes:
+    hits: labels that are predicted, int64 (classes,).
+    labels: all labels, likewise.
+    predictions: likewise.
+  """
+
+  hits: np.ndarray
+  labels: np.ndarray
+  predictions: np.ndarray
+
+  @property
+  def miou(self) -> float:
+    """Mean intersection over union, percent.
+
+    The mean is over the classes that occur among labels or predictions.
+    """
+    unions = self.labels + self.predictions - self.hits
+    occurs = unions > 0
+    return 100 * float(np.mean(self.hits[occurs] / unions[occurs]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +50,14 @@ class Score:
     loss_sum: sum of cross-entropies, nats.
     hits: which examples are correct, one bit each; see `paired.pack_hits`.
       None where an example has several labels.
+    pixels: where labels are masks, else None.
   """
 
   correct: int
   total: int
   loss_sum: float
   hits: bytes | None
+  pixels: Pixels | None = None
 
   @property
   def accuracy(self) -> float:
@@ -35,6 +68,22 @@ class Score:
   def loss(self) -> float:
     """Mean cross-entropy, nats."""
     return self.loss_sum / self.total
+
+  @property
+  def miou(self) -> float | None:
+    """Mean intersection over union, percent; None without masks."""
+    return None if self.pixels is None else self.pixels.miou
+
+  @property
+  def perplexity(self) -> float:
+    """Of a language model: how many words were as hard to tell apart."""
+    return perplexity(self.loss)
+
+
+def perplexity(loss: float) -> float:
+  """From a mean cross-entropy in nats; infinite rather than too large."""
+  with np.errstate(over='ignore'):
+    return float(np.exp(loss))
 
 
 def score(
@@ -55,6 +104,8 @@ def score(
   Raises:
     ValueError: all are.
   """
+  if split.labels.ndim == 3:
+    return _score_masks(forward, split, batch_size)
   has_one = split.labels.ndim == 1
   hits, loss_sum, total = [], 0.0, 0
   good = np.ones(len(split.labels), bool)
@@ -80,6 +131,60 @@ def score(
       loss_sum=loss_sum,
       hits=paired.pack_hits(hits) if has_one else None,
   )
+
+
+def examples_at_once(most: int, logits: int) -> int:
+  """How many examples to evaluate in a call.
+
+  Args:
+    most: not more than so many.
+    logits: of one example.
+  """
+  return max(1, min(most, _MOST_LOGITS // logits))
+
+
+def _score_masks(
+    forward: Callable[[np.ndarray], np.ndarray],
+    split: data.Split,
+    batch_size: int,
+) -> Score:
+  """`score` where labels are masks; counted on the device."""
+  total, loss_sum = 0, 0.0
+  for start in range(0, len(split.labels), batch_size):
+    part = slice(start, start + batch_size)
+    logits = logits_of(forward, split.images[part], batch_size)
+    losses, pixels = _count(logits, split.labels[part])
+    loss_sum += float(np.sum(np.asarray(losses, np.float64)))
+    total = total + np.asarray(pixels, np.int64)
+  pixels = Pixels(*total)
+  if not pixels.labels.any():
+    raise ValueError('All pixels of the masks are void; there is nothing to '
+                     'evaluate on.')
+  return Score(
+      correct=int(pixels.hits.sum()),
+      total=int(pixels.labels.sum()),
+      loss_sum=loss_sum,
+      hits=None,
+      pixels=pixels,
+  )
+
+
+@jax.jit
+def _count(
+    logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Losses (example,) and, (3, classes), what `Pixels` has."""
+  labels = labels.astype(jnp.int32)
+  counts = labels >= 0
+  losses = base.cross_entropy(logits, labels)
+  predicted = jnp.where(counts, jnp.argmax(logits, -1), -1)
+  classes = jnp.arange(logits.shape[-1]).reshape(1, 1, 1, -1)
+  labelled, predicted = (x[..., None] == classes for x in (labels, predicted))
+  pixels = [
+      jnp.sum(which, (0, 1, 2), dtype=jnp.int32)
+      for which in (labelled & predicted, labelled, predicted)
+  ]
+  return jnp.sum(losses, (1, 2), where=counts), jnp.stack(pixels)
 
 
 def logits_of(

@@ -28,8 +28,9 @@ class Examples(NamedTuple):
   """What `programs.train_step` takes.
 
   Attributes:
-    images: uint8 (examples, height, width, channel), on the devices.
-    labels: int32 (examples,), on the devices.
+    images: uint8 (examples, height, width, channel), or int32 (examples, step),
+      on the devices.
+    labels: int32 (examples, ...), on the devices.
     index: int32 (batch,), those of the batch; None if all are.
   """
 
@@ -89,6 +90,16 @@ def make(
   return kind(dataset, parallel, key, batch_size, workers)
 
 
+def order(
+    dataset: data.Dataset, key: jax.Array, epoch: int, batch_size: int
+) -> np.ndarray:
+  """Order of the training examples in an epoch: random, but that of a text."""
+  examples = len(dataset.train.labels)
+  if dataset.is_text:
+    return data.epoch_in_order(examples, batch_size)
+  return np.asarray(data.epoch_permutation(key, epoch, examples))
+
+
 class _InMemory:
   """A training set that the devices hold."""
 
@@ -97,7 +108,7 @@ class _InMemory:
     self.waited = 0.0
     self.damaged: list[str] = []
     self._parallel, self._key, self._size = parallel, key, batch_size
-    train = dataset.train
+    self._dataset, train = dataset, dataset.train
     self._count = len(train.labels)
     self._data = parallel.replicate((train.images, train.labels))
     self._epoch, self._permutation = -1, None
@@ -107,9 +118,7 @@ class _InMemory:
     epoch, index = divmod(step, self._count // self._size)
     if epoch != self._epoch:
       self._epoch = epoch
-      self._permutation = np.asarray(
-          data.epoch_permutation(self._key, epoch, self._count)
-      )
+      self._permutation = order(self._dataset, self._key, epoch, self._size)
     chosen = data.batch_indices(self._permutation, index, self._size)
     return Examples(*self._data, self._parallel.shard(chosen))
 

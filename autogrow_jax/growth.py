@@ -220,7 +220,9 @@ def scale_filters(
       tree,
       table,
       vectors,
-      lambda path, axis: axis.role == 'writes' and path[-1] == 'kernel',
+      lambda path, axis: (
+          axis.role == 'writes' and path[-1].endswith('kernel')
+      ),
   )
 
 

@@ -94,6 +94,7 @@ class Conv(nn.Module):
       `conv`'s.
     bias: add a vector that starts at zero. A norm behind it takes it away again
       while training; some published networks, and their sizes, have it.
+    dilation: distance between neighbouring taps of the kernel, pixels.
   """
 
   features: int
@@ -104,6 +105,7 @@ class Conv(nn.Module):
   init_scheme: str = 'small'
   plain: bool = False
   bias: bool = False
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -113,7 +115,8 @@ class Conv(nn.Module):
     init = KERNEL_INITS[self.init_scheme]
     kernel = self.param('kernel', named(init, axes), shape)
     apply = plain_conv if self.plain else conv
-    y = apply(x, kernel.astype(x.dtype), self.stride, self.size // 2)
+    pad = self.dilation * (self.size // 2)
+    y = apply(x, kernel.astype(x.dtype), self.stride, pad, self.dilation)
     if not self.bias:
       return y
     bias = self.param(
@@ -188,7 +191,7 @@ class Norm(nn.Module):
     mean, var = running_mean.value, running_var.value
     # A traced `train` computes both and selects: one program serves both.
     if train is not False and not self.is_initializing():
-      x32 = x.astype(jnp.float32)
+      x32 = widened(x)
       dims = tuple(range(x.ndim - 1))
       batch_mean = jnp.mean(x32, dims)
       batch_var = jnp.maximum(
@@ -213,24 +216,27 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-  """Matrix product with bias, `widened`; both start as U(+-1/sqrt(fan_in)).
+  """Matrix product with bias, `widened`; both start as U(+-bound).
 
   All dimensions of the input but the batch are summed over. The kernel of an
   image keeps them apart, (height, width, in, out), and so has its channel axis.
+
+  Attributes:
+    features: number of output units.
+    reads: local name of the input axis.
+    writes: local name of the output axis.
+    bound: of the start; None for 1/sqrt(fan_in).
   """
 
   features: int
   reads: str = 'in'
   writes: str = 'out'
+  bound: float | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     inputs = x.shape[1:]
-    bound = 1 / np.sqrt(np.prod(inputs))
-
-    def init(key, shape, dtype=jnp.float32):
-      return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+    init = uniform(self.bound or 1 / np.sqrt(np.prod(inputs)))
     out = Axis(self.writes, 'writes')
     axes = (*(None,) * (len(inputs) - 1), Axis(self.reads, 'reads'), out)
     kernel = self.param(
@@ -239,6 +245,92 @@ class Dense(nn.Module):
     bias = self.param('bias', named(init, (out,)), (self.features,))
     x = widened(x).reshape(len(x), -1)
     return x @ kernel.reshape(-1, self.features) + bias[None]
+
+
+class Embedding(nn.Module):
+  """A row of a table for every token.
+
+  Attributes:
+    rows: number of tokens that there are.
+    features: length of a row.
+    bound: entries start as U(+-bound).
+    writes: local name of the output axis.
+  """
+
+  rows: int
+  features: int
+  bound: float
+  writes: str = 'out'
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    """(batch, step) whole numbers -> (batch, step, features)."""
+    axes = (None, Axis(self.writes, 'writes'))
+    init = named(uniform(self.bound), axes)
+    table = self.param('table', init, (self.rows, self.features))
+    return table[tokens.astype(jnp.int32)]
+
+
+class LSTM(nn.Module):
+  """A layer of long short-term memory, from one state to the next.
+
+  The kernels hold, side by side, those of the input, the forget and the output
+  gate and of the candidate: (in, 4, out) and, for what the layer itself put
+  out a step before, (out, 4, out). A gate on the axis of the units multiplies
+  the rows that read their outputs, here and behind; the cells have none.
+
+  Attributes:
+    features: number of units.
+    bound: kernels and bias start as U(+-bound).
+    reads: local name of the input axis.
+    writes: local name of the axis of the units.
+  """
+
+  features: int
+  bound: float
+  reads: str = 'in'
+  writes: str = 'out'
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, state: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Runs over a window.
+
+    Args:
+      x: (batch, step, in).
+      state: outputs and cells (batch, features) before the first step.
+
+    Returns:
+      The outputs (batch, step, features), and the state after the last step.
+    """
+    units = self.features
+    init, out = uniform(self.bound), Axis(self.writes, 'writes')
+    kernel = self.param(
+        'kernel',
+        named(init, (Axis(self.reads, 'reads'), None, out)),
+        (x.shape[-1], 4, units),
+    )
+    recurrent = self.param(
+        'recurrent_kernel',
+        named(init, (Axis(self.writes, 'reads'), None, out)),
+        (units, 4, units),
+    ).reshape(units, 4 * units)
+    bias = self.param('bias', named(init, (None, out)), (4, units))
+    # All inputs in one product, and only the recurrence step by step.
+    inputs = jnp.swapaxes(x, 0, 1) @ kernel.reshape(-1, 4 * units)
+    inputs = inputs + bias.reshape(1, 1, -1)
+
+    def step(state, inputs):
+      output, cell = state
+      gates = inputs + output @ recurrent
+      enter, keep, leave, candidate = jnp.split(gates, 4, -1)
+      cell = nn.sigmoid(keep) * cell + nn.sigmoid(enter) * jnp.tanh(candidate)
+      output = nn.sigmoid(leave) * jnp.tanh(cell)
+      return (output, cell), output
+
+    state, outputs = lax.scan(step, state, inputs)
+    return jnp.swapaxes(outputs, 0, 1), state
 
 
 class Select(nn.Module):
@@ -267,6 +359,15 @@ class Select(nn.Module):
     return x[:, :: self.stride, :: self.stride] @ select.value.astype(x.dtype)
 
 
+def uniform(bound: float) -> Initializer:
+  """Draws from U(+-bound)."""
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
 def widened(x: jax.Array) -> jax.Array:
   """In float32; float64, which only checks of derivatives use, stays."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -284,7 +385,7 @@ def halve(x: jax.Array) -> jax.Array:
 
 
 def plain_conv(
-    x: jax.Array, kernel: jax.Array, stride: int, pad: int
+    x: jax.Array, kernel: jax.Array, stride: int, pad: int, dilation: int = 1
 ) -> jax.Array:
   """Convolution as XLA has it; depthwise if the kernel has one input."""
   return lax.conv_general_dilated(
@@ -292,13 +393,16 @@ def plain_conv(
       kernel,
       (stride, stride),
       ((pad, pad), (pad, pad)),
+      rhs_dilation=(dilation, dilation),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       feature_group_count=x.shape[-1] // kernel.shape[2],
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int, pad: int, dilation: int = 1
+) -> jax.Array:
   """`plain_conv` with derivatives that stay fast inside loops on CPUs.
 
   XLA:CPU runs the gradients that autodiff produces on a slow generic path
@@ -313,26 +417,29 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
     kernel: (size, size, in, out), or depthwise (size, size, 1, in).
     stride: of both dimensions.
     pad: zeros on each side of both dimensions.
+    dilation: distance between neighbouring taps of the kernel.
 
   Returns:
     (batch, out height, out width, out).
   """
-  return plain_conv(x, kernel, stride, pad)
+  return plain_conv(x, kernel, stride, pad, dilation)
 
 
-def _conv_forward(x, kernel, stride, pad):
-  return plain_conv(x, kernel, stride, pad), (x, kernel)
+def _conv_forward(x, kernel, stride, pad, dilation):
+  return plain_conv(x, kernel, stride, pad, dilation), (x, kernel)
 
 
-def _conv_backward(stride, pad, residuals, dy):
+def _conv_backward(stride, pad, dilation, residuals, dy):
   x, kernel = residuals
-  autodiff = lambda dy, kernel: jax.vjp(
-      lambda x: plain_conv(x, kernel, stride, pad), x
-  )[1](dy)[0]
+  plain = lambda x, kernel: plain_conv(x, kernel, stride, pad, dilation)
+  autodiff = lambda dy, kernel: jax.vjp(lambda x: plain(x, kernel), x)[1](dy)[0]
+  transposed = lambda dy, kernel: _transposed_input_gradient(
+      dy, kernel, x.shape[-1], pad, dilation
+  )
   dx = lax.platform_dependent(
       dy,
       kernel,
-      cpu=_transposed_input_gradient(x, pad) if stride == 1 else autodiff,
+      cpu=transposed if stride == 1 else autodiff,
       default=autodiff,
   )
   on_cpu = (
@@ -343,10 +450,8 @@ def _conv_backward(stride, pad, residuals, dy):
   dkernel = lax.platform_dependent(
       x,
       dy,
-      cpu=lambda x, dy: on_cpu(x, dy, kernel.shape[0], stride, pad),
-      default=lambda x, dy: jax.vjp(
-          lambda k: plain_conv(x, k, stride, pad), kernel
-      )[1](dy)[0],
+      cpu=lambda x, dy: on_cpu(x, dy, kernel.shape[0], stride, pad, dilation),
+      default=lambda x, dy: jax.vjp(lambda k: plain(x, k), kernel)[1](dy)[0],
   )
   return dx, dkernel
 
@@ -354,28 +459,26 @@ def _conv_backward(stride, pad, residuals, dy):
 conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _transposed_input_gradient(x, pad):
+def _transposed_input_gradient(dy, kernel, inputs, pad, dilation):
   """The input gradient at stride 1 as a convolution with a turned kernel."""
-
-  def gradient(dy, kernel):
-    turned = kernel[::-1, ::-1]
-    if kernel.shape[2] == x.shape[-1]:
-      turned = turned.transpose(0, 1, 3, 2)
-    return plain_conv(dy, turned, 1, kernel.shape[0] - 1 - pad)
-
-  return gradient
+  turned = kernel[::-1, ::-1]
+  if kernel.shape[2] == inputs:
+    turned = turned.transpose(0, 1, 3, 2)
+  reach = (kernel.shape[0] - 1) * dilation
+  return plain_conv(dy, turned, 1, reach - pad, dilation)
 
 
-def _transposed_kernel_gradient(x, dy, size, stride, pad):
+def _transposed_kernel_gradient(x, dy, size, stride, pad, dilation):
   """The kernel gradient as a convolution over the batch dimension."""
+  reach = (size - 1) * dilation + 1
   pads = [
-      (pad, size + (dy.shape[dim] - 1) * stride - x.shape[dim] - pad)
+      (pad, reach + (dy.shape[dim] - 1) * stride - x.shape[dim] - pad)
       for dim in (1, 2)
   ]
   gradient = lax.conv_general_dilated(
       x.transpose(3, 1, 2, 0),  # (in, height, width, batch)
       dy.transpose(1, 2, 0, 3),  # (out height, out width, batch, out)
-      (1, 1),
+      (dilation, dilation),
       pads,
       rhs_dilation=(stride, stride),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
@@ -383,14 +486,15 @@ def _transposed_kernel_gradient(x, dy, size, stride, pad):
   return gradient.transpose(1, 2, 0, 3)
 
 
-def _depthwise_kernel_gradient(x, dy, size, stride, pad):
+def _depthwise_kernel_gradient(x, dy, size, stride, pad, dilation):
   """The kernel gradient of a depthwise convolution, one tap after another."""
   x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   height, width = ((side - 1) * stride + 1 for side in dy.shape[1:3])
+  offsets = range(0, size * dilation, dilation)
   taps = [
       x[:, row : row + height : stride, column : column + width : stride]
-      for row in range(size)
-      for column in range(size)
+      for row in offsets
+      for column in offsets
   ]
   gradient = jnp.stack([jnp.sum(tap * dy, (0, 1, 2)) for tap in taps])
   return gradient.reshape(size, size, 1, -1)

@@ -7,11 +7,13 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   'finetuning' or 'training'), learning_rate; train_loss (mean), train_correct,
   train_total; loss, correct, total of the selection data, select_on ('holdout'
   or 'test') and protocol (the same, or 'paper_compat'); best (largest count so
-  far); params, macs; train_macs and eval_macs (multiply-adds so far);
-  wall_seconds, compile_seconds and compile_count (so far); images_per_second
-  (missing where an epoch's last step had been done before a restart); of a
-  stream input_wait_seconds (for which the devices had no batch to work on,
-  since the restart); skipped (damaged training images, if there were any).
+  far); of masks miou (of the selection data, percent); of a language model
+  perplexity and train_perplexity; params, macs; train_macs and eval_macs
+  (multiply-adds so far); wall_seconds, compile_seconds and compile_count (so
+  far); images_per_second (missing where an epoch's last step had been done
+  before a restart); of a stream input_wait_seconds (for which the devices had
+  no batch to work on, since the restart); skipped (damaged training images, if
+  there were any).
 * 'grow': stage, block, shape and depths (after), note; params, macs and loss,
   each with _before and _after; logits_change_eval and logits_change_train
   (largest absolute change on one fixed batch); optimizer (leaves {'kept',
@@ -184,6 +186,9 @@ def scalars(record: Record) -> dict[str, float]:
   names = {
       'loss/train': 'train_loss',
       'loss/selection': 'loss',
+      'miou/selection': 'miou',
+      'perplexity/train': 'train_perplexity',
+      'perplexity/selection': 'perplexity',
       'learning_rate': 'learning_rate',
       'cost/params': 'params',
       'cost/macs': 'macs',
@@ -326,6 +331,14 @@ def format_epoch(record: Record) -> str:
       ),
       f"best {_percent(percent(record, 'best', 'total'))}%",
   ]
+  if record.get('miou') is not None:
+    columns[-1] += f"  mIoU {_percent(record['miou'])}%"
+  if 'perplexity' in record:
+    columns[-2:] = [
+        'perplexity {:.4g}/{:.4g}'.format(
+            float(record['train_perplexity']), float(record['perplexity'])
+        )
+    ]
   if record.get('select_on') == 'test':
     columns[-1] += ' ON TEST'
     if record.get('protocol') == 'paper_compat':

@@ -73,7 +73,9 @@ class Schedule:
     milestones: 'small' drops tenfold at 1/2 and 3/4 of a phase, 'imagenet' at
       1/3 and 2/3 (Wen et al. 2020), rounded down: a phase of one epoch has the
       lowest rate only. 'wide' drops fivefold at 3, 6 and 8 tenths; 'poly' falls
-      as the 0.9th power of what is left.
+      as the 0.9th power of what is left. 'zaremba' keeps the rate for 14 of 55
+      epochs and divides it by 1.15 with every one of them after that (Zaremba
+      et al. 2014); a phase of another length is the same in its time.
     growing_epochs: length of the growing phase, for 'whole'.
   """
 
@@ -105,6 +107,9 @@ class Schedule:
         return self.learning_rate * (1 + math.cos(math.pi * epoch / length)) / 2
     else:
       length = self.finetune_epochs
+    if self.milestones == 'zaremba':
+      falling = max(0.0, (epoch + 1) * 55 / length - 14)
+      return self.learning_rate / 1.15**falling
     if self.milestones == 'poly':
       return self.learning_rate * (1 - epoch / length) ** 0.9
     parts, factors = _MILESTONES[self.milestones]

@@ -82,8 +82,8 @@ def new_meters() -> dict[str, np.ndarray]:
   """Sums over the labels of an epoch, at zero."""
   return {
       'loss_sum': np.float32(0),
-      'correct': np.int32(0),
-      'total': np.int32(0),
+      'correct': np.uint32(0),
+      'total': np.uint32(0),
   }
 
 
@@ -105,8 +105,8 @@ def train_step(
     layout: static, of the network.
     packed: the packed `TrainState`.
     meters: see `new_meters`.
-    images: the whole training set, uint8 (examples, height, width, channel),
-      or the batch alone.
+    images: the whole training set, uint8 (examples, height, width, channel)
+      or tokens int32 (examples, step), or the batch alone.
     labels: (examples, ...) int32; -1 does not count.
     index: (batch,) int32, into the training set; None if it is the batch
       alone. In `pmap` mode, index or batch are this device's share.
@@ -122,18 +122,18 @@ def train_step(
   )
   if index is not None:
     images, labels = images[index], labels[index]
-  y = labels
-  x = data.augment(
-      augment_key,
-      images,
-      task.preprocessing,
-      first=task.parallel.first(len(y)),
+  first = task.parallel.first(len(labels))
+  x, y = data.augment_examples(
+      augment_key, images, labels, task.preprocessing, first=first
   )
   x = data.preprocess(x, task.preprocessing, dtype=task.dtype)
+  dropout_key = jax.random.fold_in(
+      jax.random.fold_in(randomness.stream(key, 'dropout'), packed.step), first
+  )
 
   def loss_fn(params):
     return task.method.objective(
-        base.Forward(layout, x, depths),
+        base.Forward(layout, x, dropout_key, depths),
         params,
         packed.stats,
         y,
@@ -146,11 +146,11 @@ def train_step(
   grads, stats, loss = task.parallel.mean((grads, stats, loss))
   opt_state = optimizers.with_learning_rate(packed.opt_state, learning_rate)
   updates, opt_state = task.tx.update(grads, opt_state, packed.params)
-  count = lambda which: jnp.sum(which, dtype=jnp.int32)
+  count = lambda which: jnp.sum(which, dtype=jnp.uint32)
   correct, total = task.parallel.sum(  # No prediction is the label -1.
       (
           count(jnp.argmax(logits, -1) == y),
-          y.size if y.ndim == 1 else count(y >= 0),
+          jnp.uint32(y.size) if y.ndim == 1 else count(y >= 0),
       )
   )
   packed = packed.replace(
@@ -182,13 +182,13 @@ def forward_batch(
     layout: static, of the network.
     params: packed, the method's own included.
     stats: packed, the method's own included.
-    images: uint8 (batch, height, width, channel).
+    images: uint8 (batch, height, width, channel), or int32 (batch, step).
     train: normalise by batch statistics; a traced bool, so that one program
       serves both modes.
     depths: see `train_step`.
 
   Returns:
-    (batch, classes) float32.
+    (batch, ..., classes) float32.
   """
   x = data.preprocess(images, task.preprocessing, dtype=task.dtype)
   gated = task.method.gated(layout, params, stats)
@@ -239,11 +239,12 @@ class Programs:
     while len(self._compiled) > 2:
       del self._compiled[next(iter(self._compiled))]
     # A method's own leaves are not packed and may differ within a bucket, and
-    # so may what it makes of the blocks' names.
+    # so may what it makes of the blocks' names, and windows of text in length.
     names = None
     if layout.architecture != layout.canonical:
       names = layout.architecture
-    key = name, names, jax.tree.structure(arguments)
+    leaves, structure = jax.tree.flatten(arguments)
+    key = name, names, structure, tuple(leaf.shape for leaf in leaves)
     if key not in known:
       known[key], seconds = self._task.parallel.compile(
           function,

@@ -28,12 +28,15 @@ _PHASES = {'growing': ('growing', '#e8f1fa'), 'finetuning': (
 _SUMMARY = {
     'method': 'Method', 'network': 'Network', 'dataset': 'Dataset',
     'seed': 'Seed', 'found': 'Depth found', 'params': 'Parameters',
-    'macs': 'Multiply-adds per example', 'layers': 'Layers',
+    'macs': 'Multiply-adds per image or word', 'layers': 'Layers',
     'growths': 'Growths', 'growing_epochs': 'Growing epochs',
     'epochs': 'Epochs', 'val_accuracy': 'Validation accuracy (%)',
     'best_val_accuracy': 'Best validation accuracy of any epoch (%)',
     'test_accuracy': 'Test accuracy (%)',
     'best_test_accuracy': 'Best test accuracy of any epoch (%)',
+    'val_miou': 'Validation mean IoU (%)', 'test_miou': 'Test mean IoU (%)',
+    'val_perplexity': 'Validation perplexity',
+    'test_perplexity': 'Test perplexity',
     'select_on': 'Decisions taken on', 'protocol': 'Protocol',
     'data_fraction': 'Fraction of the training data',
     'train_macs': 'Training multiply-adds', 'wall_seconds': 'Wall time (s)',
@@ -148,9 +151,10 @@ def figures(history: Sequence[logs.Record]) -> dict[str, 'mpl_figure.Figure']:
   if not epochs:
     return {}
   growths = [record for record in history if record['event'] == 'grow']
+  quality = 'Perplexity' if 'perplexity' in epochs[0] else 'Accuracy'
   with plots.style():
     return {
-        'Accuracy and loss by epoch. Dashed: training data, solid: the data'
+        f'{quality} and loss by epoch. Dashed: training data, solid: the data'
         ' that decisions are taken on.': _curves_figure(epochs, growths),
         **_growth_figures(epochs, growths),
         'What it cost so far: multiply-adds and seconds.': (
@@ -209,15 +213,20 @@ def _cards(result: Mapping[str, Any]) -> str:
       else ('val_accuracy', 'validation accuracy')
   )
   for key, label in (
-      ('found', 'depth found'), ('test_accuracy', 'test accuracy'), selection,
+      ('found', 'depth found'), ('test_perplexity', 'test perplexity'),
+      ('val_perplexity', 'validation perplexity'),
+      ('test_accuracy', 'test accuracy'), selection,
+      ('test_miou', 'test mean IoU'), ('val_miou', 'validation mean IoU'),
       ('params', 'parameters'), ('macs', 'multiply-adds'),
       ('wall_seconds', 'wall time'),
   ):
     value = result.get(key)
     if value is None:
       continue
-    if key.endswith('accuracy'):
+    if key.endswith(('accuracy', 'miou')):
       text = _fixed(value, 2) + ' %'
+    elif key.endswith('perplexity'):
+      text = f'{float(value):.4g}'
     elif key == 'wall_seconds':
       text = _duration(value)
     elif key in _COUNTS and _is_number(value):
@@ -342,14 +351,16 @@ def _curves_figure(
   _shade_phases(top, epochs, named=True)
   _shade_phases(bottom, epochs, named=False)
   _mark_growths((top, bottom), growths)
-  for correct, total, style in (
-      ('train_correct', 'train_total', _line('train', plots.BLUE, '--')),
-      ('correct', 'total', _line('selection', plots.ORANGE, '-')),
-      ('best', 'total', _line('best so far', plots.INK, ':')),
-  ):
-    y = [_float(logs.percent(record, correct, total)) for record in epochs]
-    _plot(top, x, y, style)
-  top.set_ylabel('accuracy (%)')
+  if 'perplexity' in epochs[0]:
+    for key, style in (
+        ('train_perplexity', _line('train', plots.BLUE, '--')),
+        ('perplexity', _line('selection', plots.ORANGE, '-')),
+    ):
+      _plot(top, x, [_float(record.get(key)) for record in epochs], style)
+    top.set_yscale('log')
+    top.set_ylabel('perplexity')
+  else:
+    _accuracies(top, x, epochs)
   losses = []
   for key, style in (
       ('train_loss', _line('train', plots.BLUE, '--')),
@@ -364,6 +375,19 @@ def _curves_figure(
   _epoch_axis(bottom, x)
   plots.legend(top)
   return figure
+
+
+def _accuracies(
+    top: 'mpl_axes.Axes', x: Sequence[int], epochs: Sequence[logs.Record]
+) -> None:
+  for correct, total, style in (
+      ('train_correct', 'train_total', _line('train', plots.BLUE, '--')),
+      ('correct', 'total', _line('selection', plots.ORANGE, '-')),
+      ('best', 'total', _line('best so far', plots.INK, ':')),
+  ):
+    y = [_float(logs.percent(record, correct, total)) for record in epochs]
+    _plot(top, x, y, style)
+  top.set_ylabel('accuracy (%)')
 
 
 def _growth_figures(

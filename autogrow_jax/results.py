@@ -83,6 +83,11 @@ def conclude(
       },
       'versions': _versions(),
   }
+  if test.miou is not None:
+    result |= {'val_miou': selection.miou, 'test_miou': test.miou}
+  if setup.dataset.is_text:
+    result['val_perplexity'] = selection.perplexity
+    result['test_perplexity'] = test.perplexity
   if config.paper_compat:  # Where the selection data are the test set.
     result['best_test_accuracy'] = result['best_val_accuracy']
   if isinstance(setup.policy, policies.RoundRobin):
@@ -111,7 +116,8 @@ def add_comparisons(
   workdir = pathlib.Path(workdir)
   keys = (
       'found', 'params', 'macs', 'epochs', 'val_accuracy', 'test_accuracy',
-      'best_test_accuracy', 'train_macs', 'wall_seconds', 'compile_seconds',
+      'best_test_accuracy', 'val_miou', 'test_miou', 'val_perplexity',
+      'test_perplexity', 'train_macs', 'wall_seconds', 'compile_seconds',
   )
   comparison = {
       name: {key: result[key] for key in keys if key in result}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import signal
 import threading
@@ -24,6 +25,7 @@ from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax import evaluation
 from autogrow_jax import feeds
 from autogrow_jax import logs
 from autogrow_jax import networks
@@ -36,6 +38,7 @@ from autogrow_jax import state as state_lib
 from autogrow_jax import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
+from autogrow_jax.networks import base as networks_base
 
 Architecture = architecture_lib.Architecture
 RunConfig = config_lib.RunConfig
@@ -147,7 +150,11 @@ class Setup:
   def eval_batch(self) -> int:
     """Examples per evaluation call: all devices busy, at most a small set."""
     devices = len(self.task.parallel.devices)
-    wanted = min(MAX_EVAL_BATCH, len(self.dataset.train.labels))
+    split = self.dataset.selection
+    wanted = evaluation.examples_at_once(
+        min(MAX_EVAL_BATCH, len(self.dataset.train.labels)),
+        math.prod(split.labels.shape[1:]) * self.dataset.classes,
+    )
     return max(1, wanted // devices) * devices
 
 
@@ -218,6 +225,13 @@ class Session:
     self.packed, self.depths = self.setup.task.parallel.replicate(
         (view.pack(state, self.layout), self.layout.depths)
     )
+
+  def rewind(self) -> None:
+    """Goes back to the beginning of the text, if there is one."""
+    if self.setup.dataset.is_text:
+      stats = self.packed.stats
+      network = networks_base.rewound(stats['network'])
+      self.packed = self.packed.replace(stats={**stats, 'network': network})
 
   def fetch(self) -> state_lib.TrainState:
     """The canonical state."""
@@ -456,12 +470,25 @@ def seed_architecture(
 ) -> Architecture:
   """The architecture that a configuration starts from."""
   network = networks.get(config.network.name)
+  if network.inputs != dataset.preprocessing.kind:
+    raise ValueError(
+        f'{network.title} takes {network.inputs}, but {dataset.name} has '
+        f'{dataset.preprocessing.kind}; choose another --network or --dataset.'
+    )
   return network.seed(
       config.network.depths or network.seed_depths,
       input_shape=dataset.input_shape,
       classes=dataset.classes,
-      options=config.network.options(),
+      options=network_options(config),
   )
+
+
+def network_options(config: RunConfig) -> dict[str, Any]:
+  """The options for `Network.seed`; a batch has a row for every stream."""
+  options = config.network.options()
+  if networks.get(config.network.name).inputs == 'tokens':
+    options['streams'] = config.batch_size
+  return options
 
 
 def claim(config: RunConfig) -> pathlib.Path:

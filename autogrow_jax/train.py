@@ -23,13 +23,14 @@ from typing import Any
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import evaluation
+from autogrow_jax import feeds
 from autogrow_jax import growth
 from autogrow_jax import logs
 from autogrow_jax import networks
@@ -123,7 +124,8 @@ def _headline(
     )
   return (
       f'{progress.architecture} on {dataset.name}: '
-      f'{len(dataset.train.labels)} training images, {selection}; '
+      f'{len(dataset.train.labels)} training '
+      f'{"windows" if dataset.is_text else "images"}, {selection}; '
       f'{len(devices)} {devices[0].platform} device'
       f'{"s" if len(devices) > 1 else ""}{rule}; results in {setup.workdir}'
   )
@@ -165,6 +167,8 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
         f'batch_size {config.batch_size} cannot be split evenly among '
         f'{len(parallel.devices)} devices.'
     )
+  _check_task(architecture, dataset)
+  _check_text_devices(config, dataset, parallel)
   rate = config.schedule.learning_rate
   resolved = dataclasses.replace(
       config,
@@ -175,7 +179,8 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
           depths=architecture.depths,
           **{
               name: option.get(name)
-              for name in ('stem', 'shortcut', 'bn_scale_init')
+              for name in config.network.options()
+              if name not in ('widths', 'embedding')  # Which are sizes.
           },
       ),
       data=dataclasses.replace(
@@ -194,9 +199,48 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   return resolved
 
 
+def _check_task(
+    architecture: architecture_lib.Architecture, dataset: data.Dataset
+) -> None:
+  """Raises unless a network predicts what a data set has labels of."""
+  labels = dataset.train.labels
+  predicted, wanted = networks.label_shape(architecture), labels.shape[1:]
+  if not dataset.is_text and predicted != wanted:  # Texts have any length.
+    kind = {0: 'one class for each example', 2: 'a class for each pixel'}
+    raise ValueError(
+        f'{architecture.family} predicts {kind.get(len(predicted), predicted)},'
+        f' but {dataset.name} has {kind.get(len(wanted), wanted)}: choose '
+        'another --network or --dataset.'
+    )
+  if labels.size >= 2**32:  # What meters count.
+    raise ValueError(
+        f'An epoch has {labels.size} labels, but must have less than 2**32: '
+        'take a smaller --image_size or --data_fraction.'
+    )
+
+
+def _check_text_devices(
+    config: RunConfig,
+    dataset: data.Dataset,
+    parallel: parallel_lib.Parallel,
+) -> None:
+  """Raises if the devices are to do what they cannot do with text."""
+  if not dataset.is_text:
+    return
+  if parallel.mode == 'pmap' and len(parallel.devices) > 1:
+    raise ValueError(
+        'In pmap mode statistics are averaged over devices, but each stream of '
+        'text has a state of its own; use --parallel=jit for text.'
+    )
+  if config.devices.precision != 'float32':
+    raise ValueError(
+        f'Text is computed in float32, got {config.devices.precision}.'
+    )
+
+
 def _asked_holdout(dataset: data.Dataset) -> int | None:
   """By which the same data are divided the same way."""
-  if dataset.select_on != 'holdout':
+  if dataset.select_on != 'holdout' or dataset.is_text:
     return None
   asked = dataset.asked_holdout
   return len(dataset.holdout.labels) if asked is None else asked
@@ -246,20 +290,21 @@ def _check_origin(
   found = {
       'network': network.name,
       'depths': architecture.depths,
-      **{name: option.get(name) for name in config.network.options()},
+      **option,
+      'embedding': dict(architecture.sizes).get('embedding'),
       'widths': origin.config.network.widths or network.widths,
-      'input_shape': (*option['resolution'], architecture.size('image')),
+      'input_shape': networks.parts(architecture)[0].input_shape,
       'classes': architecture.size('classes'),
   }
   wanted = {
       'network': networks.get(config.network.name).name,
       'depths': config.network.depths,
-      **config.network.options(),
+      **session_lib.network_options(config),
       'input_shape': dataset.input_shape,
       'classes': dataset.classes,
   }
   for name, value in wanted.items():
-    if value is not None and value != found[name]:
+    if value is not None and value != found.get(name):
       raise ValueError(
           f'init_from {config.init_from} holds a network with {name} '
           f'{found[name]}, but {value} is asked for.'
@@ -313,6 +358,8 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
       session.describe(),
   )
   session.screen.update(steps - (end - step))
+  if step == end - steps:
+    session.rewind()
   late = None
   started, session.feed.waited = time.perf_counter(), 0.0
   for number in range(step, end):
@@ -355,6 +402,7 @@ def _finish_epoch(
   meters = parallel.fetch(session.meters)
   labels = int(meters['total'])
   images = setup.steps_per_epoch * setup.config.batch_size
+  images *= setup.dataset.train.length
   params, macs = session.cost()
   memory = session.memory()
   session.progress = dataclasses.replace(
@@ -388,6 +436,7 @@ def _finish_epoch(
       select_on=setup.config.data.select_on,
       protocol=setup.config.protocol,
       best=session.progress.best,
+      **_perplexities(setup, float(meters['loss_sum']) / labels, score),
       params=params,
       macs=macs,
       train_macs=ledger.train_macs,
@@ -395,6 +444,7 @@ def _finish_epoch(
       wall_seconds=round(ledger.wall_seconds, 3),
       compile_seconds=round(ledger.compile_seconds, 3),
       compile_count=ledger.compile_count,
+      **({} if score.miou is None else {'miou': score.miou}),
       **_pace_values(setup, pace),
       **setup.task.method.metrics(
           before.architecture,
@@ -435,6 +485,18 @@ def _pace_values(
   if setup.dataset.stream is not None:
     values['input_wait_seconds'] = round(pace.input_wait_seconds, 3)
   return values
+
+
+def _perplexities(
+    setup: session_lib.Setup, train_loss: float, score: evaluation.Score
+) -> dict[str, float]:
+  """The keys of an epoch's record that only a language model has."""
+  if not setup.dataset.is_text:
+    return {}
+  return {
+      'train_perplexity': evaluation.perplexity(train_loss),
+      'perplexity': score.perplexity,
+  }
 
 
 def _decide(
@@ -480,7 +542,8 @@ def _decide(
   session.record_compilations('proposal', spent)
   if isinstance(change, base.Skip):
     _, macs = session.cost()
-    session.charge(session.progress.ledger.trained(macs, change.images))
+    images = change.images * setup.dataset.train.length
+    session.charge(session.progress.ledger.trained(macs, images))
     session.record('skip', reason=change.reason)
   elif change is not None:
     _apply(session, change, situation.state, decision)
@@ -519,7 +582,7 @@ def _apply(
   )
   session.load(state)
   session.record_compilations('growth', spent)
-  images = carried.report.get('images', 0)
+  images = carried.report.get('images', 0) * setup.dataset.train.length
   params_after, macs_after = session.cost()
   session.charge(session.progress.ledger.trained(macs_after, images))
   after = _probe(session)
@@ -566,7 +629,9 @@ def _probe(session: session_lib.Session) -> _Probe:
   logits = _forward(session, images, train=False)
   train_logits = _forward(session, images, train=True)
   session.charge(
-      session.progress.ledger.evaluated(session.cost()[1], 2 * len(images))
+      session.progress.ledger.evaluated(
+          session.cost()[1], 2 * len(images) * train.length
+      )
   )
   counts = labels >= 0
   loss = evaluation.cross_entropy(logits[counts], labels[counts])
@@ -584,7 +649,9 @@ def _evaluate(
   )
   session.warn(split.damaged.values())
   session.charge(
-      session.progress.ledger.evaluated(session.cost()[1], len(split.labels))
+      session.progress.ledger.evaluated(
+          session.cost()[1], len(split.labels) * split.length
+      )
   )
   return score
 
@@ -673,19 +740,17 @@ def _extra_batches(
   )
 
   @jax.jit
-  def prepare(key, images):
-    return data.preprocess(
-        data.augment(key, images, setup.task.preprocessing),
-        setup.task.preprocessing,
-        dtype=setup.task.dtype,
-    )
+  def prepare(key, images, labels):
+    how = setup.task.preprocessing
+    images, labels = data.augment_examples(key, images, labels, how)
+    return data.preprocess(images, how, dtype=setup.task.dtype), labels
 
   batches = _raw_batches(setup, key)
   try:
     for step in itertools.count():
       stop_if_asked()
       images, labels, *_ = next(batches)
-      yield prepare(jax.random.fold_in(key, step), images), jnp.asarray(labels)
+      yield prepare(jax.random.fold_in(key, step), images, labels)
   finally:
     batches.close()
 
@@ -700,9 +765,7 @@ def _raw_batches(setup: session_lib.Setup, key: jax.Array) -> Iterator[Any]:
 
   def generate():
     for first in itertools.count(step=steps):
-      permutation = np.asarray(
-          data.epoch_permutation(key, first, len(train.labels))
-      )
+      permutation = feeds.order(dataset, key, first, size)
       for index in range(steps):
         chosen = data.batch_indices(permutation, index, size)
         yield train.images[chosen], train.labels[chosen]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from typing import Any
@@ -17,6 +18,7 @@ from autogrow_jax import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import evaluation
 from autogrow_jax import logs
+from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import programs
 from autogrow_jax import state as state_lib
@@ -52,33 +54,52 @@ class TrainedNetwork:
 
     Args:
       images: raw uint8 pixels (examples, height, width, channel), of the size
-        that the network was trained on.
+        that the network was trained on; or numbers of words, int32
+        (examples, step).
 
     Returns:
-      (examples, classes) float32.
+      (examples, ..., classes) float32.
 
     Raises:
       ValueError: if the images are not of that kind.
     """
     images = np.asarray(images)
+    self._check(images)
+    batch = self._batch(images)
+    return np.concatenate([
+        evaluation.logits_of(
+            self._forward, images[start : start + batch], batch
+        )
+        for start in range(0, max(1, len(images)), batch)
+    ])
+
+  def score(self, split: data.Split) -> evaluation.Score:
+    """Accuracy and loss over a split."""
+    return evaluation.score(self._forward, split, self._batch(split.images))
+
+  def _batch(self, images: np.ndarray) -> int:
+    """How many of these examples go into a call."""
+    if images.ndim == 2:  # A label for every word.
+      labels = images.shape[1]
+    else:
+      labels = math.prod(networks.label_shape(self.architecture))
+    logits = labels * self.architecture.size('classes')
+    return evaluation.examples_at_once(PREDICTION_BATCH, logits)
+
+  def _check(self, images: np.ndarray) -> None:
+    if self.preprocessing.kind == 'tokens':
+      if images.dtype != np.int32 or images.ndim != 2:
+        raise ValueError(
+            'Words must be their numbers, int32 (examples, step), got '
+            f'{images.dtype} {images.shape}.'
+        )
+      return
     shape = self.image_shape
     if images.dtype != np.uint8 or images.shape[1:] != shape:
       raise ValueError(
           f'Images must be uint8 (examples, {", ".join(map(str, shape))}), got '
           f'{images.dtype} {images.shape}.'
       )
-    return np.concatenate([
-        evaluation.logits_of(
-            self._forward,
-            images[start : start + PREDICTION_BATCH],
-            PREDICTION_BATCH,
-        )
-        for start in range(0, max(1, len(images)), PREDICTION_BATCH)
-    ])
-
-  def score(self, split: data.Split) -> evaluation.Score:
-    """Accuracy and loss over a split."""
-    return evaluation.score(self._forward, split, PREDICTION_BATCH)
 
   @property
   def image_shape(self) -> tuple[int, ...]:

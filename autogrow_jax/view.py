@@ -40,7 +40,8 @@ class Active:
 
   Attributes:
     units: per axis, which units: bool (size,); all of an axis left out.
-    blocks: which blocks; those left out are.
+    blocks: which blocks; those left out are. What one reads and what it writes
+      have the same units, if it is not there.
     compact: compute the active units and blocks alone; otherwise all, and the
       method has to silence the others.
   """
@@ -155,13 +156,14 @@ def take(state: Tree, layout: Layout, active: Active) -> Tree:
   Returns:
     A state of `layout.architecture`.
   """
-  table = state_lib.axis_table(layout.canonical)
+  # Behind a block that is left out, another axis is read than before.
+  table = state_lib.axis_table(layout.architecture)
   sizes = dict(layout.architecture.sizes)
 
   def gather(path, leaf):
     axes = state_lib.find_axes(state_lib.names(path), table) or ()
     for dim, axis in enumerate(axes):
-      if axis is not None and axis.name in active.units and axis.name in sizes:
+      if axis is not None and axis.name in active.units:
         units = ordered(active.units[axis.name], sizes[axis.name])
         leaf = np.take(leaf, units, axis=dim)
     return leaf

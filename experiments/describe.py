@@ -33,9 +33,14 @@ DEPTHS = absl_flags.DEFINE_string(
     "Blocks per stage, e.g. 3-3-3; by default the network's, mostly one each.",
 )
 INPUT_SHAPE = absl_flags.DEFINE_string(
-    'input_shape', '32x32x3', 'Height x width x channels, pixels.'
+    'input_shape', '32x32x3', 'Height x width x channels, pixels; not of text.'
 )
-CLASSES = absl_flags.DEFINE_integer('classes', 10, 'Number of classes.')
+CLASSES = absl_flags.DEFINE_integer(
+    'classes', 10, 'Number of classes; of words, for a language model.'
+)
+EMBEDDING = absl_flags.DEFINE_integer(
+    'embedding', None, *flags.RUN_FLAGS['embedding'][2:]
+)
 STEM = absl_flags.DEFINE_string(
     'stem', None, 'small or imagenet; small up to 64 pixels by default.'
 )
@@ -80,7 +85,8 @@ def main() -> None:
     }
     print(json.dumps(described, indent=2))
     return
-  print(f'{architecture}  (per image)')
+  is_text = networks.get(architecture.family).inputs == 'tokens'
+  print(f'{architecture}  (per {"word" if is_text else "image"})')
   print(f'{"layer":24}{"kind":8}{"output":>16}{"params":>14}{"macs":>16}')
   for layer in costs.table(architecture):
     shape = 'x'.join(map(str, layer.output_shape))
@@ -105,6 +111,8 @@ def make_architecture() -> architecture_lib.Architecture:
         f'--input_shape is height x width x channels, such as 32x32x3, got '
         f'{INPUT_SHAPE.value!r}.'
     ) from error
+  if network.inputs == 'tokens':
+    input_shape = (1,)
   if CLASSES.value < 1:
     raise ValueError(f'--classes is at least 1, got {CLASSES.value}.')
   parse = lambda flag, text: flags.parse_depths(flag, text) if text else None
@@ -116,6 +124,7 @@ def make_architecture() -> architecture_lib.Architecture:
           'stem': STEM.value,
           'shortcut': SHORTCUT.value,
           'widths': parse('widths', WIDTHS.value),
+          'embedding': EMBEDDING.value,
       },
   )
 

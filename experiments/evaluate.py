@@ -47,6 +47,8 @@ def main() -> None:
           'total': score.total,
           'accuracy': score.accuracy,
           'loss': score.loss,
+          **({} if score.miou is None else {'miou': score.miou}),
+          **({'perplexity': score.perplexity} if dataset.is_text else {}),
       })
   )
 

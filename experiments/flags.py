@@ -38,8 +38,11 @@ RUN_FLAGS = {
         'text',
         'Data set: digits (embedded); mnist, fashion_mnist, svhn_cropped, '
         'cifar10, cifar100 or imagenet2012 (TFDS, as in the paper); any other '
-        'image classification set of TFDS by its name; or folder:PATH, with '
-        'one folder of images per class.',
+        'image classification set of TFDS by its name; folder:PATH, with one '
+        'folder of images per class; voc/2012, with VOCdevkit in --data_dir; '
+        'pairs:PATH, with images/NAME.* and masks/NAME.png of class indices '
+        '(255 is void); for language models topics (embedded: the help texts '
+        'of Python) or text:PATH, with train.txt, valid.txt and test.txt.',
     ),
     'data_dir': (
         'data.data_dir',
@@ -52,12 +55,18 @@ RUN_FLAGS = {
         'Fraction of the training data to use, stratified and seeded: 0.25. '
         'For the same seed smaller parts lie within larger ones.',
     ),
+    'unroll': (
+        'data.unroll',
+        'int',
+        'Of text: words in a training window, over which gradients go back.',
+    ),
     'image_size': (
         'data.image_size',
         'int',
         'Size in pixels to which images are resized and cropped; by default '
-        "224 for imagenet2012, else the data set's own, which all its images "
-        'must then have.',
+        "224 for imagenet2012, 513 for voc/2012, else the data set's own, "
+        'which all its images must then have. Images with masks are only ever '
+        'scaled down to it, and framed.',
     ),
     'channels': (
         'data.channels',
@@ -128,6 +137,24 @@ RUN_FLAGS = {
         'network.widths',
         'depths',
         "Base channels per stage, e.g. 16-32-64; the network's by default.",
+    ),
+    'embedding': (
+        'network.embedding',
+        'int',
+        "Of a language model: length of a word's vector; by default the width "
+        'of the first layer.',
+    ),
+    'keep_probability': (
+        'network.keep',
+        'float',
+        'Of a language model: probability with which a unit is not dropped in '
+        'training; 1 by default.',
+    ),
+    'init_bound': (
+        'network.init_bound',
+        'float',
+        'Of a language model: parameters start uniform within +-0.04 by '
+        'default.',
     ),
     'finetune_epochs': (
         'schedule.finetune_epochs',
@@ -518,7 +545,7 @@ def run_name(preset: str, run_config: config.RunConfig) -> str:
   if '/' in preset and not preset.endswith('.json'):
     return preset
   name = f'{run_config.network.name}-{run_config.data.dataset}'
-  return re.sub(r'[^\w.:-]+', '_', name)  # Of folder:PATH.
+  return re.sub(r'[^\w.:-]+', '_', name)  # Of folder:PATH and others.
 
 
 def _given(fields: dict[str, tuple[str, str, str]]) -> dict[str, Any]:

@@ -75,9 +75,7 @@ def _masking(
       network=network,
       policy=config.PolicyConfig('every', interval=1, max_epochs=epochs),
       method=sparsify.Sparsify(target_sparsity=sparsity, budget=budget),
-      schedule=config.ScheduleConfig(
-          learning_rate=0.1, growing='whole', finetune_epochs=0
-      ),
+      schedule=config.ScheduleConfig(growing='whole', finetune_epochs=0),
       optimizer=optimizers.OptimizerConfig(weight_decay=weight_decay),
       batch_size=batch_size,
   )
@@ -152,6 +150,27 @@ _MASKING = {
         batch_size=256,
         weight_decay=4e-5,
         budget='macs',
+    ),
+    'deeplab_voc': _masking(
+        'voc/2012',
+        config.NetworkConfig('deeplab'),
+        0.498,
+        epochs=50,
+        batch_size=16,
+        image_size=513,
+    ),
+    # The large network of Zaremba et al. 2014; its text is --dataset=text:PATH.
+    'lstm_ptb': dataclasses.replace(
+        _masking(
+            'text:ptb',
+            config.NetworkConfig('lstm2', keep=0.65),
+            0.688,
+            epochs=55,
+            batch_size=20,
+        ),
+        optimizer=optimizers.OptimizerConfig(
+            momentum=0.0, weight_decay=0.0, clip_norm=10 / 35
+        ),
     ),
     # The full spaces are what AutoGrow found; the budget is half of that.
     'basic3_layers_cifar10': _masking_layers(

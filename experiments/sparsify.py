@@ -3,6 +3,7 @@
     python -m experiments.sparsify                      # digits, minutes
     python -m experiments.sparsify --target_sparsity=0.8 --compare=full,direct
     python -m experiments.sparsify --method=random --seed=1
+    python -m experiments.sparsify --method=l1 --finetune_epochs=10
     python -m experiments.sparsify --grow=both --depths=4-4-4
 
 Structured continuous sparsification (Yuan, Savarese, Maire, ICLR 2021). The
@@ -28,8 +29,10 @@ from autogrow_jax import results
 from autogrow_jax import session
 from autogrow_jax import train
 from autogrow_jax.methods.sparsify import method as method_lib
+from autogrow_jax.methods.sparsify import pruning
 from experiments import comparison
 from experiments import flags
+from experiments import presets
 from experiments import summary
 
 _CHOICES = {
@@ -103,10 +106,17 @@ FIELDS = {
     **{
         name: field
         for name, field in flags.RUN_FLAGS.items()
-        if name not in ('paper_compat', 'init_from', 'reinitialize')
+        if name not in ('paper_compat', 'reinitialize')
     },
 }
-METHODS = ('sparsify', 'random')
+METHODS = ('sparsify', 'random', *pruning.STRATEGIES, 'direct')
+# What means nothing to methods that have no masks.
+MASK_FLAGS = tuple(
+    name
+    for name, (field, *_) in FIELDS.items()
+    if field.startswith('method.')
+    and name not in ('target_sparsity', 'budget')
+)
 BACKENDS = ('auto', 'masked', 'compact')
 COMPARISONS = ('full', 'direct', 'cost')
 
@@ -137,7 +147,13 @@ METHOD = absl_flags.DEFINE_enum(
     'method',
     'sparsify',
     METHODS,
-    'sparsify; random (masks drawn with one probability, never trained).',
+    'sparsify; random (masks drawn with one probability, never trained); '
+    'trained in full for --epochs, pruned at once and trained for '
+    '--finetune_epochs (a quarter as many by default): uniform (L1 norm of '
+    'filters, the same part of every layer), l1 (over the whole network), soft '
+    '(filters that would go are zeroed after every sample, and may recover), '
+    'morphnet (penalty on the scales of norms by cost); direct (the final '
+    'network of the run --init_from, from scratch).',
 )
 BACKEND = absl_flags.DEFINE_enum(
     'backend',
@@ -164,7 +180,12 @@ def main() -> None:
         f'{", ".join(unknown)}.'
     )
   run_config = flags.make_config(FIELDS, sparsifying)
+  _check_own_flags()
   dataset = data.load(run_config.data, seed=run_config.seed)
+  if METHOD.value == 'direct':
+    result = train.run(direct(run_config), dataset=dataset)
+    print(summary.of_run(result, run_config.workdir))
+    return
   run_config = complete(run_config, dataset)
   result = train.run(run_config, dataset=dataset)
   comparisons = [
@@ -193,19 +214,34 @@ def complete(
       train.resolve(run_config, dataset), dataset
   )
   between = policy.interval * steps * run_config.batch_size
+  between *= dataset.train.length
   is_worth = 3 * costs.macs(architecture) * between > _WORTH_COMPILING
   backend = BACKEND.value
   if backend == 'auto':
     backend = 'compact' if is_worth else 'masked'
-  method = dataclasses.replace(
-      run_config.method,
-      strategy=METHOD.value,
-      backend=backend,
-      run=method_lib.Run(
-          queries=-(-policy.max_epochs // policy.interval),
-          steps=policy.max_epochs * steps,
-      ),
-  )
+  method, schedule = run_config.method, run_config.schedule
+  if METHOD.value in pruning.STRATEGIES:
+    method = pruning.Pruned(
+        METHOD.value, method.target_sparsity, method.budget
+    )
+    if not schedule.finetune_epochs:
+      schedule = dataclasses.replace(
+          schedule, finetune_epochs=max(1, policy.max_epochs // 4)
+      )
+    how = 'trained in full, then pruned'
+  else:
+    method = dataclasses.replace(
+        method,
+        strategy=METHOD.value,
+        backend=backend,
+        run=method_lib.Run(
+            queries=-(-policy.max_epochs // policy.interval),
+            steps=policy.max_epochs * steps,
+        ),
+    )
+    how = f'{backend} execution'
+  # Both refuse networks that the method has no use for.
+  method.active(architecture, method.extra(architecture)[1])
   least = method.least_density(architecture)
   if 1 - method.target_sparsity < least:
     raise ValueError(
@@ -215,11 +251,41 @@ def complete(
     )
   print(
       f'{architecture} in full: {costs.params(architecture)} parameters, '
-      f'{costs.macs(architecture)} multiply-adds; {method.backend} execution',
+      f'{costs.macs(architecture)} multiply-adds; {how}',
       file=sys.stderr,
       flush=True,
   )
-  return dataclasses.replace(run_config, method=method)
+  return dataclasses.replace(run_config, method=method, schedule=schedule)
+
+
+def direct(run_config: config.RunConfig) -> config.RunConfig:
+  """The network that another run found, from scratch for as many epochs."""
+  if run_config.init_from is None:
+    raise ValueError(
+        '--method=direct trains the network of another run from scratch; name '
+        'that run with --init_from.'
+    )
+  fixed = presets.fixed(run_config)
+  return dataclasses.replace(
+      fixed,
+      network=config.NetworkConfig(run_config.network.name),
+      reinitialize=True,
+      schedule=dataclasses.replace(
+          fixed.schedule, finetune_epochs=run_config.policy.max_epochs
+      ),
+  )
+
+
+def _check_own_flags() -> None:
+  """Refuses flags that mean nothing to the method."""
+  has_masks = METHOD.value in ('sparsify', 'random')
+  unused = () if has_masks else (*MASK_FLAGS, 'backend')
+  if METHOD.value != 'direct':
+    unused += ('init_from',)
+  if given := [name for name in unused if flags.FLAGS[name].present]:
+    raise ValueError(
+        f'--{given[0]} means nothing to --method={METHOD.value}; leave it out.'
+    )
 
 
 def compare(
@@ -265,6 +331,9 @@ def of_masks(
   (end,) = [record for record in history if record['event'] == 'grow']
   sizes = result['architecture']['sizes']
   percent = lambda part, whole: f'{100 * part / whole:.2f} %'
+  # The stage of the method itself: of pruning what follows the dense network.
+  is_masked = isinstance(run_config.method, method_lib.Sparsify)
+  stage = 'growing' if is_masked else 'finetuning'
   lines = [
       '  widths '
       + ', '.join(
@@ -278,13 +347,16 @@ def of_masks(
       f'{logs.format_count(costs.macs(full))} multiply-adds; '
       f'{percent(1 - run_config.method.target_sparsity, 1)} of the '
       f'{run_config.method.budget} were asked for',
-      f'  training multiply-adds saved: {_savings(full, epochs, "growing")} '
-      f'while growing, {_savings(full, epochs)} in all',
-      f'  the compact network is the masked one up to '
-      f'{end["logits_change_eval"]:.2g} in its logits; '
-      f'{100 * end["initializer"]["ambiguous"]:.1f} % of the masks were '
-      'ambiguous',
+      f'  training multiply-adds saved: {_savings(full, epochs, stage)} '
+      f'while {stage}, {_savings(full, epochs)} in all',
   ]
+  if is_masked:
+    lines.append(
+        f'  the compact network is the masked one up to '
+        f'{end["logits_change_eval"]:.2g} in its logits; '
+        f'{100 * end["initializer"]["ambiguous"]:.1f} % of the masks were '
+        'ambiguous'
+    )
   if 'full' in comparisons:
     seconds = lambda item: item['wall_seconds'] - item['compile_seconds']
     other = comparisons['full']

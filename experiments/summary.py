@@ -44,6 +44,10 @@ def of_run(
           ('best test', 'last test'), ('best_test_accuracy', 'test_accuracy')
       ),
   }[result['protocol']]
+  unit = ' %'
+  if 'test_perplexity' in result:
+    keys, unit = ('val_perplexity', 'test_perplexity'), ''
+    names = tuple(f'{name} perplexity' for name in names)
   header = ('', 'depth', 'parameters', 'multiply-adds', *names)
   table = [header] + [
       (
@@ -51,11 +55,18 @@ def of_run(
           item['found'],
           logs.format_count(item['params']),
           logs.format_count(item['macs']),
-          *(f'{item[key]:.2f} %' for key in keys),
+          *(f'{item[key]:.2f}{unit}' for key in keys),
       )
       for name, item in rows
   ]
   lines += aligned(table)
+  if 'test_miou' in result:
+    lines += [''] + [
+        f'  Mean IoU of the {name} network: {item["val_miou"]:.2f} % '
+        f'({names[0]}), {item["test_miou"]:.2f} % (test)'
+        for name, item in rows
+        if 'test_miou' in item
+    ]
   spent = [('', 'epochs', 'training cost', 'wall', 'compiling')] + [
       (
           name,

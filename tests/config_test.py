@@ -33,12 +33,13 @@ class JsonTest(parameterized.TestCase):
             'dataset': 'mnist', 'data_dir': 'd', 'holdout': 10,
             'data_fraction': '1/4', 'normalization': 'paper',
             'image_size': 32, 'channels': 1, 'stream': 'never',
-            'skip_damaged': True, 'digest': 'ab',
+            'skip_damaged': True, 'digest': 'ab', 'unroll': 5,
         },
         'network': {
             'name': 'basic4resnet', 'depths': [2, 1, 1, 1],
             'stem': 'imagenet', 'shortcut': 'A', 'bn_scale_init': 'uniform01',
-            'widths': [4, 4, 4, 4],
+            'widths': [4, 4, 4, 4], 'embedding': 5, 'keep': 0.5,
+            'init_bound': 1,
         },
         'policy': {
             'name': 'convergent', 'interval': 2, 'window': 9,

@@ -84,14 +84,28 @@ GOLDEN = (
     ('mobilenet1', '1-2-2-6-2', {}, (32, 3), 10, 3_217_226, 46_354_432, 28),
     ('mlp', '1-1', {}, (28, 1), 10, 266_610, 266_200, 3),
     ('mlp', '1-1', {'norm': 'batch'}, (28, 1), 10, 267_410, 266_200, 3),
+    (
+        'deeplab', '3-4-23-3', {}, (513, 3), 21,
+        58_040_661, 70_990_084_544, 103,
+    ),
+    # Multiply-adds of a word.
+    ('lstm2', '1-1', {}, None, 10_000, 66_022_000, 51_000_000, 2),
+    (
+        'lstm2', '1-1', {'widths': (373, 315), 'embedding': 1500}, None, 10_000,
+        21_824_148, 6_811_396, 2,
+    ),
 )  # pyformat: disable
 
 
 def build(family, depths, image=(32, 3), classes=10, **options):
-  size, channels = image
+  if networks.get(family).inputs == 'tokens':
+    shape, options = (1,), {'streams': 1, **options}
+  else:
+    size, channels = image
+    shape = (size, size, channels)
   return networks.get(family).seed(
       tuple(map(int, depths.split('-'))),
-      input_shape=(size, size, channels),
+      input_shape=shape,
       classes=classes,
       options=options,
   )
@@ -214,6 +228,9 @@ class CountsTest(parameterized.TestCase):
     depths = '-'.join('13121'[:stages])
     architecture = build(family, depths, image, 7)
     macs = costs.macs(architecture)
+    if family == 'deeplab':  # Interpolation has no weights.
+      size, side = image[0], 14 if image[0] == 224 else 8
+      macs += 7 * (size * side * side + size * size * side)
     self.assertEqual(counted_macs(architecture, fuse=False), macs)
     self.assertEqual(counted_macs(architecture, fuse=True), macs)
 
@@ -257,7 +274,8 @@ class CountsTest(parameterized.TestCase):
     self.assertLen({layer.name for layer in table}, len(table))
     first = networks.parts(architecture)[0].name
     self.assertStartsWith(table[0].name, f'{first}/')
-    self.assertEqual(table[-1].name, 'head/dense')
+    last = 'head/classifier' if family == 'deeplab' else 'head/dense'
+    self.assertEqual(table[-1].name, last)
     self.assertEqual(
         costs.activation_bytes(architecture, itemsize=2),
         2 * sum(math.prod(layer.output_shape) for layer in table),

@@ -485,6 +485,7 @@ class PreprocessingTest(parameterized.TestCase):
             cifar10=(0, 4, True),
             cifar100=(0, 4, True),
             imagenet2012=(0, 0, True),
+            **{'voc/2012': (0, 0, True)},
         ),
     )
     self.assertEqual(

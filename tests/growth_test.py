@@ -486,7 +486,9 @@ class FunctionTest(parameterized.TestCase):
       got, _ = tiny_networks.forward(
           change.architecture, grown, x, train=train
       )
-      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+      # A norm over the six means of six images magnifies what is rounded.
+      tolerance = 1e-4 if family == 'deeplab' else 1e-5
+      np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
   @parameterized.parameters(*tiny_networks.VARIANTS)
   def test_closed_gates_equal_slices(self, family, options):

@@ -10,8 +10,12 @@ import numpy as np
 
 from autogrow_jax import layers
 
-# Kernel size and stride of all convolutions in the networks.
-CONVOLUTIONS = ((3, 1), (3, 2), (1, 1), (1, 2), (7, 2))
+# Kernel size, stride and dilation of all convolutions in the networks, and of
+# one that reaches beyond the image.
+CONVOLUTIONS = (
+    (3, 1, 1), (3, 2, 1), (1, 1, 1), (1, 2, 1), (7, 2, 1),
+    (3, 1, 2), (3, 2, 2), (3, 1, 9),
+)  # pyformat: disable
 
 
 def normal(*shape, seed=0):
@@ -26,12 +30,12 @@ def variables(module, x, **arguments):
 class ConvTest(parameterized.TestCase):
 
   @parameterized.parameters(*CONVOLUTIONS)
-  def test_equals_plain(self, size, stride):
+  def test_equals_plain(self, size, stride, dilation):
     x, kernel = normal(2, 8, 7, 3), normal(size, size, 3, 4, seed=1)
-    pad = size // 2
+    how = stride, dilation * (size // 2), dilation
 
     def results(function):
-      y, pullback = jax.vjp(lambda x, k: function(x, k, stride, pad), x, kernel)
+      y, pullback = jax.vjp(lambda x, k: function(x, k, *how), x, kernel)
       return y, *pullback(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
 
     own = jax.jit(lambda: results(layers.conv))()
@@ -40,12 +44,13 @@ class ConvTest(parameterized.TestCase):
     for got, want in zip(own, plain, strict=True):
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
-  @parameterized.parameters(1, 2)
-  def test_depthwise(self, stride):
+  @parameterized.parameters((1, 1), (2, 1), (1, 2))
+  def test_depthwise(self, stride, dilation):
     x, kernel = normal(2, 7, 6, 4), normal(3, 3, 1, 4, seed=1)
+    how = stride, dilation, dilation
 
     def results(function):
-      y, pullback = jax.vjp(lambda x, k: function(x, k, stride, 1), x, kernel)
+      y, pullback = jax.vjp(lambda x, k: function(x, k, *how), x, kernel)
       return y, *pullback(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
 
     own = jax.jit(lambda: results(layers.conv))()
@@ -55,18 +60,20 @@ class ConvTest(parameterized.TestCase):
     # Every channel on its own.
     for channel in range(4):
       alone = layers.plain_conv(
-          x[..., [channel]], kernel[..., [channel]], stride, 1
+          x[..., [channel]], kernel[..., [channel]], *how
       )
       np.testing.assert_allclose(
           own[0][..., [channel]], alone, rtol=1e-5, atol=1e-5
       )
 
-  def test_equals_plain_in_a_loop(self):
+  @parameterized.parameters(1, 2)
+  def test_equals_plain_in_a_loop(self, dilation):
+    how = 1, dilation, dilation
     x, kernels = normal(2, 6, 5, 3), normal(4, 3, 3, 3, 3, seed=1) / 5
 
     def looped(x, kernels):
       y, _ = lax.scan(
-          lambda x, kernel: (jnp.tanh(layers.conv(x, kernel, 1, 1)), None),
+          lambda x, kernel: (jnp.tanh(layers.conv(x, kernel, *how)), None),
           x,
           kernels,
       )
@@ -74,7 +81,7 @@ class ConvTest(parameterized.TestCase):
 
     def unrolled(x, kernels):
       for kernel in kernels:
-        x = jnp.tanh(layers.plain_conv(x, kernel, 1, 1))
+        x = jnp.tanh(layers.plain_conv(x, kernel, *how))
       return jnp.sum(jnp.square(x))
 
     got = jax.jit(jax.value_and_grad(looped, (0, 1)))(x, kernels)
@@ -117,6 +124,16 @@ class ConvTest(parameterized.TestCase):
     del y
     self.assertEqual(module.apply(params, x).dtype, jnp.bfloat16)
     self.assertEqual(grads['params']['kernel'].dtype, jnp.float32)
+
+  def test_dilation_spreads_the_taps(self):
+    x = normal(1, 9, 9, 1)
+    module = layers.Conv(1, 3, dilation=3)
+    kernel = np.zeros((3, 3, 1, 1), 'f4')
+    kernel[0, 2] = 1  # Three rows up, three columns to the right.
+    y = module.apply({'params': {'kernel': kernel}}, x)
+    np.testing.assert_array_equal(y[:, 3:, :6], x[:, :6, 3:])
+    for outside in (y[:, :3], y[:, :, 6:]):
+      np.testing.assert_array_equal(outside, np.zeros_like(outside))
 
   def test_stride_two_samples_even_positions(self):
     # As PyTorch with padding 1; XLA's 'SAME' would sample 1, 3, 5, 7.

@@ -242,6 +242,7 @@ class VggTest(parameterized.TestCase):
         ('vgg19', (2, 2, 4, 4, 4)),
         ('wrn28_10', (4, 4, 4)),
         ('mobilenet1', (1, 2, 2, 6, 2)),
+        ('deeplab', (3, 4, 23, 3)),
         ('basic4resnet', (1, 1, 1, 1)),
         ('mlp', (1, 1)),
     ):

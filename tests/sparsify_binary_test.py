@@ -27,6 +27,10 @@ BAD = (
     ('--freeze=2', 'freeze is from 0 to 1, got 2'),
     ('--compare=seed', 'compare names some of full, direct, cost, not seed'),
     ('--epochs=0', 'at least 1'),
+    ('--method=l1 --lambda1=1', 'lambda1 means nothing to --method=l1'),
+    ('--method=direct', 'name that run with --init_from'),
+    ('--init_from=nothing', 'init_from means nothing to --method=sparsify'),
+    ('--method=morphnet', 'has no norms, whose scales morphnet needs'),
 )
 
 

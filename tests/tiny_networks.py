@@ -21,8 +21,15 @@ CLASSES = 5
 # Compiling takes longer than running in tests.
 FAST_COMPILE = {'xla_backend_optimization_level': 0}
 
+# Those that take images.
+FAMILIES = tuple(
+    name
+    for name, network in networks.FAMILIES.items()
+    if network.inputs == 'images'
+)
+
 # (family, options): all of them, and options that change the network.
-VARIANTS = tuple((n, {}) for n in networks.FAMILIES if n != 'vgg16') + (
+VARIANTS = tuple((n, {}) for n in FAMILIES if n != 'vgg16') + (
     ('basic3resnet', {'shortcut': 'A'}),
     ('vgg16', {'widths': (*WIDTHS, 7)}),
     ('mlp', {'norm': 'batch'}),
@@ -58,12 +65,12 @@ OPTIMIZERS = {
 def seed(
     family: str, depths: tuple[int, ...] | None = None, **options
 ) -> architecture_lib.Architecture:
-  """A narrow network on 8x8 images; by default with two blocks in stage 1."""
+  """A narrow network on 8x8 images, or text; by default 1-2-1-1-1 blocks."""
   network = networks.get(family)
   stages = len(network.widths)
   architecture = network.seed(
       depths or (1, 2, 1, 1, 1)[:stages],
-      input_shape=IMAGE,
+      input_shape=IMAGE if network.inputs == 'images' else (1,),
       classes=CLASSES,
       options={'widths': WIDTHS[:stages], **options},
   )

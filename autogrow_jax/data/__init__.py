@@ -5,10 +5,11 @@
 a step; `augment` and `preprocess` turn raw pixels into network inputs on the
 device, inside jit.
 
-`sources` knows the data sets, with `prepared` for those of TFDS and `folder`
-for folders of images, which `images` decodes; `datasets` divides them by the
-order of `stratified`; `streams` decodes what does not fit in memory while a run
-goes on; `pipeline` is all that runs on the device.
+`sources` knows the data sets, with `prepared` for those of TFDS, `folder` for
+folders of images and `pairs` for those with masks, which `images` decodes;
+`datasets` divides them by the order of `stratified`; `streams` decodes what
+does not fit in memory while a run goes on; `pipeline` is all that runs on the
+device.
 """
 
 from autogrow_jax.data.datasets import DataConfig as DataConfig
@@ -19,7 +20,9 @@ from autogrow_jax.data.datasets import stand_in as stand_in
 from autogrow_jax.data.images import Damaged as Damaged
 from autogrow_jax.data.images import Records as Records
 from autogrow_jax.data.pipeline import augment as augment
+from autogrow_jax.data.pipeline import augment_examples as augment_examples
 from autogrow_jax.data.pipeline import batch_indices as batch_indices
+from autogrow_jax.data.pipeline import epoch_in_order as epoch_in_order
 from autogrow_jax.data.pipeline import epoch_permutation as epoch_permutation
 from autogrow_jax.data.pipeline import preprocess as preprocess
 from autogrow_jax.data.pipeline import Preprocessing as Preprocessing

@@ -19,11 +19,13 @@ from absl import logging
 import numpy as np
 
 from autogrow_jax.data import images as images_lib
+from autogrow_jax.data import pairs
 from autogrow_jax.data import pipeline
 from autogrow_jax.data import prepared
 from autogrow_jax.data import sources
 from autogrow_jax.data import stratified
 from autogrow_jax.data import streams
+from autogrow_jax.data import text
 
 Preprocessing = pipeline.Preprocessing
 Split = sources.Split
@@ -34,6 +36,9 @@ _FITS = 2**31
 # The mean and std of unknown data are those of about so many of its images.
 _MEASURED = 10_000
 
+# Images with masks are scaled while training by up to so much, up or down.
+_MASK_SCALE = 2.0
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -42,14 +47,15 @@ class DataConfig:
   Attributes:
     dataset: a key of `sources.SOURCES`; the name of another image
       classification data set that TFDS has prepared, 'name' or 'name/config';
-      'folder:PATH', see `folder.Folder`; of arrays that a run was given,
+      'folder:PATH', see `folder.Folder`; 'pairs:PATH', see `pairs.Folder`;
+      'topics' or 'text:PATH', see `text.read`; of arrays that a run was given,
       'name:digest'.
     data_dir: where TFDS data sets are prepared; None for TFDS's own default,
       the environment variable TFDS_DATA_DIR or else ~/tensorflow_datasets.
     holdout: how many examples to hold out from training; None for the data
       set's own number.
     data_fraction: part of what is left for training that is used, e.g. '0.25'
-      or '1/4'. Text, so that it is exact.
+      or '1/4'; of text, the first part. Text, so that it is exact.
     select_on: 'holdout', or 'test' to take decisions on the test split; then
       nothing is held out, and every result must say so.
     normalization: 'pixels', or 'paper' for the paper's own constants where they
@@ -61,8 +67,9 @@ class DataConfig:
       more than 2 GiB in memory, 'always' or 'never'.
     skip_damaged: whether images that cannot be read are left out, and counted,
       in place of an error.
-    digest: of the names and sizes of the files in a folder, by which another
-      content is refused; None to take what is there.
+    digest: of the names and sizes of the files in a folder, or of the words of
+      a text, by which another content is refused; None to take what is there.
+    unroll: of text, words in a training window.
   """
 
   dataset: str = 'digits'
@@ -76,15 +83,20 @@ class DataConfig:
   stream: str = 'auto'
   skip_damaged: bool = False
   digest: str | None = None
+  unroll: int = 35
 
   def __post_init__(self):
+    _check_count('unroll', self.unroll)
+    if text.is_text(self.dataset):
+      _check_text_options(self)
     if ':' not in self.dataset and not re.fullmatch(
         r'\w+(/[\w.-]+)?', self.dataset
     ):
       raise ValueError(
           f'Unknown data set {self.dataset!r}; there are '
-          f'{", ".join(sources.SOURCES)}, {sources.FOLDER}PATH, and the names '
-          'of data sets that TFDS has prepared.'
+          f'{", ".join(sources.SOURCES)}, {sources.FOLDER}PATH, '
+          f'{sources.PAIRS}PATH, {text.TOPICS}, {text.FOLDER}PATH, and the '
+          'names of data sets that TFDS has prepared.'
       )
     if self.data_dir is not None and not isinstance(self.data_dir, str):
       raise ValueError(f'data_dir must be text, got {self.data_dir!r}.')
@@ -171,13 +183,20 @@ class Dataset:
     _check_split('holdout', self.holdout, self)
 
   @property
+  def is_text(self) -> bool:
+    """Whether the examples are windows of text."""
+    return self.preprocessing.kind == 'tokens'
+
+  @property
   def selection(self) -> Split:
     """What decisions are taken on: the hold-out, or the test split."""
     return self.read_test() if self.select_on == 'test' else self.holdout
 
   @property
-  def input_shape(self) -> tuple[int, int, int]:
-    """(height, width, channel) of what `preprocess` returns."""
+  def input_shape(self) -> tuple[int, ...]:
+    """(height, width, channel) of what `preprocess` returns; (1,) of text."""
+    if self.is_text:  # A network reads it word by word.
+      return (1,)
     height, width, channels = self.train.images.shape[1:]
     pad = 2 * self.preprocessing.pad
     return height + pad, width + pad, channels
@@ -199,6 +218,8 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
       divided like that.
   """
   _check_is_ours(config)
+  if text.is_text(config.dataset):
+    return _load_text(config)
   found = sources.find(
       config.dataset,
       data_dir=config.data_dir,
@@ -207,12 +228,7 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
       channels=config.channels,
       skip_damaged=config.skip_damaged,
   )
-  if config.digest not in (None, found.digest):
-    raise ValueError(
-        f'The files of {config.dataset} are not those of this run: their '
-        f'digest was {config.digest} and is {found.digest}. Restore them, or '
-        'begin another run.'
-    )
+  _check_digest(config, found.digest)
   records = found.read('train')
   train, held_out = _divide(
       records.labels,
@@ -241,7 +257,7 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
       classes=found.classes,
       train=train_split,
       holdout=holdout_split,
-      preprocessing=found.preprocessing or _measure(train_split.images),
+      preprocessing=found.preprocessing or _measured(train_split),
       train_indices=train,
       holdout_indices=held_out,
       select_on=config.select_on,
@@ -263,6 +279,54 @@ def load(config: DataConfig, *, seed: int) -> Dataset:
           else None
       ),
   )
+
+
+def _load_text(config: DataConfig) -> Dataset:
+  """A text: its validation part is the hold-out."""
+  corpus = text.read(config.dataset)
+  _check_digest(config, corpus.digest)
+  train = text.training_windows(corpus.tokens['train'], config.unroll)
+  train = train.take(np.arange(max(1, round(config.fraction * len(train)))))
+  held_out = text.evaluation_windows(corpus.tokens['valid'])
+  if config.select_on == 'test':
+    held_out = held_out.take(np.arange(0))
+  test = text.evaluation_windows(corpus.tokens['test'])
+  return Dataset(
+      name=config.dataset,
+      classes=len(corpus.vocabulary),
+      train=train,
+      holdout=held_out,
+      preprocessing=Preprocessing(mean=(0,), std=(1,), kind='tokens'),
+      train_indices=np.arange(len(train)),
+      holdout_indices=np.arange(0),  # None of the training windows.
+      select_on=config.select_on,
+      read_test=lambda: test,
+      digest=corpus.digest,
+  )
+
+
+def _check_digest(config: DataConfig, digest: str | None) -> None:
+  """Raises ValueError if the data are others than a configuration's."""
+  if config.digest not in (None, digest):
+    raise ValueError(
+        f'The files of {config.dataset} are not those of this run: their '
+        f'digest was {config.digest} and is {digest}. Restore them, or begin '
+        'another run.'
+    )
+
+
+def _check_text_options(config: DataConfig) -> None:
+  """Raises ValueError if there is an option that text has no use for."""
+  default = {field.name: field.default for field in dataclasses.fields(config)}
+  for name in (
+      'holdout', 'normalization', 'image_size', 'channels', 'stream',
+      'skip_damaged',
+  ):
+    if getattr(config, name) != default[name]:
+      raise ValueError(
+          f'{name}={getattr(config, name)} means nothing to text, whose '
+          'validation part is held out; leave it out.'
+      )
 
 
 def stand_in(config: DataConfig, *, seed: int) -> Dataset:
@@ -289,21 +353,21 @@ def stand_in(config: DataConfig, *, seed: int) -> Dataset:
       config.dataset, image_size=config.image_size, channels=config.channels
   )
   noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-  def split(examples: int) -> Split:
-    labels = np.arange(examples, dtype=np.int32) % source.classes
-    return Split(np.broadcast_to(noise, (examples, *shape)), labels)
-
-  official = split(source.train)
+  labels = np.arange(source.train, dtype=np.int32) % source.classes
   train, held_out = _divide(
-      official.labels,
+      labels,
       _holdout(config, source.holdout, source.train),
       config.fraction,
       seed=seed,
   )
 
   def part(indices: np.ndarray) -> Split:
-    return Split(official.images[: len(indices)], official.labels[indices])
+    chosen = indices % source.classes
+    chosen = chosen.astype(np.int32)
+    if source.has_masks:
+      size = len(chosen), *shape[:2]
+      chosen = np.broadcast_to(chosen[:, None, None], size)
+    return Split(np.broadcast_to(noise, (len(indices), *shape)), chosen)
 
   return Dataset(
       name=config.dataset,
@@ -316,7 +380,7 @@ def stand_in(config: DataConfig, *, seed: int) -> Dataset:
       train_indices=train,
       holdout_indices=held_out,
       select_on=config.select_on,
-      read_test=functools.cache(lambda: split(source.test)),
+      read_test=functools.cache(lambda: part(np.arange(source.test))),
   )
 
 
@@ -379,10 +443,12 @@ def from_arrays(
 def _check_is_ours(config: DataConfig) -> None:
   """Raises ValueError if the data were given to a run as arrays."""
   name = config.dataset
-  if ':' in name and not name.startswith(sources.FOLDER):
+  known = sources.FOLDER, sources.PAIRS, text.FOLDER
+  if ':' in name and not name.startswith(known):
     raise ValueError(
         f'The data {name} are arrays of your own: pass them to `run`. (A '
-        f'folder of images is {sources.FOLDER}PATH.)'
+        f'folder of images is {sources.FOLDER}PATH, one with masks '
+        f'{sources.PAIRS}PATH, one of text {text.FOLDER}PATH.)'
     )
 
 
@@ -408,6 +474,13 @@ def _is_streamed(
           "the whole images anew in each epoch; leave out stream='never'."
       )
     return True
+  if found.has_masks:
+    if config.stream == 'always':
+      raise ValueError(
+          f'Images with masks, as of {config.dataset}, are held in memory; '
+          "leave out stream='always'."
+      )
+    return False
   if config.stream == 'auto':
     return examples * int(np.prod(found.shape)) > _FITS
   return config.stream == 'always'
@@ -454,6 +527,10 @@ def _read(
     The indices that were not left out, and their images and labels.
   """
   pixels = np.empty((len(indices), *found.shape), np.uint8)
+  labels = records.labels[indices]
+  size = found.shape[:2]
+  if found.has_masks:
+    labels = np.empty((len(indices), *size), np.int16)
   good = np.ones(len(indices), bool)
 
   def decode(positions: range) -> int:
@@ -464,7 +541,9 @@ def _read(
           raise image
         good[position] = False
         continue
-      if found.size is not None:
+      if found.has_masks:
+        image, labels[position] = pairs.fit(*image, size)
+      elif found.size is not None:
         image = images_lib.fit(image, found.size)
       images_lib.check_shape(
           image,
@@ -496,15 +575,22 @@ def _read(
         '%d of %d images of %s in %s cannot be read and are left out.',
         bad, len(good), name, config.dataset,
     )
-    labels = records.labels[indices]
-    lost = np.setdiff1d(labels, labels[good])
+    lost = np.setdiff1d(records.labels[indices], records.labels[indices[good]])
     if bad == len(good) or (name == 'train' and lost.size):
       raise ValueError(
           f'No image of the classes {lost.tolist()} of {name} in '
           f'{config.dataset} can be read.'
       )
-    indices, pixels = indices[good], pixels[good]
-  return indices, Split(pixels, records.labels[indices])
+    indices, pixels, labels = indices[good], pixels[good], labels[good]
+  return indices, Split(pixels, labels)
+
+
+def _measured(train: Split) -> Preprocessing:
+  """Normalisation by the training images; those with masks are augmented."""
+  found = _measure(train.images)
+  if train.labels.ndim == 1:
+    return found
+  return dataclasses.replace(found, scale=_MASK_SCALE, flip=True)
 
 
 def _measure(images: np.ndarray | streams.LazyImages) -> Preprocessing:
@@ -551,6 +637,8 @@ def _divide(
   The hold-out is the first stretch of one stratified order, the training part
   the next, so that neither depends on the size of anything behind it.
   """
+  if labels.ndim > 1:  # Of no one class.
+    labels = np.zeros(len(labels), np.int32)
   order = stratified.order(labels, seed=seed)
   if holdout >= len(order):
     raise ValueError(
@@ -579,6 +667,11 @@ def _to_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
     )
   if not labels.size:
     raise ValueError(f'{name}_labels is empty; at least one example is needed.')
+  if labels.ndim not in (1, 3):
+    raise ValueError(
+        f'{name}_labels must be one class for each image, (example,), or '
+        f'masks, (example, height, width), got {labels.shape}.'
+    )
   if images.ndim == 3:
     images = images[..., np.newaxis]
   if labels.max() > np.iinfo(np.int32).max:
@@ -593,6 +686,8 @@ def _to_split(name: str, images: np.ndarray, labels: np.ndarray) -> Split:
 
 def _check_split(name: str, split: Split, dataset: Dataset) -> None:
   """Raises ValueError unless a split fits the rest of its data set."""
+  if dataset.is_text:
+    return
   if split.images.shape[1:] != dataset.train.images.shape[1:]:
     raise ValueError(
         f'Images of {name} have the shape {split.images.shape[1:]}, those of '
@@ -603,6 +698,14 @@ def _check_split(name: str, split: Split, dataset: Dataset) -> None:
     raise ValueError(
         f'Images of {name} have {split.images.shape[-1]} channels, but the '
         f'mean and std of the preprocessing are for {channels}.'
+    )
+  how = dataset.preprocessing
+  if split.labels.ndim == 3 and (
+      split.labels.shape[1:] != split.images.shape[1:3] or how.pad or how.crop
+  ):
+    raise ValueError(
+        f'Masks of {name} must be as large as their images, without pad and '
+        f'crop, got {split.labels.shape[1:]} for {split.images.shape[1:3]}.'
     )
   if len(split) and split.labels.max() >= dataset.classes:
     raise ValueError(

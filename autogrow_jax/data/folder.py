@@ -1,6 +1,6 @@
 """A folder of images: one folder per class."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import hashlib
 import os
 import pathlib
@@ -47,20 +47,17 @@ class Folder:
       ValueError: there is no such folder, it is not like that, or its images
         differ in size and no `image_size` is given.
     """
-    self._root = pathlib.Path(path).expanduser()
-    if not self._root.is_dir():
-      raise ValueError(f'There is no folder {self._root}.')
-    train, test = self._splits()
+    self._root = existing(path)
+    train, test = splits(self._root)
     names = _class_names(train)
     self.classes = len(names)
     files = _list(train, names)
     if test is None:
       labels = np.array([label for _, label in files], np.int32)
-      order = stratified.order(labels, seed=0)
-      count = round(len(files) / _TEST)
+      chosen = test_part(stratified.order(labels, seed=0))
       self._files = {
-          'train': [files[index] for index in np.sort(order[count:])],
-          'test': [files[index] for index in np.sort(order[:count])],
+          split: [files[index] for index in indices]
+          for split, indices in chosen.items()
       }
     else:
       known = _class_names(test)
@@ -72,7 +69,10 @@ class Folder:
     for split, listed in self._files.items():
       if not listed:
         raise ValueError(f'{self._root} has no image for {split}; add some.')
-    self.digest = self._digest()
+    self.digest = digest({
+        split: [path for path, _ in listed]
+        for split, listed in self._files.items()
+    })
     self.shape = (image_size, image_size, channels)
     if channels is None or image_size is None:
       height, width, found = self._look(image_size is None, skip_damaged)
@@ -89,32 +89,6 @@ class Folder:
         np.array([label for _, label in files], np.int32),
         self.channels,
     )
-
-  def _splits(self) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """Folders of classes for training and for the test."""
-    train = self._root / 'train'
-    tests = [self._root / name for name in ('test', 'validation', 'val')]
-    found = [path for path in tests if path.is_dir()]
-    if not train.is_dir():
-      return self._root, None
-    if not found:
-      raise ValueError(
-          f"{self._root} has a folder 'train' but none named 'test'; add one, "
-          f'or name {train} to have a fifth of it for the test.'
-      )
-    return train, found[0]
-
-  def _digest(self) -> str:
-    digest = hashlib.sha256()
-    for split, files in self._files.items():
-      for path, _ in files:
-        name = '/'.join([split, *path.split(os.sep)[-2:]])
-        try:
-          size = os.stat(path).st_size
-        except OSError:  # Reading it will say so.
-          size = None
-        digest.update(os.fsencode(f'{name}\0{size}\0'))
-    return digest.hexdigest()[:16]
 
   def _look(
       self, must_agree: bool, skip_damaged: bool
@@ -175,6 +149,50 @@ class Files:
     except OSError as error:
       raise images.Damaged.because(path, error) from error
     return images.decode(encoded, self._channels, name=path)
+
+
+def existing(path: str) -> pathlib.Path:
+  """A folder that is there; raises a ValueError if it is not."""
+  root = pathlib.Path(path).expanduser()
+  if not root.is_dir():
+    raise ValueError(f'There is no folder {root}.')
+  return root
+
+
+def splits(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
+  """Folders for training and for the test; the latter may have to be divided.
+  """
+  train = root / 'train'
+  tests = [root / name for name in ('test', 'validation', 'val')]
+  found = [path for path in tests if path.is_dir()]
+  if not train.is_dir():
+    return root, None
+  if not found:
+    raise ValueError(
+        f"{root} has a folder 'train' but none named 'test'; add one, or name "
+        f'{train} to have a fifth of it for the test.'
+    )
+  return train, found[0]
+
+
+def test_part(order: np.ndarray) -> dict[str, np.ndarray]:
+  """Ascending indices of 'train' and 'test', which is the first fifth."""
+  count = round(len(order) / _TEST)
+  return {'train': np.sort(order[count:]), 'test': np.sort(order[:count])}
+
+
+def digest(files: Mapping[str, Sequence[str]]) -> str:
+  """Of the names and sizes of the files of each split."""
+  result = hashlib.sha256()
+  for split, paths in files.items():
+    for path in paths:
+      name = '/'.join([split, *path.split(os.sep)[-2:]])
+      try:
+        size = os.stat(path).st_size
+      except OSError:  # Reading it will say so.
+        size = None
+      result.update(os.fsencode(f'{name}\0{size}\0'))
+  return result.hexdigest()[:16]
 
 
 def _class_names(path: pathlib.Path) -> list[str]:

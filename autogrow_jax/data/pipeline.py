@@ -1,11 +1,14 @@
 """From raw pixels to network inputs, on the device; and the batch order.
 
+Of text, the numbers of words are the inputs as they are.
+
 Everything here is a pure function that may run inside jit. The batch of step t
 depends on the run's seed and on t only, so that neither growth, evaluation nor
 a restart can shift it.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ class Preprocessing:
   """What is done to the images of a data set; hashable and JSON-able.
 
   Attributes:
+    kind: 'images', or 'tokens' of text, to which nothing is done.
     mean: per channel, of pixels scaled to [0, 1]; subtracted.
     std: per channel, of pixels scaled to [0, 1]; divided by.
     pad: pixels of black added on each side, in training and in evaluation.
@@ -24,6 +28,8 @@ class Preprocessing:
       direction and filled with black: "pad by `crop` and crop at random". This
       happens before `pad`.
     flip: whether training images are mirrored left to right half of the time.
+    scale: training images with masks are scaled, about a random position, by a
+      random factor from 1 / `scale` to `scale`.
   """
 
   mean: tuple[float, ...]
@@ -31,8 +37,12 @@ class Preprocessing:
   pad: int = 0
   crop: int = 0
   flip: bool = False
+  scale: float = 1.0
+  kind: str = 'images'
 
   def __post_init__(self):
+    if self.kind not in ('images', 'tokens'):
+      raise ValueError(f'kind is images or tokens, got {self.kind!r}.')
     # JSON has lists in place of tuples.
     object.__setattr__(self, 'mean', tuple(map(float, self.mean)))
     object.__setattr__(self, 'std', tuple(map(float, self.std)))
@@ -49,6 +59,8 @@ class Preprocessing:
         raise ValueError(f'{name} must be a whole number >= 0, got {value!r}.')
     if not isinstance(self.flip, bool):
       raise ValueError(f'flip must be True or False, got {self.flip!r}.')
+    if not 1 <= self.scale < float('inf'):
+      raise ValueError(f'scale must be at least 1, got {self.scale!r}.')
 
 
 def preprocess(
@@ -63,17 +75,19 @@ def preprocess(
   et al. 2020).
 
   Args:
-    images: uint8, (batch, height, width, channel).
+    images: uint8, (batch, height, width, channel); or tokens.
     preprocessing: what to do.
     dtype: of the result; computed in float32.
 
   Returns:
-    (batch, height + 2 * pad, width + 2 * pad, channel).
+    (batch, height + 2 * pad, width + 2 * pad, channel); tokens as they are.
 
   Raises:
     ValueError: the images are not of that type, rank or number of channels.
   """
   _check_images(images, preprocessing)
+  if preprocessing.kind == 'tokens':
+    return images
   images = _pad(images, preprocessing.pad)
   # Explicit leading axes: the tests forbid rank promotion.
   channels = (1, 1, 1, -1)
@@ -132,6 +146,105 @@ def augment(
   ]
 
 
+def augment_examples(
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    preprocessing: Preprocessing,
+    *,
+    first: jax.typing.ArrayLike = 0,
+) -> tuple[jax.Array, jax.Array]:
+  """`augment`, with the labels; masks are scaled, shifted and mirrored, too.
+
+  What comes into an image from outside is black, and of no class in its mask.
+  Images are interpolated bilinearly, masks take the nearest pixel.
+
+  Args:
+    key: of this step.
+    images: as of `augment`.
+    labels: (batch, ...); masks are (batch, height, width), where -1 is void.
+    preprocessing: what to do; of masks, `scale` and `flip`.
+    first: as of `augment`.
+
+  Returns:
+    The images, uint8, and the labels, int32.
+  """
+  labels = labels.astype(jnp.int32)
+  if labels.ndim != 3:
+    return augment(key, images, preprocessing, first=first), labels
+  _check_images(images, preprocessing)
+  draw = functools.partial(_draw_frame, key, labels.shape[1:], preprocessing)
+  rows, columns = jax.vmap(draw)(first + jnp.arange(len(labels)))
+  return _bilinear(images, rows, columns), _nearest(labels, rows, columns)
+
+
+def _draw_frame(key, size, preprocessing, position):
+  """Which rows and columns of an image become those of the new one."""
+  key = jax.random.fold_in(key, position)
+  limit = jnp.log(preprocessing.scale)
+  factor = jnp.exp(
+      jax.random.uniform(
+          jax.random.fold_in(key, 0), minval=-limit, maxval=limit
+      )
+  )
+  start = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
+  mirror = jax.random.bernoulli(jax.random.fold_in(key, 2))
+  # Of a larger image a part is seen; a smaller one lies within the frame.
+  rows, columns = (
+      (jnp.arange(side) + 0.5 + part * (factor - 1) * side) / factor - 0.5
+      for side, part in zip(size, start)
+  )
+  return rows, jnp.where(mirror & preprocessing.flip, columns[::-1], columns)
+
+
+def _nearest(labels, rows, columns):
+  """Labels at the nearest pixels; -1 outside: (batch, height, width)."""
+  return _take(
+      labels,
+      jnp.round(rows).astype(jnp.int32),
+      jnp.round(columns).astype(jnp.int32),
+      -1,
+  )
+
+
+def _bilinear(images, rows, columns):
+  """Images at positions between pixels, in uint8."""
+  top, left = jnp.floor(rows), jnp.floor(columns)
+  total = jnp.zeros(images.shape, jnp.float32)
+  for down in (0, 1):
+    for right in (0, 1):
+      weight_rows, weight_columns = (
+          1 - jnp.abs(position - corner - step)
+          for position, corner, step in (
+              (rows, top, down), (columns, left, right)
+          )
+      )
+      corner = _take(
+          images,
+          (top + down).astype(jnp.int32),
+          (left + right).astype(jnp.int32),
+          0,
+      )
+      total += (
+          corner
+          * weight_rows[:, :, None, None]
+          * weight_columns[:, None, :, None]
+      )
+  return jnp.round(total).astype(jnp.uint8)
+
+
+def _take(x, rows, columns, outside):
+  """Rows and columns of each example, (batch, ...), or a value outside."""
+  index = [
+      jnp.where((place >= 0) & (place < size), place, size)
+      for place, size in ((rows, x.shape[1]), (columns, x.shape[2]))
+  ]
+  batch = jnp.arange(len(x))[:, None, None]
+  return x.at[batch, index[0][:, :, None], index[1][:, None, :]].get(
+      mode='fill', fill_value=outside
+  )
+
+
 def steps_per_epoch(examples: int, batch_size: int) -> int:
   """Number of whole batches in an epoch.
 
@@ -166,6 +279,24 @@ def epoch_permutation(
   return jax.random.permutation(
       jax.random.fold_in(key, epoch), jnp.arange(examples, dtype=jnp.int32)
   )
+
+
+def epoch_in_order(examples: int, batch_size: int) -> np.ndarray:
+  """Order of the windows of a text, the same in all epochs.
+
+  Row by row, a batch goes on where the one before it has ended: every row has
+  a stretch of the text of its own. What is left over at its end is left out.
+
+  Args:
+    examples: number of windows, which follow one another in the text.
+    batch_size: rows of a batch.
+
+  Returns:
+    int32, (examples,) rounded down to whole batches.
+  """
+  steps = steps_per_epoch(examples, batch_size)
+  windows = np.arange(steps * batch_size, dtype=np.int32)
+  return windows.reshape(batch_size, steps).T.reshape(-1)
 
 
 def batch_indices(
@@ -204,6 +335,13 @@ def _pad(images: jax.Array, pixels: int) -> jax.Array:
 
 
 def _check_images(images: jax.Array, preprocessing: Preprocessing) -> None:
+  if preprocessing.kind == 'tokens':
+    if images.dtype != jnp.int32 or images.ndim != 2:
+      raise ValueError(
+          'Tokens must be int32 (batch, step), got '
+          f'{images.dtype} {images.shape}.'
+      )
+    return
   channels = len(preprocessing.mean)
   if images.dtype != jnp.uint8 or images.ndim != 4:
     raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from autogrow_jax.data import folder
 from autogrow_jax.data import images
+from autogrow_jax.data import pairs
 from autogrow_jax.data import pipeline
 from autogrow_jax.data import prepared
 from autogrow_jax.data import stratified
@@ -19,8 +20,9 @@ from autogrow_jax.data import streams
 
 Preprocessing = pipeline.Preprocessing
 
-# What the name of a folder of images begins with.
+# What the name of a folder of images begins with, and of one with masks.
 FOLDER = 'folder:'
+PAIRS = 'pairs:'
 
 _DIGITS_TEST = 360
 
@@ -30,8 +32,10 @@ class Split:
   """Images with labels.
 
   Attributes:
-    images: uint8, (example, height, width, channel), from 0 to 255.
-    labels: int32, (example,) from 0, or (example, ...) where -1 does not count.
+    images: uint8, (example, height, width, channel), from 0 to 255; or tokens,
+      int32, (example, step).
+    labels: int32, (example,) from 0, or (example, ...) where -1 does not count;
+      masks, (example, height, width), may be int16.
   """
 
   images: np.ndarray | streams.LazyImages
@@ -40,17 +44,19 @@ class Split:
   def __post_init__(self):
     images, labels = self.images, self.labels
     is_array = isinstance(images, (np.ndarray, streams.LazyImages))
-    if not is_array or images.dtype != np.uint8:
+    is_text = is_array and images.dtype == np.int32 and images.ndim == 2
+    if not is_array or not (is_text or images.dtype == np.uint8):
       raise ValueError(
           f'Images must be a uint8 numpy array, got {_describe(images)}; scale '
           'them to 0 to 255, round and cast.'
       )
-    if images.ndim != 4:
+    if images.ndim != 4 and not is_text:
       raise ValueError(
           'Images must have the shape (example, height, width, channel), got '
           f'{images.shape}.'
       )
-    if not isinstance(labels, np.ndarray) or labels.dtype != np.int32:
+    kinds = (np.int32, np.int16) if np.ndim(labels) == 3 else (np.int32,)
+    if not isinstance(labels, np.ndarray) or labels.dtype not in kinds:
       raise ValueError(
           f'Labels must be an int32 numpy array, got {_describe(labels)}.'
       )
@@ -66,6 +72,11 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  @property
+  def length(self) -> int:
+    """What an example counts in costs: 1 for an image, else its tokens."""
+    return self.images.shape[1] if self.images.ndim == 2 else 1
 
   @property
   def damaged(self) -> Mapping[int, str]:
@@ -94,6 +105,7 @@ class Source:
     paper_std: the paper's own, where it is not that of the pixels.
     is_resized: whether the images have sizes of their own: they are trained on
       in random resized crops of the height and width of `shape`.
+    has_masks: see `Found`.
   """
 
   classes: int
@@ -105,6 +117,7 @@ class Source:
   shape: tuple[int, int, int]
   paper_std: tuple[float, ...] | None = None
   is_resized: bool = False
+  has_masks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +136,8 @@ class Found:
     preprocessing: None if the mean and std are to be measured.
     digest: of the names and sizes of the files; None if their origin vouches
       for them.
+    has_masks: whether records have a mask with each image, as `pairs.Files`,
+      which is then its label.
   """
 
   classes: int
@@ -133,6 +148,7 @@ class Found:
   holdout: int | None = None
   preprocessing: Preprocessing | None = None
   digest: str | None = None
+  has_masks: bool = False
 
 
 class Arrays:
@@ -176,6 +192,23 @@ def find(
         read=source.open(data_dir),
         holdout=source.holdout,
         preprocessing=preprocessing_of(dataset, normalization),
+        has_masks=source.has_masks,
+    )
+  if dataset.startswith(PAIRS):
+    found = pairs.Folder(
+        dataset.removeprefix(PAIRS),
+        channels=channels,
+        image_size=image_size,
+        skip_damaged=skip_damaged,
+    )
+    return Found(
+        classes=found.classes,
+        shape=found.shape,
+        size=image_size,
+        is_resized=False,
+        read=found.records,
+        digest=found.digest,
+        has_masks=True,
     )
   if dataset.startswith(FOLDER):
     images_in = folder.Folder(
@@ -226,8 +259,9 @@ def _find_prepared(
   if not prepared.is_prepared(dataset, data_dir):
     raise ValueError(
         f'Unknown data set {dataset!r}; there are {", ".join(SOURCES)}, '
-        f'{FOLDER}PATH for a folder of images, and all that TFDS has prepared '
-        f'in {prepared.root(data_dir)}, where there is none of that name; '
+        f'{FOLDER}PATH for a folder of images, {PAIRS}PATH for one with masks, '
+        f'and all that TFDS has prepared in {prepared.root(data_dir)}, where '
+        'there is none of that name; '
         '--data_dir names another directory.'
     )
   found = prepared.Prepared(dataset, data_dir)
@@ -281,6 +315,12 @@ def _open_tfds(
     return lambda split: found.records(splits[split], channels)
 
   return open_
+
+
+def _open_voc(
+    data_dir: str | None,
+) -> Callable[[str], images.Records]:
+  return pairs.voc(prepared.root(data_dir)).__getitem__
 
 
 def _describe(value: Any) -> str:
@@ -372,5 +412,22 @@ SOURCES = {
         test=50_000,
         shape=(224, 224, 3),
         is_resized=True,
+    ),
+    # Its split 'val' is the test; the masks of 'test' are secret. Images have
+    # at most 500 pixels a side, so that none is scaled down.
+    'voc/2012': Source(
+        classes=21,
+        holdout=146,
+        preprocessing=Preprocessing(
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            scale=2,
+            flip=True,
+        ),
+        open=_open_voc,
+        train=1464,
+        test=1449,
+        shape=(513, 513, 3),
+        has_masks=True,
     ),
 }

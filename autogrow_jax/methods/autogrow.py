@@ -210,13 +210,14 @@ def adam_last_norms(
           x,
           train=True,
       )
-      loss = jnp.mean(base.cross_entropy(logits, labels))
-      correct = jnp.sum(jnp.argmax(logits, -1) == labels)
-      return loss, (network, correct)
+      right = jnp.argmax(logits, -1) == labels
+      counts = [jnp.sum(x, dtype=jnp.uint32) for x in (right, labels >= 0)]
+      loss = base.mean_cross_entropy(logits, labels)
+      return loss, (network, jnp.stack(counts))
 
     @jax.jit
-    def step(trained, opt_state, network, correct, weights, x, labels):
-      grads, (network, hits) = jax.grad(loss_fn, has_aux=True)(
+    def step(trained, opt_state, network, counts, weights, x, labels):
+      grads, (network, more) = jax.grad(loss_fn, has_aux=True)(
           trained, weights, network, x, labels
       )
       updates, opt_state = tx.update(grads, opt_state, trained)
@@ -224,7 +225,7 @@ def adam_last_norms(
           optax.apply_updates(trained, updates),
           opt_state,
           network,
-          correct + hits,
+          counts + more,
       )
 
     weights = jax.device_put(state.params['weights'])
@@ -235,15 +236,15 @@ def adam_last_norms(
     batches = situation.batches()
     images, epoch, accuracy = 0, 0, 0.0
     while epoch < ADAM_MAX_EPOCHS and (epoch == 0 or accuracy <= target):
-      correct, seen = jnp.int32(0), 0
+      counts = jnp.zeros(2, jnp.uint32)
       for _ in range(situation.batches_per_epoch):
         x, labels = next(batches)
-        trained, opt_state, network, correct = step(
-            trained, opt_state, network, correct, weights, x, labels
+        trained, opt_state, network, counts = step(
+            trained, opt_state, network, counts, weights, x, labels
         )
-        seen += len(labels)
-      epoch, images = epoch + 1, images + seen
-      accuracy = int(correct) / seen
+        images += len(labels)
+      correct, total = map(int, counts)
+      epoch, accuracy = epoch + 1, correct / max(1, total)
     for block, norm in norms.items():
       state = with_layer(state, block, norm, trained[block])
     network = view.unpack(state_lib.to_host(network), layout)

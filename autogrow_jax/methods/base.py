@@ -40,12 +40,15 @@ class Forward:
 
   Attributes:
     layout: of the packed trees.
-    x: (batch, height, width, channel), preprocessed and augmented.
+    x: (batch, height, width, channel), preprocessed and augmented; of text
+      (batch, step).
+    key: of what the network itself draws; None for nothing.
     depths: see `networks.base.apply`.
   """
 
   layout: view.Layout
   x: jax.Array
+  key: jax.Array | None = None
   depths: Tree | None = None
 
   def __call__(
@@ -59,6 +62,7 @@ class Forward:
         self.x,
         train=True,
         gates=gates,
+        key=self.key,
         depths=self.depths,
     )
 

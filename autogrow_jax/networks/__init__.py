@@ -5,6 +5,8 @@ import importlib
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.networks import base
+from autogrow_jax.networks import deeplab
+from autogrow_jax.networks import lstm
 from autogrow_jax.networks import mlp
 from autogrow_jax.networks import mobilenet
 from autogrow_jax.networks import plain
@@ -25,6 +27,8 @@ FAMILIES = {
         wide.WRN28,
         mobilenet.MOBILENET1,
         mlp.MLP,
+        deeplab.DEEPLAB,
+        lstm.LSTM2,
     )
 }
 
@@ -67,3 +71,10 @@ def parts(
 ) -> tuple[base.Part, ...]:
   """The chain of parts of an architecture."""
   return get(architecture.family).parts(architecture)
+
+
+def label_shape(
+    architecture: architecture_lib.Architecture,
+) -> tuple[int, ...]:
+  """Shape of what it predicts of one example: () for one class, or a mask's."""
+  return base.output_shape(parts(architecture)[-1])[:-1]

@@ -20,6 +20,7 @@ from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
@@ -29,6 +30,11 @@ from autogrow_jax.networks import runs as runs_lib
 Architecture = architecture_lib.Architecture
 Tree = dict[str, Any]
 Path = tuple[str, ...]
+
+# Statistics of the last training step from which the next one goes on in the
+# same text: outputs and cells, with a leading dimension of streams.
+CARRIED = ('output', 'cell')
+
 
 class Module(nn.Module):
   """What a family's modules have in common; equal fields mean equal programs.
@@ -42,11 +48,16 @@ class Module(nn.Module):
       that act on it; None for a module without one.
     last_layer: the layer that ends the residual branch, a norm or not; None for
       a module without a shortcut.
+    is_random: whether it draws in training, see `apply`.
   """
 
   plain: bool = False
   last_norm: ClassVar[str | None] = None
   last_layer: ClassVar[str | None] = None
+
+  @property
+  def is_random(self) -> bool:
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +69,9 @@ class Part:
     module: the Linen module; names no global axis, so that identical blocks are
       equal.
     axes: (local, global) axis names.
-    input_shape: of what enters, without the batch: (height, width, channel), or
-      (unit,) behind a dense layer.
+    input_shape: of what enters, without the batch: (height, width, channel),
+      (unit,) behind a dense layer, (step,) or (step, unit) in text, where it is
+      that of one step.
   """
 
   name: str
@@ -93,11 +105,13 @@ class Network(abc.ABC):
     widths: base width per stage; their number is the number of stages.
     learning_rate: the top rate that suits it.
     fixed_axes: those whose size is given by the data or the task.
+    inputs: what it takes, 'images' or 'tokens'; see `data.Preprocessing`.
     milestones: of its learning rate, see `optimizers.Schedule`; None for those
       of the stem.
   """
 
   fixed_axes: ClassVar[tuple[str, ...]] = ('image', 'classes')
+  inputs: ClassVar[str] = 'images'
   milestones: ClassVar[str | None] = None
 
   name: str
@@ -123,7 +137,7 @@ class Network(abc.ABC):
 
     Args:
       depths: blocks per stage.
-      input_shape: (height, width, channel), after padding.
+      input_shape: (height, width, channel), after padding; of tokens (1,).
       classes: number of classes.
       options: stem, shortcut, bn_scale_init, widths; what is missing or None
         takes the family's default.
@@ -209,6 +223,7 @@ def apply(
     *,
     train: bool | jax.Array,
     gates: Tree | None = None,
+    key: jax.Array | None = None,
     depths: Tree | None = None,
 ) -> tuple[jax.Array, Tree]:
   """Runs a chain.
@@ -217,45 +232,79 @@ def apply(
     chain: segments in forward order.
     weights: `{segment key: parameters}`, stacked where the segment is.
     stats: likewise, the statistics.
-    x: (batch, height, width, channel), already preprocessed.
-    train: use and update batch statistics. A traced bool selects at run time.
+    x: (batch, ...), already preprocessed.
+    train: use and update batch statistics. A traced bool selects at run time;
+      it stands for a look at the network in passing, without what lasts from
+      one batch to the next.
     gates: optional `{segment key: scalar, or (length,) vector}` for blocks.
+    key: of what is random in training; without one, nothing is.
     depths: `{segment key: int32 scalar}`, how many of a stack's first parts are
       there; of segments without one, all. No gradient flows through the new
       statistics of those with one.
 
   Returns:
-    The logits (batch, classes) in float32, and the new statistics.
+    The logits (batch, ..., classes) in float32, and the new statistics.
   """
   depths = depths or {}
-  new_stats = {}
+  new_stats, position = {}, 0
   for segment in chain:
-    key = segment.key
-    gate = None if gates is None else gates.get(key)
+    name = segment.key
+    gate = None if gates is None else gates.get(name)
 
-    def run(x, weights, stats, gate, train=train, module=segment.module):
+    def run(
+        x, weights, stats, gate, position,
+        train=train, key=key, module=segment.module,
+    ):
+      random = (
+          {}
+          if key is None or not module.is_random
+          else {'dropout': jax.random.fold_in(key, position)}
+      )
       y, changed = module.apply(
           {'params': weights, 'stats': stats},
           x,
           train=train,
           gate=gate,
+          rngs=random,
           mutable=['stats'],
       )
       return y, changed.get('stats', {})
 
     if segment.length is None:
-      x, new_stats[key] = run(x, weights[key], stats[key], gate)
-    elif key in depths:
-      x, new_stats[key] = runs_lib.run(
-          run, depths[key], x, (weights[key], stats[key], gate), train
+      x, new_stats[name] = run(x, weights[name], stats[name], gate, position)
+    elif name in depths:
+      x, new_stats[name] = runs_lib.run(
+          run,
+          depths[name],
+          x,
+          (weights[name], stats[name], gate),
+          position=position,
+          train=train,
+          key=key,
       )
     else:
-      x, new_stats[key] = lax.scan(
+      positions = jnp.arange(position, position + segment.length)
+      x, new_stats[name] = lax.scan(
           lambda x, part, run=run: run(x, *part),
           x,
-          (weights[key], stats[key], gate),
+          (weights[name], stats[name], gate, positions),
       )
+    position += depths.get(name, segment.length or 1)
   return x, new_stats
+
+
+def rewound(stats: Tree) -> Tree:
+  """Statistics, packed or not, at the beginning of the text."""
+
+  def rewind(path, leaf):
+    if path[-1].key not in CARRIED:
+      return leaf
+    zeros = np.zeros(leaf.shape, leaf.dtype)
+    if isinstance(leaf, jax.Array):
+      return jax.device_put(zeros, leaf.sharding, may_alias=False)
+    return zeros
+
+  return jax.tree_util.tree_map_with_path(rewind, stats)
 
 
 def init(part: Part, key: jax.Array) -> tuple[Tree, Tree]:

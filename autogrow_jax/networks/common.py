@@ -117,6 +117,7 @@ def conv(
     name: str,
     *,
     bias: bool = False,
+    dilation: int = 1,
 ) -> layers.Conv:
   """A convolution of a block, initialised and computed as the block says."""
   return layers.Conv(
@@ -128,6 +129,7 @@ def conv(
       block.init_scheme,
       block.plain,
       bias=bias,
+      dilation=dilation,
       name=name,
   )
 
@@ -221,6 +223,16 @@ def checked_depths(network: Any, depths: Sequence[int]) -> tuple[int, ...]:
   return tuple(depths)
 
 
+def checked_widths(network: Any, widths: Sequence[int]) -> tuple[int, ...]:
+  """Widths that fit a network."""
+  if len(widths) != len(network.widths) or min(widths) < 1:
+    raise ValueError(
+        f'{network.title} takes {len(network.widths)} positive widths, got '
+        f'{"-".join(map(str, widths))}.'
+    )
+  return tuple(widths)
+
+
 def resolve_options(
     network: Family,
     input_shape: Sequence[int],
@@ -266,12 +278,7 @@ def resolve_options(
   check_choice(
       'bn_scale_init', resolved['bn_scale_init'], tuple(layers.SCALE_INITS)
   )
-  widths = resolved['widths']
-  if len(widths) != len(network.widths) or min(widths) < 1:
-    raise ValueError(
-        f'{network.title} takes {len(network.widths)} positive widths, got '
-        f'{"-".join(map(str, widths))}.'
-    )
+  checked_widths(network, resolved['widths'])
   if given:
     raise ValueError(f'{network.title} has no options {sorted(given)}.')
   return resolved

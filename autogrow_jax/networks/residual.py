@@ -79,12 +79,16 @@ class BasicBlock(base.Module):
 
 
 class BottleneckBlock(base.Module):
-  """1x1, 3x3 and 1x1 convolutions around a shortcut."""
+  """1x1, 3x3 and 1x1 convolutions around a shortcut.
+
+  Stride and dilation are those of the 3x3 convolution.
+  """
 
   mid1: int = 64
   mid2: int = 64
   features: int = 256
   stride: int = 1
+  dilation: int = 1
   shortcut: str = 'identity'
   scale_init: str = 'ones'
   init_scheme: str = 'small'
@@ -97,7 +101,15 @@ class BottleneckBlock(base.Module):
     conv = functools.partial(common.conv, self)
     y = conv(self.mid1, 1, 1, 'in', 'mid1', 'conv1')(x)
     y = layers.Norm('mid1', self.scale_init, name='norm1')(y, train=train)
-    y = conv(self.mid2, 3, self.stride, 'mid1', 'mid2', 'conv2')(nn.relu(y))
+    y = conv(
+        self.mid2,
+        3,
+        self.stride,
+        'mid1',
+        'mid2',
+        'conv2',
+        dilation=self.dilation,
+    )(nn.relu(y))
     y = layers.Norm('mid2', self.scale_init, name='norm2')(y, train=train)
     y = conv(self.features, 1, 1, 'mid2', 'out', 'conv3')(nn.relu(y))
     y = layers.Norm(scale_init=self.scale_init, name='norm3')(y, train=train)
@@ -107,8 +119,8 @@ class BottleneckBlock(base.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNet(common.Family):
-  """A residual family.
+class Trunk(common.Family):
+  """What families have in common whose stages are of residual blocks.
 
   Attributes:
     name: key of the family.
@@ -120,6 +132,7 @@ class ResNet(common.Family):
     inner: private axes of a block, each as wide as the stage.
     expansion: stream width over base width.
     convolutions: per block, for the layer count.
+    dilations: of all blocks per stage, if they take any; None for 1.
   """
 
   name: str
@@ -130,6 +143,7 @@ class ResNet(common.Family):
   inner: tuple[str, ...] = ('mid',)
   expansion: int = 1
   convolutions: int = 2
+  dilations: tuple[int, ...] | None = None
 
   choices: ClassVar[Mapping[str, Sequence[str]]] = {'shortcut': ('B', 'A')}
 
@@ -137,9 +151,10 @@ class ResNet(common.Family):
     stem = {} if self.expansion == 1 else {'stem': widths[0]}
     return {**stem, **common.streams(widths, self.expansion)}
 
-  def parts(
+  def trunk(
       self, architecture: architecture_lib.Architecture
-  ) -> tuple[base.Part, ...]:
+  ) -> list[base.Part]:
+    """Stem and blocks; they end in the stream of the last stage."""
     option = dict(architecture.options)
     stream = 'stem' if self.expansion != 1 else 's0'
     chain = [common.stem_part(architecture, stream)]
@@ -156,6 +171,11 @@ class ResNet(common.Family):
                         axis: architecture.size(f'{block}.{axis}')
                         for axis in self.inner
                     },
+                    **(
+                        {'dilation': self.dilations[stage]}
+                        if self.dilations
+                        else {}
+                    ),
                     features=features,
                     stride=stride,
                     shortcut=(
@@ -175,8 +195,19 @@ class ResNet(common.Family):
             )
         )
         stream = f's{stage}'
-    chain.append(common.head_part(architecture, stream, chain))
-    return tuple(chain)
+    return chain
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNet(Trunk):
+  """A residual family for classification."""
+
+  def parts(
+      self, architecture: architecture_lib.Architecture
+  ) -> tuple[base.Part, ...]:
+    chain = self.trunk(architecture)
+    stream = f's{len(architecture.stages) - 1}'
+    return (*chain, common.head_part(architecture, stream, chain))
 
   def layers(self, depths: Sequence[int]) -> int:
     return self.convolutions * sum(depths) + 2

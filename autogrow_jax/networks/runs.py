@@ -15,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 
 Tree = Any
-# (x, weights, stats, gate, train) -> y, new stats.
+# (x, weights, stats, gate, position=..., train=..., key=...) -> y, new stats.
 Block = Callable[..., tuple[jax.Array, Tree]]
 
 _LEAST = 4
@@ -31,7 +31,10 @@ def run(
     depth: jax.Array,
     x: jax.Array,
     parts: tuple[Tree, Tree, Tree],
+    *,
+    position: int | jax.Array,
     train: bool | jax.Array,
+    key: jax.Array | None,
 ) -> tuple[jax.Array, Tree]:
   """Runs the first blocks of a stack, one after another.
 
@@ -40,37 +43,39 @@ def run(
     depth: int32 scalar, how many are there; at most the stack's length.
     x: enters the first.
     parts: (weights, statistics, gates), leaves stacked; gates may be None.
-    train: passed on to the blocks, a bool or a traced one.
+    position: of the first block in its network.
+    train: see `base.apply`; all blocks get it.
+    key: likewise.
 
   Returns:
     What leaves the last, and the statistics, stacked. Those of blocks that are
     not there are unchanged, and all derivatives with respect to such a block
     are zero. No gradient flows through the new statistics.
   """
+  same = {'position': position, 'key': key}
   if isinstance(train, bool):
-    static = lambda x, weights, stats, gate, train_: block(
-        x, weights, stats, gate, train
-    )
-    return _run(static, depth, x, parts, None)
-  return _run(block, depth, x, parts, train)
+    block = functools.partial(block, train=train)
+  else:
+    same['train'] = train
+  return _run(block, depth, x, parts, same)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(block, depth, x, parts, train):
+def _run(block, depth, x, parts, same):
 
   def step(index, carry):
     x, stats = carry
-    x, new = block(x, *_take(parts, index), train)
+    x, new = block(x, *_take(parts, index), **_at(same, index))
     return x, _put(stats, new, index)
 
   return lax.fori_loop(0, depth, step, (x, parts[1]))
 
 
-def _forward(block, depth, x, parts, train):
+def _forward(block, depth, x, parts, same):
 
   def step(index, carry):
     x, stats, entered = carry
-    y, new = block(x, *_take(parts, index), train)
+    y, new = block(x, *_take(parts, index), **_at(same, index))
     return y, _put(stats, new, index), _put(entered, x, index)
 
   length = len(jax.tree.leaves(parts)[0])
@@ -80,17 +85,17 @@ def _forward(block, depth, x, parts, train):
       step,
       (x, parts[1], jnp.zeros((length, *x.shape), x.dtype)),
   )
-  return (y, stats), (depth, entered, parts, train)
+  return (y, stats), (depth, entered, parts, same)
 
 
 def _backward(block, residuals, cotangents):
-  depth, entered, parts, train = residuals
+  depth, entered, parts, same = residuals
 
   def step(count, carry):
     dy, gradients = carry
     index = depth - 1 - count
     _, pullback, _ = jax.vjp(
-        lambda x, part: block(x, *part, train),
+        lambda x, part: block(x, *part, **_at(same, index)),
         *_take((entered, parts), index),
         has_aux=True,
     )
@@ -104,6 +109,10 @@ def _backward(block, residuals, cotangents):
 
 
 _run.defvjp(_forward, _backward)
+
+
+def _at(same: dict[str, Any], index: jax.Array) -> dict[str, Any]:
+  return {**same, 'position': same['position'] + index}
 
 
 def _take(tree: Tree, index: jax.Array) -> Tree:

@@ -44,6 +44,7 @@ class Layer:
     epsilon: of a norm, else 0.
     source: the layer whose output it reads as it is, None if there is another
       operation between.
+    dilation: of a convolution's kernel, else 1.
   """
 
   path: Path
@@ -52,28 +53,35 @@ class Layer:
   size: int
   epsilon: float
   source: Path | None
+  dilation: int = 1
 
   def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution or matrix product with some kernel, without bias."""
     if self.kind in ('Conv', 'DepthwiseConv'):
-      return layers.plain_conv(x, kernel, self.stride, self.size // 2)
+      return layers.plain_conv(
+          x, kernel, self.stride, self._pad, self.dilation
+      )
     return x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[-1])
 
   def patches(self, x: jax.Array) -> jax.Array:
     """What each output position reads: (batch, ..., taps, in)."""
     if self.kind != 'Conv':
       return x.reshape(len(x), -1, x.shape[-1])
-    pad = self.size // 2
     patches = lax.conv_general_dilated_patches(
         x,
         (self.size, self.size),
         (self.stride, self.stride),
-        ((pad, pad), (pad, pad)),
+        ((self._pad, self._pad),) * 2,
+        rhs_dilation=(self.dilation, self.dilation),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         precision=lax.Precision.HIGHEST,
     )  # The input channel is the slowest of its features.
     patches = patches.reshape(*patches.shape[:-1], x.shape[-1], self.size**2)
     return patches.swapaxes(-1, -2)
+
+  @property
+  def _pad(self) -> int:
+    return self.dilation * (self.size // 2)
 
 
 @struct.dataclass
@@ -163,6 +171,7 @@ def layers_of(parts: tuple[base.Part, ...]) -> tuple[Layer, ...]:
             size=getattr(module, 'size', 1),
             epsilon=getattr(module, 'epsilon', 0.0),
             source=writers.get(id(x), (None,))[0],
+            dilation=getattr(module, 'dilation', 1),
         )
     )
     writers[id(y)] = path, y  # Held, so that no other gets its identity.

@@ -165,7 +165,7 @@ def start(
 
   So far that the penalty alone would take `config.start` of the run's steps to
   bring them to 0, but so that half of the budget is not expected to be there at
-  once.
+  once. Where there is no penalty, the latter alone decides.
 
   Args:
     architecture: the full-size network.
@@ -179,7 +179,9 @@ def start(
   rate = effective_rate(config.mask.learning_rate, config.mask.momentum)
   steps = config.start * config.run.steps
   distances = [
-      distance_of(steps, rate * target * pressure) if steps else 0.0
+      distance_of(steps, rate * target * pressure)
+      if steps * rate * pressure
+      else 0.0
       for pressure in (config.lambda1, config.lambda2)
   ]
 

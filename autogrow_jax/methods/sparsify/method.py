@@ -22,7 +22,8 @@ from autogrow_jax.methods.sparsify import space as space_lib
 
 Architecture = architecture_lib.Architecture
 Tree = base.Tree
-_ORIGIN = {'channels': 3.0, 'layers': 3.0}  # s of what is there at first.
+_ORIGIN = 3.0  # s of what is there at first.
+_LARGE = 1e6
 
 CHOICES = {
     'strategy': ('sparsify', 'random'),
@@ -116,9 +117,9 @@ class Sparsify(base.FixedArchitecture):
           f'below 1, got {self.target_sparsity}.'
       )
     for name, low, high in (
-        ('lambda1', 0, np.inf),
-        ('lambda2', 0, np.inf),
-        ('beta_final', 1, np.inf),
+        ('lambda1', 0, _LARGE),
+        ('lambda2', 0, _LARGE),
+        ('beta_final', 1, _LARGE),
         ('freeze', 0, 1),
         ('start', 0, 1),
     ):
@@ -126,16 +127,23 @@ class Sparsify(base.FixedArchitecture):
         raise ValueError(
             f'{name} is from {low} to {high}, got {getattr(self, name)}.'
         )
+    if self.strategy == 'random' and self.final == 'threshold':
+      raise ValueError(
+          'A random strategy has no probabilities to go by at the end; leave '
+          'out final=threshold.'
+      )
 
   @property
   def aux(self) -> optimizers.AuxConfig:
+    if self.strategy == 'random':
+      return dataclasses.replace(self.mask, learning_rate=0.0)
     return self.mask
 
   def extra(self, architecture: Architecture) -> tuple[Tree, Tree]:
     space = space_lib.of(architecture, self.grow)
     off = [-distance for distance in masks.start(architecture, space, self)]
     full = lambda *values: masks.full(architecture, space, *values)
-    s = masks.seeded(full(*off, np.float32), _ORIGIN['channels'])
+    s = masks.seeded(full(*off, np.float32), _ORIGIN)
     q = masks.seeded(full(False, False, bool), True)
     return s, {
         'q': q,
@@ -150,6 +158,7 @@ class Sparsify(base.FixedArchitecture):
   ) -> view.Active | None:
     if not memory['open']:
       return None
+    space_lib.check(architecture, self.grow)
     space = self._space(architecture)
     q = memory['q']
     return view.Active(
@@ -170,7 +179,7 @@ class Sparsify(base.FixedArchitecture):
     gates = jax.tree.map(
         lambda q, p: jnp.where(memory['open'] > 0, q * p, 1.0),
         q,
-        self._probabilities(params['aux'], memory),
+        self.probabilities(params['aux'], memory),
     )
     sizes, readers, filters = dict(architecture.sizes), {}, {}
     for name, axes in space.groups:
@@ -212,7 +221,9 @@ class Sparsify(base.FixedArchitecture):
     logits, network = forward(*self.gated(forward.layout, params, stats))
     loss = base.mean_cross_entropy(logits, labels)
     if self.strategy == 'sparsify':
-      penalty = self._penalty(forward.layout.canonical, params, stats)
+      penalty = self.penalty(
+          forward.layout.canonical, params['aux'], stats['method']
+      )
       loss += penalty - jax.lax.stop_gradient(penalty)
     return loss, (
         {
@@ -228,6 +239,42 @@ class Sparsify(base.FixedArchitecture):
         },
         logits,
     )
+
+  def penalty(
+      self, architecture: Architecture, aux: Tree, memory: Tree
+  ) -> jax.Array:
+    """Sum over all structures of lambda p, equations (4) and (6).
+
+    Channels of a layer that is not there are left alone: otherwise a layer
+    would be dense before it is first there.
+
+    Args:
+      architecture: the full-size network.
+      aux: mask variables.
+      memory: the method's other leaves.
+
+    Returns:
+      A scalar; lambda has no gradient.
+    """
+    space = self._space(architecture)
+    p = self.probabilities(aux, memory)
+    counted = p if self.lambda_update == 'step' else jax.tree.map(
+        jnp.float32, memory['q']
+    )
+    density = space_lib.density(architecture, space, counted, self.budget)
+    # u - u_G, where both are 1 - density.
+    excess = jax.lax.stop_gradient(density - (1 - self.target_sparsity))
+    owners = dict(space.owners)
+    is_there = lambda name: (
+        memory['q']['layers'][owners[name]] if name in owners else 1.0
+    )
+    channels = sum(
+        is_there(name) * jnp.sum(values)
+        for name, values in p['channels'].items()
+    )
+    layers = sum(p['layers'].values())
+    penalty = self.lambda1 * channels + self.lambda2 * layers
+    return memory['open'] * excess * penalty
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
@@ -252,7 +299,7 @@ class Sparsify(base.FixedArchitecture):
     """
     aux, memory = state.params['aux'], state.stats['method']
     space = self._space(architecture)
-    p = _on_host(self._probabilities(aux, memory))
+    p = _on_host(self.probabilities(aux, memory))
     q = memory['q']
     likely = masks.guarded(jax.tree.map(lambda p: p >= 0.5, p), aux)
     disagree = sum(
@@ -322,7 +369,7 @@ class Sparsify(base.FixedArchitecture):
     if not memory['open']:
       return {}
     space = self._space(architecture)
-    p = _on_host(self._probabilities(aux, memory))
+    p = _on_host(self.probabilities(aux, memory))
     density = lambda tree, budget: round(
         float(space_lib.density(architecture, space, tree, budget)), 6
     )
@@ -354,39 +401,11 @@ class Sparsify(base.FixedArchitecture):
   def _beta(self, memory: Tree) -> Tree:
     return masks.temperatures(memory['t'], self.beta_final, self.run.queries)
 
-  def _probabilities(self, aux: Tree, memory: Tree) -> Tree:
+  def probabilities(self, aux: Tree, memory: Tree) -> Tree:
     """p, by which gates and the penalty count; 1 for a random sample."""
     if self.strategy == 'random':
       return jax.tree.map(jnp.ones_like, aux)
     return masks.probabilities(aux, memory['noise'], self._beta(memory))
-
-  def _penalty(
-      self, architecture: Architecture, params: Tree, stats: Tree
-  ) -> jax.Array:
-    """Sum over all structures of lambda p, equations (4) and (6).
-
-    Channels of a layer that is not there are left alone: otherwise a layer
-    would be dense before it is first there.
-    """
-    memory, space = stats['method'], self._space(architecture)
-    p = self._probabilities(params['aux'], memory)
-    counted = p if self.lambda_update == 'step' else jax.tree.map(
-        jnp.float32, memory['q']
-    )
-    density = space_lib.density(architecture, space, counted, self.budget)
-    # u - u_G, where both are 1 - density.
-    excess = jax.lax.stop_gradient(density - (1 - self.target_sparsity))
-    owners = dict(space.owners)
-    is_there = lambda name: (
-        memory['q']['layers'][owners[name]] if name in owners else 1.0
-    )
-    channels = sum(
-        is_there(name) * jnp.sum(values)
-        for name, values in p['channels'].items()
-    )
-    layers = sum(p['layers'].values())
-    penalty = self.lambda1 * channels + self.lambda2 * layers
-    return memory['open'] * excess * penalty
 
   def _resample(
       self, architecture: Architecture, state: state_lib.TrainState
@@ -451,7 +470,7 @@ class Sparsify(base.FixedArchitecture):
     )
     draw = lambda key, p: masks.guarded(masks.sample(key, p), aux)
     if self.strategy == 'sparsify':
-      p = _on_host(self._probabilities(aux, memory))
+      p = _on_host(self.probabilities(aux, memory))
       return draw(key, p)
     target = 1 - self.target_sparsity
     same = lambda p: masks.full(architecture, space, p, p, np.float64)
@@ -472,9 +491,8 @@ def _block_gates(layout: view.Layout, gates: Mapping[str, Any]) -> Tree:
   result = {}
   for segment, members in zip(layout.bucket, layout.members, strict=True):
     if any(name in gates for name in members):
-      values = [
-          jnp.asarray(gates.get(name, 1.0), jnp.float32) for name in members
-      ]
+      dtype = jnp.result_type(*gates.values())
+      values = [jnp.asarray(gates.get(name, 1), dtype) for name in members]
       result[segment.key] = (
           values[0] if segment.length is None else jnp.stack(values)
       )

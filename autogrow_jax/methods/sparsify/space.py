@@ -46,21 +46,11 @@ def of(architecture: Architecture, grow: str) -> Space:
     grow: one of `GROWS`.
 
   Returns:
-    The space.
-
-  Raises:
-    ValueError: there is nothing to choose.
+    The space; a network that was pruned may have nothing more to choose.
   """
   fixed = networks.get(architecture.family).fixed_axes
   axes = [axis for axis, _ in architecture.sizes if axis not in fixed]
   layers = _layers(architecture) if grow != 'channels' else ()
-  if grow == 'channels' and not axes:
-    raise ValueError(f'{architecture} has no channels of its own to choose.')
-  if grow != 'channels' and not layers:
-    raise ValueError(
-        f'{architecture} has no layers that may be missing: the first of each '
-        'stage always stays; give more with --depths.'
-    )
   groups = {} if grow == 'layers' else _tied(architecture, axes, layers)
   owners = [
       (name, block)
@@ -69,6 +59,18 @@ def of(architecture: Architecture, grow: str) -> Space:
       if all(axis.startswith(f'{block}.') for axis in members)
   ]
   return Space(tuple(groups.items()), layers, tuple(owners))
+
+
+def check(architecture: Architecture, grow: str) -> None:
+  """Raises a ValueError if a full-size network leaves nothing to choose."""
+  space = of(architecture, grow)
+  if grow == 'channels' and not space.groups:
+    raise ValueError(f'{architecture} has no channels of its own to choose.')
+  if grow != 'channels' and not space.layers:
+    raise ValueError(
+        f'{architecture} has no layers that may be missing: the first of each '
+        'stage always stays; give more with --depths.'
+    )
 
 
 def counts(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""What mask variables do by themselves, on real architectures.
+
+    python -m experiments.mask_dynamics
+
+prints, for some settings of `Sparsify`, how much of the network its samples
+have in the course of a run in which a fixed random gradient stands for the
+task, see `methods.sparsify.dynamics`. Nothing is trained; it takes minutes.
+"""
+
+import dataclasses
+
+from absl import app
+from absl import flags
+
+from autogrow_jax import networks
+from autogrow_jax.methods.sparsify import dynamics
+from autogrow_jax.methods.sparsify import method
+
+_STEPS = flags.DEFINE_integer('steps', 391, 'Steps between two samples.')
+_QUERIES = flags.DEFINE_integer('queries', 160, 'Samples.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of samples and gradients.')
+
+# Network, sparsity, and what differs from the defaults.
+_SETTINGS = (
+    ('vgg16', 0.95, {'s_off': -3.0}),
+    ('vgg16', 0.95, {'s_off': -4.0}),
+    ('vgg16', 0.95, {'s_off': -5.0}),
+    ('vgg16', 0.95, {'s_off': -5.0, 'kappa': 0.01}),
+    ('vgg16', 0.95, {'s_off': -5.0, 'kappa': 0.05}),
+    ('vgg16', 0.95, {'s_off': -7.0, 'kappa': 0.01}),
+    ('vgg16', 0.95, {'s_off': -5.0, 'kappa': 0.01, 'temperature': 'global'}),
+    ('vgg16', 0.95, {'kappa': 0.01}),
+    ('resnet20', 0.642, {'s_off': -5.0, 'lambda_update': 'epoch'}),
+    (
+        'resnet20',
+        0.642,
+        {'s_off': -5.0, 'kappa': 0.1, 'lambda_update': 'epoch'},
+    ),
+    ('resnet20', 0.642, {'s_off': -5.0, 'kappa': 0.02}),
+    ('resnet20', 0.642, {'kappa': 0.02}),
+)
+
+
+def full_size(name: str) -> networks.base.Architecture:
+  """VGG-16 or ResNet-20 (option A) for CIFAR-10."""
+  family, depths, options = {
+      'vgg16': ('vgg16', None, {}),
+      'resnet20': ('basic3resnet', (3, 3, 3), {'shortcut': 'A'}),
+  }[name]
+  network = networks.get(family)
+  return network.seed(
+      depths or network.seed_depths,
+      input_shape=(32, 32, 3),
+      classes=10,
+      options=options,
+  )
+
+
+def main(arguments: list[str]) -> None:
+  del arguments
+  shown = [1, 2, 4, 8, 16, 40, 80, 120]
+  shown = [query for query in shown if query < _QUERIES.value]
+  print('percent of parameters after so many queries:')
+  print(' '.join(f'{query:5d}' for query in [*shown, _QUERIES.value]),
+        'p >= 1/2  ambiguous  savings  setting')
+  for network, sparsity, setting in _SETTINGS:
+    own = {'s_off', 'kappa'}
+    changes = {n: v for n, v in setting.items() if n not in own}
+    scene = dynamics.Scene(
+        dataclasses.replace(
+            method.Sparsify(target_sparsity=sparsity, **{
+                'lambda_update': 'step', **changes
+            }),
+            run=method.Run(_QUERIES.value, _QUERIES.value * _STEPS.value),
+        ),
+        full_size(network),
+        **{n: v for n, v in setting.items() if n in own},
+    )
+    course = dynamics.simulate(scene, _SEED.value)
+    last = course[-1]
+    print(
+        ' '.join(
+            f'{100 * course[query - 1].sampled:5.1f}'
+            for query in [*shown, len(course)]
+        ),
+        f'{100 * last.likely:8.1f} {100 * last.ambiguous:10.1f}',
+        f'{len(course) / sum(query.macs for query in course):8.2f} ',
+        network,
+        ', '.join(f'{name}={value}' for name, value in setting.items()),
+        flush=True,
+    )
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,384 @@
+"""Tests of what may be there, of mask variables, and of their dynamics.
+
+Numbers are those of the invariants that the method's specification lists.
+"""
+
+import dataclasses
+import math
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from autogrow_jax import costs
+from autogrow_jax import networks
+from autogrow_jax import optimizers
+from autogrow_jax import policies
+from autogrow_jax.methods import base as methods_base
+from autogrow_jax.methods.sparsify import dynamics
+from autogrow_jax.methods.sparsify import masks
+from autogrow_jax.methods.sparsify import method as sparsify
+from autogrow_jax.methods.sparsify import space as space_lib
+import tiny_masks
+
+NETWORKS = tuple(
+    ('_'.join([network.title, *map(str, options.values())]), network, options)
+    for network, options in tiny_masks.VARIANTS
+)
+
+
+def full_size(family, depths=None, **options):
+  network = networks.get(family)
+  return network.seed(
+      depths or network.seed_depths,
+      input_shape=(32, 32, 3),
+      classes=10,
+      options=options,
+  )
+
+
+def resnet20():
+  return full_size('basic3resnet', (3, 3, 3), shortcut='A')
+
+
+def narrow_vgg():
+  return full_size('vgg16', widths=(16, 32, 64, 64, 64))
+
+
+def propose(method, architecture, state):
+  return method.propose(
+      policies.grow(),
+      methods_base.Situation(architecture, state, iter, 1, 0.0, 0.0),
+  )
+
+
+class SpaceTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ('BASIC', 'channels', ['s0', 's0b0.mid', 's1', 's1b0.mid', 's1b1.mid',
+                             's1b2.mid'], [], {}),
+      ('BASIC', 'both', ['s0', 's0b0.mid', 's1', 's1b0.mid', 's1b1.mid',
+                         's1b2.mid'], ['s1b1', 's1b2'],
+       {'s1b1.mid': 's1b1', 's1b2.mid': 's1b2'}),
+      ('BASIC', 'layers', [], ['s1b1', 's1b2'], {}),
+      ('BOTTLENECK', 'both', [
+          's0', 's0b0.mid1', 's0b0.mid2', 's1', 's1b0.mid1', 's1b0.mid2',
+          's1b1.mid1', 's1b1.mid2', 's1b2.mid1', 's1b2.mid2', 'stem',
+      ], ['s1b1', 's1b2'], {
+          's1b1.mid1': 's1b1', 's1b1.mid2': 's1b1', 's1b2.mid1': 's1b2',
+          's1b2.mid2': 's1b2',
+      }),
+      ('PLAIN', 'channels', ['s0b0.out', 's1b0.out', 's1b1.out', 's1b2.out',
+                             'stem'], [], {}),
+      ('PLAIN', 'both', ['s0b0.out', 's1b0.out', 'stem'], ['s1b1', 's1b2'],
+       {}),
+      ('MOBILE', 'both', ['s0b0.out', 's1b0.out', 'stem'], ['s1b1', 's1b2'],
+       {}),
+      ('MLP', 'both', ['s0b0.out', 's1b0.out'], ['s1b1', 's1b2'], {}),
+  )
+  def test_of(self, network, grow, groups, layers, owners):
+    """Invariant 6: what changes the shape, and first layers, always stay."""
+    space = space_lib.of(
+        tiny_masks.seed(getattr(tiny_masks, network)), grow
+    )
+    self.assertEqual([name for name, _ in space.groups], groups)
+    self.assertEqual(list(space.layers), layers)
+    self.assertEqual(dict(space.owners), owners)
+
+  def test_a_chain_ties_what_a_missing_layer_would_join(self):
+    space = space_lib.of(tiny_masks.seed(tiny_masks.PLAIN), 'both')
+    self.assertEqual(
+        dict(space.groups)['s1b0.out'], ('s1b0.out', 's1b1.out', 's1b2.out')
+    )
+    # From the second layer of a stage on only: the first one changes widths.
+    wide = full_size('plain3net', (3, 1, 1), widths=(16, 16, 16))
+    groups = dict(space_lib.of(wide, 'both').groups)
+    self.assertEqual(groups['stem'], ('stem',))
+    self.assertEqual(groups['s0b0.out'], ('s0b0.out', 's0b1.out', 's0b2.out'))
+
+  @parameterized.named_parameters(*NETWORKS)
+  def test_every_axis_is_in_one_group(self, network, options):
+    architecture = tiny_masks.seed(network, **options)
+    for grow in ('channels', 'both'):
+      groups = space_lib.of(architecture, grow).groups
+      axes = [axis for _, members in groups for axis in members]
+      self.assertCountEqual(
+          axes, set(dict(architecture.sizes)) - {'image', 'classes'}
+      )
+      for name, members in groups:
+        self.assertEqual(name, members[0])
+        self.assertLen({architecture.size(axis) for axis in members}, 1)
+
+  @parameterized.named_parameters(*NETWORKS)
+  def test_density(self, network, options):
+    """Invariants 7, 15: of all 1; of a sample; traced, with a gradient."""
+    architecture = tiny_masks.seed(network, **options)
+    space = space_lib.of(architecture, 'both')
+    ones = masks.full(architecture, space, 1.0, 1.0, np.float32)
+    for budget in space_lib.BUDGETS:
+      density = lambda tree, budget=budget: space_lib.density(
+          architecture, space, tree, budget
+      )
+      self.assertEqual(density(ones), 1)
+      half = jax.tree.map(lambda leaf: 0.5 * leaf, ones)
+      off = {**half, 'layers': {
+          block: np.float32(block != tiny_masks.OFF) for block in space.layers
+      }}
+      without = architecture.without_block(tiny_masks.OFF)
+      counts = {
+          axis: architecture.size(axis) // 2
+          for axis in dict(without.sizes) if axis not in ('image', 'classes')
+      }
+      cost = getattr(costs, budget)
+      if all(size % 2 == 0 for axis, size in architecture.sizes
+             if axis in counts):
+        self.assertAlmostEqual(
+            density(off), cost(without.resized(counts)) / cost(architecture),
+            6,
+        )
+      slopes = jax.tree.leaves(jax.jit(jax.grad(density))(half))
+      self.assertTrue(all(np.all(slope > 0) for slope in slopes))
+
+  def test_known_networks(self):
+    """Invariant 7: of the published sizes."""
+    self.assertEqual(costs.params(resnet20()), 269722)
+    wide = full_size('wrn28_10')
+    self.assertEqual(costs.params(wide), 36489290)
+
+
+class MasksTest(parameterized.TestCase):
+
+  def test_temperatures(self):
+    """Invariants 11, 12."""
+    t = {'a': np.array([0, 1, 9, 10])}
+    np.testing.assert_allclose(
+        masks.temperatures(t, 100.0, 10)['a'], [1, 100**0.1, 100**0.9, 100],
+        rtol=1e-6,
+    )
+
+  def test_samples_have_their_probabilities(self):
+    """Invariant 9, within three standard deviations."""
+    p = {'channels': {'a': np.repeat([0.1, 0.5, 0.9], 20_000)}, 'layers': {}}
+    q = masks.sample(jax.random.key(0), p)['channels']['a']
+    self.assertEqual(q.dtype, bool)
+    for mean, want in zip(q.reshape(3, -1).mean(1), (0.1, 0.5, 0.9)):
+      self.assertLess(
+          abs(mean - want), 3 * math.sqrt(want * (1 - want) / 20_000)
+      )
+
+  def test_samples_are_of_names(self):
+    """Invariant 14: other groups do not shift a group's stream."""
+    half = np.full(64, 0.5)
+    draw = lambda key, *names: masks.sample(
+        jax.random.key(key),
+        {'channels': dict.fromkeys(names, half), 'layers': {}},
+    )['channels']
+    one = draw(1, 'a', 'b')
+    np.testing.assert_array_equal(one['b'], draw(1, 'b')['b'])
+    self.assertFalse(np.array_equal(one['a'], one['b']))
+    self.assertFalse(np.array_equal(one['a'], draw(2, 'a')['a']))
+
+  def test_no_group_is_empty(self):
+    """Invariant 26."""
+    s = {'channels': {'a': np.array([-3.0, -1.0, -2.0]), 'b': np.zeros(2)}}
+    q = {
+        'channels': {'a': np.zeros(3, bool), 'b': np.array([False, True])},
+        'layers': {'c': np.array(False)},
+    }
+    got = masks.guarded(q, s)
+    np.testing.assert_array_equal(got['channels']['a'], [False, True, False])
+    np.testing.assert_array_equal(got['channels']['b'], [False, True])
+    self.assertFalse(got['layers']['c'])
+    self.assertFalse(q['channels']['a'].any())
+
+  def test_ambiguous(self):
+    p = {'channels': {'a': np.array([0.01, 0.06, 0.5, 0.94, 0.99])},
+         'layers': {'b': np.array(0.5)}}
+    self.assertAlmostEqual(masks.ambiguous(p), 4 / 6)
+
+  def test_distances(self):
+    for distance in (0.5, 3.0, 7.0):
+      steps = masks.steps_to_zero(distance, 0.03)
+      self.assertAlmostEqual(masks.distance_of(steps, 0.03), distance, 6)
+    rate = masks.effective_rate(0.1, 0.9) * 0.025
+    for distance, epochs in ((3, 2.7), (4, 6.4), (5, 16), (7, 114)):
+      self.assertAlmostEqual(
+          masks.steps_to_zero(distance, rate) / 391 / epochs, 1, delta=0.03
+      )
+
+  @parameterized.parameters(
+      ('channels', 62560, 0.05), ('both', 62560, 0.5), ('both', 100, 0.3),
+      ('layers', 500, 0.9), ('channels', 0, 0.2),
+  )
+  def test_start(self, grow, steps, target):
+    """As far as told, and never with most of the budget there at once."""
+    method = sparsify.Sparsify(
+        target_sparsity=1 - target, grow=grow,
+        run=sparsify.Run(queries=10, steps=steps),
+    )
+    architecture = resnet20()
+    space = space_lib.of(architecture, grow)
+    channel, layer = masks.start(architecture, space, method)
+    rate = target * masks.effective_rate(0.1, 0.9)
+    for distance, pressure in ((channel, 0.5), (layer, 0.1)):
+      self.assertGreaterEqual(
+          masks.steps_to_zero(distance, rate * pressure) + 1e-6,
+          method.start * steps,
+      )
+    s, _ = method.extra(architecture)
+    p = jax.tree.map(lambda s: 1 / (1 + np.exp(-np.float64(s))), s)
+    seed = method.least_density(architecture)
+    self.assertLessEqual(
+        space_lib.density(architecture, space, p, 'params'),
+        max(target / 2, 1.01 * seed) + 1e-6,
+    )
+
+  def test_a_start_without_a_penalty(self):
+    for changes in ({'lambda1': 0.0}, {'lambda2': 0.0},
+                    {'mask': optimizers.AuxConfig(learning_rate=0.0)}):
+      method = dataclasses.replace(tiny_masks.METHOD, **changes)
+      s, _ = method.extra(resnet20())
+      self.assertTrue(all(np.all(np.isfinite(x)) for x in jax.tree.leaves(s)))
+
+
+class CountersTest(absltest.TestCase):
+
+  def test_counters_add_up_samples(self):
+    """Invariants 10, 11, 12, over several samples."""
+    architecture = tiny_masks.seed(tiny_masks.BASIC)
+    for temperature in ('structure', 'global'):
+      method = dataclasses.replace(
+          tiny_masks.METHOD, temperature=temperature, grow='channels'
+      )
+      state, _ = dynamics.start(
+          dynamics.Scene(method, architecture, s_off=0.0), 0
+      )
+      total = jax.tree.map(np.zeros_like, state.stats['method']['t'])
+      for number in range(4):
+        state = state.replace(step=np.int32(number))
+        state, _ = propose(method, architecture, state).patch(state, None)
+        memory = state.stats['method']
+        total = jax.tree.map(
+            lambda t, q: t + (q if temperature == 'structure' else 1),
+            total, memory['q'],
+        )
+        for name, t in total['channels'].items():
+          np.testing.assert_array_equal(memory['t']['channels'][name], t)
+          self.assertEqual(memory['t']['channels'][name].dtype, np.int32)
+      counts = np.concatenate(list(total['channels'].values()))
+      self.assertEqual(counts.max(), 4)
+      self.assertEqual(
+          counts.min() == 4, temperature == 'global', counts
+      )
+
+  def test_random_samples_meet_the_budget(self):
+    """Invariant 27: within 3 %, and mask variables never change."""
+    architecture = narrow_vgg()
+    method = sparsify.Sparsify(
+        strategy='random', target_sparsity=0.95,
+        run=sparsify.Run(queries=4, steps=40),
+    )
+    scene = dynamics.Scene(method, architecture)
+    self.assertEqual(
+        masks.probability_of(lambda p: p**2, 0.25), 0.5
+    )
+    state, worth = dynamics.start(scene, 0)
+    old = state.params['aux']
+    course = dynamics.simulate(scene)
+    for query in course[1:]:
+      self.assertAlmostEqual(query.sampled / 0.05, 1, delta=0.03)
+    self.assertLen({query.macs for query in course}, 4)
+    state = dynamics.train(scene, 40, state, worth, jnp.float32(0.1))
+    for name, s in state.params['aux']['channels'].items():
+      np.testing.assert_array_equal(s, old['channels'][name])
+
+
+class DynamicsTest(parameterized.TestCase):
+  """Penalty, temperatures, samples and optimizer together, without a network.
+  """
+
+  def test_steps_to_zero(self):
+    """Invariant 20, within 5 %: in 95 % of the steps not there yet."""
+    method = sparsify.Sparsify(
+        target_sparsity=0.95, lambda_update='epoch',
+        run=sparsify.Run(queries=100, steps=10_000),
+    )
+    architecture = resnet20()
+    scene = dynamics.Scene(method, architecture, s_off=-3.0)
+    force = 0.5 * (0.05 - method.least_density(architecture))
+    steps = masks.steps_to_zero(
+        3.0, force * masks.effective_rate(0.1, 0.9)
+    )
+    state, worth = dynamics.start(scene, 0)
+    for part, is_there in ((0.95, False), (1.05, True)):
+      after = dynamics.train(
+          scene, round(part * steps), state, worth, jnp.float32(0.1)
+      )
+      for s in after.params['aux']['channels'].values():
+        self.assertTrue(np.all((s[1:] > 0) == is_there))
+
+  def test_one_step_of_the_penalty(self):
+    """Invariant 16: eta |lambda| beta p (1 - p), up or down."""
+    for target in (0.9, 0.0001):
+      method = sparsify.Sparsify(
+          target_sparsity=1 - target, lambda_update='epoch',
+          mask=optimizers.AuxConfig(0.1, momentum=0.0, weight_decay=0.0),
+          run=sparsify.Run(queries=100, steps=10_000),
+      )
+      architecture = resnet20()
+      scene = dynamics.Scene(method, architecture, s_off=-1.0)
+      state, worth = dynamics.start(scene, 0)
+      after = dynamics.train(scene, 1, state, worth, jnp.float32(0.1))
+      force = 0.5 * (target - method.least_density(architecture))
+      for name, s in state.params['aux']['channels'].items():
+        p = 1 / (1 + np.exp(-np.float64(s)))
+        np.testing.assert_allclose(
+            np.asarray(after.params['aux']['channels'][name]) - s,
+            0.1 * force * p * (1 - p), rtol=2e-2, atol=2e-7,
+        )
+
+  @parameterized.parameters((narrow_vgg, 0.05), (resnet20, 0.358))
+  def test_the_expected_cost_meets_the_budget(self, network, target):
+    """Invariant 21, within 1 %."""
+    method = sparsify.Sparsify(
+        target_sparsity=1 - target,
+        run=sparsify.Run(queries=10, steps=10_000),
+    )
+    architecture = network()
+    scene = dynamics.Scene(method, architecture)
+    state, worth = dynamics.start(scene, 0)
+    space = space_lib.of(architecture, method.grow)
+    before, after = (
+        space_lib.density(
+            architecture, space,
+            method.probabilities(state.params['aux'], state.stats['method']),
+            'params',
+        )
+        for state in (
+            state,
+            dynamics.train(scene, 10_000, state, worth, jnp.float32(0.1)),
+        )
+    )
+    self.assertLess(before, 0.51 * target)
+    self.assertAlmostEqual(after / target, 1, delta=0.01)
+
+  def test_worth_decides(self):
+    """With a gradient of the task, masks become sure, without one they don't.
+    """
+    method = sparsify.Sparsify(
+        target_sparsity=0.642, run=sparsify.Run(queries=20, steps=8000)
+    )
+    sure, unsure = (
+        dynamics.simulate(dynamics.Scene(method, resnet20(), kappa=kappa))[-1]
+        for kappa in (0.2, 0.0)
+    )
+    self.assertLess(sure.ambiguous, 0.1)
+    self.assertGreater(unsure.ambiguous, 0.5)
+    self.assertAlmostEqual(sure.sampled / 0.358, 1, delta=0.1)
+    self.assertAlmostEqual(sure.likely / 0.358, 1, delta=0.1)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,595 @@
+"""Tests of `Sparsify` on one batch: gates, gradients, growth steps.
+
+Numbers are those of the invariants that the method's specification lists.
+"""
+
+import dataclasses
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+
+from autogrow_jax import costs
+from autogrow_jax import policies
+from autogrow_jax import state as state_lib
+from autogrow_jax import view
+from autogrow_jax.methods import base as methods_base
+from autogrow_jax.methods.sparsify import masks
+from autogrow_jax.methods.sparsify import method as sparsify
+from autogrow_jax.methods.sparsify import space as space_lib
+import tiny_masks
+import tiny_networks
+
+METHOD = tiny_masks.METHOD
+EVERYWHERE = tuple(
+    ('_'.join([network.title, *map(str, options.values())]), network, options)
+    for network, options in tiny_masks.VARIANTS
+)
+
+
+def same(got, want, tolerance=1e-5):
+  np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+def sigmoid(x):
+  return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def resampled(architecture, state, method=METHOD, is_last=False):
+  """The state after one proposal, and the report."""
+  change = method.propose(
+      policies.grow(),
+      methods_base.Situation(
+          architecture, state, batches=None, batches_per_epoch=1,
+          train_accuracy=0.0, weight_decay=0.0, is_last=is_last,
+      ),
+  )
+  return change.architecture, *tiny_masks.grow(state, change, method)
+
+
+class EquivalenceTest(parameterized.TestCase):
+  """What is computed, against all of it with gates, and against the slice."""
+
+  @parameterized.named_parameters(*EVERYWHERE)
+  def test_compact_masked_and_sliced_agree(self, network, options):
+    """Invariants 1, 2, 7: soft gates, both modes."""
+    architecture = tiny_masks.seed(network, **options)
+    state = tiny_masks.sampled(architecture)
+    if network in tiny_masks.CHAINS:  # A gate that can be folded.
+      s = state.params['aux']
+      layers = tiny_masks.hard(state.stats['method']['q']['layers'])
+      state = tiny_masks.masked(state, s={**s, 'layers': layers})
+    whole, part = (
+        tiny_masks.logits(METHOD, architecture, state, compact=compact)
+        for compact in (False, True)
+    )
+    same(part, whole)
+    change = METHOD.conclude(architecture, state)
+    pruned, _ = tiny_masks.grow(state, change)
+    small = change.architecture
+    sliced = tiny_masks.logits(METHOD, small, pruned, compact=False)
+    same(sliced, whole)
+    q = state.stats['method']['q']
+    space = space_lib.of(architecture, 'both')
+    counts = space_lib.counts(space, q), q['layers']
+    self.assertEqual(
+        costs.params(architecture, *counts),
+        sum(leaf.size for leaf in jax.tree.leaves(pruned.params['weights'])),
+    )
+    self.assertEqual(costs.macs(architecture, *counts), costs.macs(small))
+
+  @parameterized.parameters(*tiny_masks.DERIVED)
+  def test_compact_and_masked_learn_alike(self, network):
+    """Invariant 3: loss, gradients, statistics; none of what is not there."""
+    architecture = tiny_masks.seed(network)
+    state = tiny_masks.sampled(architecture)
+    whole = tiny_masks.outcome(METHOD, architecture, state, compact=False)
+    part = tiny_masks.outcome(METHOD, architecture, state, compact=True)
+    self.assertLess(
+        sum(np.size(leaf) for leaf in jax.tree.leaves(part.raw)),
+        sum(np.size(leaf) for leaf in jax.tree.leaves(whole.raw)),
+    )
+    same(part.loss, whole.loss)
+    same(part.train, whole.train)
+    tiny_networks.assert_close(part.grads, whole.grads, 1e-5)
+    tiny_networks.assert_close(
+        part.stats['network'], whole.stats['network'], 1e-5
+    )
+    # Weights that are not there have no gradient at all.
+    for name in part.raw['params']['weights']:
+      for outcome in (part, whole):
+        np.testing.assert_equal(
+            sum(
+                np.count_nonzero(leaf) for leaf in
+                jax.tree.leaves(outcome.raw['params']['weights'][name])
+            ),
+            sum(
+                np.count_nonzero(leaf)
+                for leaf in jax.tree.leaves(outcome.grads['weights'][name])
+            ),
+        )
+
+  @parameterized.named_parameters(*EVERYWHERE)
+  def test_what_is_not_there_says_nothing(self, network, options):
+    """Invariants 5, 24, 31: whatever its weights, bias and channels."""
+    architecture = tiny_masks.seed(network, **options)
+    state = tiny_masks.sampled(architecture)
+    before = tiny_masks.logits(METHOD, architecture, state, compact=False)
+    there = tiny_masks.attached(architecture, METHOD, state)
+    generator = np.random.default_rng(2)
+    weights = jax.tree.map(
+        lambda leaf, there: np.where(
+            there, leaf, generator.normal(3, 5, leaf.shape)
+        ).astype('f4'),
+        state.params['weights'], there,
+    )
+    aux = state.params['aux']
+    q = state.stats['method']['q']
+    owned = [
+        group for group, block in space_lib.of(architecture, 'both').owners
+        if block == tiny_masks.OFF
+    ]
+    flipped = {name: ~q['channels'][name] for name in owned}
+    q = {**q, 'channels': {**q['channels'], **flipped}}
+    other = tiny_masks.masked(
+        state.replace(params={'weights': weights, 'aux': aux}), q=q
+    )
+    after = tiny_masks.logits(METHOD, architecture, other, compact=False)
+    np.testing.assert_array_equal(after, before)
+
+  @parameterized.parameters(tiny_masks.PLAIN, tiny_masks.BASIC)
+  def test_all_on_is_the_network_itself(self, network):
+    """Invariant 4, bit for bit."""
+    architecture = tiny_masks.seed(network)
+    state = tiny_masks.state(architecture)
+    q = jax.tree.map(np.ones_like, state.stats['method']['q'])
+    state = tiny_masks.masked(state, q=q, s=tiny_masks.hard(q))
+    got = tiny_masks.outcome(METHOD, architecture, state, compact=True)
+    fixed = methods_base.FixedArchitecture()
+    want = tiny_masks.outcome(fixed, architecture, state, compact=True)
+    for name in ('loss', 'train'):
+      np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    tiny_networks.assert_same(got.grads['weights'], want.grads['weights'])
+    tiny_networks.assert_same(got.stats['network'], want.stats['network'])
+
+  def test_cold_gates_are_signs(self):
+    """Invariant 13: at beta = 1e4, soft is hard."""
+    architecture = tiny_masks.seed(tiny_masks.BASIC, shortcut='A')
+    state = tiny_masks.sampled(architecture, soft=False)
+    hard = tiny_masks.logits(METHOD, architecture, state, compact=False)
+    q = state.stats['method']['q']
+    state = tiny_masks.masked(  # 100 ** (20 / 10)
+        state, s=tiny_masks.hard(q, 0.01),
+        t=jax.tree.map(lambda q: np.full(q.shape, 20, 'i4'), q),
+    )
+    soft = tiny_masks.logits(METHOD, architecture, state, compact=False)
+    same(soft, hard)
+
+  def test_a_chain_says_what_it_cannot_fold(self):
+    """A soft gate of a block without a shortcut becomes 1."""
+    architecture = tiny_masks.seed(tiny_masks.PLAIN)
+    state = tiny_masks.sampled(architecture)
+    soft = tiny_masks.logits(METHOD, architecture, state, compact=False)
+    change = METHOD.conclude(architecture, state)
+    pruned, _ = tiny_masks.grow(state, change)
+    sliced = tiny_masks.logits(
+        METHOD, change.architecture, pruned, compact=False
+    )
+    self.assertGreater(np.abs(sliced[1] - soft[1]).max(), 1e-3)
+    layers = {tiny_masks.OFF: -40.0, tiny_masks.ON: 40.0}
+    state = tiny_masks.masked(state, s={
+        **state.params['aux'],
+        'layers': {name: np.float32(s) for name, s in layers.items()},
+    })
+    hard = tiny_masks.logits(METHOD, architecture, state, compact=False)
+    same(sliced, hard)
+
+  def test_filter_gates(self):
+    """Equation (1) to the letter, in both views and when folded."""
+    method = dataclasses.replace(METHOD, gate='filter')
+    architecture = tiny_masks.seed(tiny_masks.BASIC, shortcut='A')
+    state = tiny_masks.sampled(architecture, method=method)
+    whole, part = (
+        tiny_masks.logits(method, architecture, state, compact=compact)
+        for compact in (False, True)
+    )
+    same(part, whole)
+    readers = tiny_masks.logits(METHOD, architecture, state, compact=False)
+    self.assertGreater(np.abs(readers[0] - whole[0]).max(), 1e-3)
+    change = method.conclude(architecture, state)
+    pruned, _ = tiny_masks.grow(state, change, method)
+    same(
+        tiny_masks.logits(method, change.architecture, pruned, compact=False),
+        whole,
+    )
+
+
+class GradientTest(parameterized.TestCase):
+  """What trains mask variables."""
+
+  def test_samples_that_are_off_feel_the_penalty_alone(self):
+    """Invariants 17, 19: exactly."""
+    architecture = tiny_masks.seed(tiny_masks.BASIC)
+    state = tiny_masks.sampled(architecture)
+    memory, aux = state.stats['method'], state.params['aux']
+    grads = tiny_masks.outcome(
+        METHOD, architecture, state, compact=True
+    ).grads['aux']
+    penalty = jax.grad(
+        lambda aux: METHOD.penalty(architecture, aux, memory)
+    )(aux)
+    q = memory['q']
+    for kind, leaves in q.items():
+      for name, on in leaves.items():
+        got, alone = grads[kind][name], np.asarray(penalty[kind][name])
+        same(got[~on], alone[~on], 1e-6)
+        if f'{tiny_masks.OFF}.' not in name:
+          self.assertTrue(np.all(alone[~on] != 0), name)
+          self.assertTrue(np.all(np.abs(got - alone)[on] > 1e-6), name)
+        else:  # A channel of a layer that is not there waits for it.
+          np.testing.assert_array_equal(got, 0)
+
+  @parameterized.product(update=('step', 'epoch'), budget=space_lib.BUDGETS)
+  def test_the_penalty(self, update, budget):
+    """Invariants 15, 16, 18, 19: lambda beta p (1 - p), for all structures."""
+    method = dataclasses.replace(
+        METHOD, lambda_update=update, budget=budget, lambda1=0.7, lambda2=0.3
+    )
+    architecture = tiny_masks.seed(tiny_masks.BASIC, shortcut='A')
+    state = tiny_masks.sampled(architecture, method=method)
+    generator = np.random.default_rng(3)
+    t = jax.tree.map(
+        lambda q: generator.integers(0, 6, q.shape, 'i4'),
+        state.stats['method']['t'],
+    )
+    memory, aux = {**state.stats['method'], 't': t}, state.params['aux']
+    p = jax.tree.map(
+        lambda s, t: sigmoid(100 ** (np.float64(t) / 10) * s), aux, t
+    )
+    space = space_lib.of(architecture, 'both')
+    density = space_lib.density(
+        architecture, space, p if update == 'step' else memory['q'], budget
+    )
+    for target in (density / 2, density, min(0.99, 2 * density)):
+      method = dataclasses.replace(method, target_sparsity=float(1 - target))
+      value, got = jax.value_and_grad(
+          lambda aux, method=method: method.penalty(architecture, aux, memory)
+      )(aux)
+      self.assertEqual(np.sign(round(float(value), 4)), np.sign(
+          round(density - target, 6)
+      ))
+      for kind, base in (('channels', 0.7), ('layers', 0.3)):
+        for name, leaf in got[kind].items():
+          beta = 100 ** (t[kind][name] / 10)
+          want = base * (density - target) * beta * p[kind][name] * (
+              1 - p[kind][name]
+          )
+          if name.startswith(tiny_masks.OFF + '.'):
+            want = 0 * want
+          np.testing.assert_allclose(leaf, want, rtol=2e-3, atol=2e-6)
+          self.assertTrue(np.all(np.abs(leaf) <= base * beta / 4))
+
+  @parameterized.parameters(tiny_masks.PLAIN, tiny_masks.BASIC)
+  def test_finite_differences(self, network):
+    """Invariant 22, in float64: gates of both kinds, norms and loss."""
+    method = dataclasses.replace(METHOD, lambda1=0.0, lambda2=0.0)
+    architecture = tiny_masks.seed(network)
+    state = tiny_masks.sampled(architecture, method=method)
+    cast = lambda tree: jax.tree.map(
+        lambda leaf: leaf.astype('f8') if leaf.dtype == np.float32 else leaf,
+        tree,
+    )
+    with jax.enable_x64(True):
+      state = cast(state)
+      at = lambda aux: tiny_masks.outcome(
+          method, architecture, tiny_masks.masked(state, s=aux),
+          compact=True, dtype='f8',
+      )
+      aux, step = state.params['aux'], 1e-5
+      grads = at(aux).grads['aux']
+      generator = np.random.default_rng(7)
+      for only in ('channels', 'layers'):
+        towards = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, only=only: (
+                generator.normal(size=leaf.shape) * (path[0].key == only)
+            ),
+            aux,
+        )
+        plus, minus = (
+            at(jax.tree.map(lambda s, d, h=h: s + h * d, aux, towards)).loss
+            for h in (step, -step)
+        )
+        want = sum(
+            np.sum(g * d)
+            for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(towards))
+        )
+        self.assertGreater(abs(want), 1e-5)
+        np.testing.assert_allclose((plus - minus) / (2 * step), want, rtol=1e-4)
+
+  def test_norms_hide_gates_of_filters(self):
+    """Invariant 30: a filter's factor is taken away by the norm behind it."""
+    sizes = []
+    for gate in ('readers', 'filter'):
+      method = dataclasses.replace(
+          METHOD, gate=gate, grow='channels', lambda1=0.0
+      )
+      architecture = tiny_masks.seed(tiny_masks.PLAIN, 1)
+      state = tiny_masks.state(architecture, method)
+      _, s = tiny_masks.draw(state)
+      q = jax.tree.map(np.ones_like, state.stats['method']['q'])
+      grads = tiny_masks.outcome(
+          method, architecture, tiny_masks.masked(state, q=q, s=s),
+          compact=True,
+      ).grads['aux']
+      sizes.append(
+          np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(grads)))
+      )
+    self.assertGreater(sizes[0], 100 * sizes[1])
+
+
+class GrowthTest(parameterized.TestCase):
+  """New samples, and the last prune."""
+
+  @parameterized.parameters(tiny_masks.BASIC, tiny_masks.PLAIN)
+  def test_detached_units_wait_unchanged(self, network):
+    """Invariants 3, 23, 24: not a bit, through a step in both views."""
+    architecture = tiny_masks.seed(network)
+    state = tiny_masks.sampled(architecture)
+    there = tiny_masks.attached(architecture, METHOD, state)
+    for compact in (True, False):
+      active = METHOD.active(architecture, state.stats['method'])
+      active = view.Active(active.units, active.blocks, compact)
+      layout = view.layout(architecture, active=active)
+      taken = view.take(state, layout, active)
+      # A step changes everything that is computed, padding included.
+      changed = jax.tree.map(
+          lambda leaf: leaf + 1 if leaf.dtype == np.float32 else leaf, taken
+      )
+      after = view.put(changed, state, layout, active)
+      for name, tree in state.params['weights'].items():
+        for old, new, mask in zip(
+            *map(jax.tree.leaves, (
+                tree, after.params['weights'][name], there[name]
+            )), strict=True,
+        ):
+          np.testing.assert_array_equal(new, np.where(mask, old + 1, old))
+      flat = tiny_networks.leaves(after)
+      for path, leaf in tiny_networks.leaves(state).items():
+        if f'/{tiny_masks.OFF}/' in path:
+          np.testing.assert_array_equal(flat[path], leaf, path)
+      tiny_networks.assert_same(
+          view.put(taken, state, layout, active), state
+      )
+
+  @parameterized.parameters(
+      tiny_masks.BASIC, tiny_masks.PLAIN, tiny_masks.MOBILE
+  )
+  def test_what_returns_has_its_weights_but_no_momentum(self, network):
+    """Invariants 8, 10, 23, 24."""
+    architecture = tiny_masks.seed(network)
+    state = tiny_masks.sampled(architecture)
+    q = state.stats['method']['q']
+    wanted = {
+        'channels': {n: ~on | (np.arange(on.size) == 0)
+                     for n, on in q['channels'].items()},
+        'layers': {n: ~on for n, on in q['layers'].items()},
+    }
+    aux = tiny_masks.hard(wanted)
+    state = tiny_masks.masked(state, s=aux)
+    _, new, report = resampled(architecture, state)
+    for name in ('weights', 'aux'):
+      tiny_networks.assert_same(new.params[name], state.params[name])
+    tiny_networks.assert_same(
+        new.stats['network'], state.stats['network']
+    )
+    before = tiny_masks.attached(architecture, METHOD, state)
+    after = tiny_masks.attached(architecture, METHOD, new)
+    old, fresh = tiny_networks.leaves(state), tiny_networks.leaves(new)
+    seen = 0
+    for path, there in tiny_networks.leaves(after).items():
+      was = tiny_networks.leaves(before)[path]
+      (moment,) = (p for p in old if p.startswith('opt') and p.endswith(path))
+      np.testing.assert_array_equal(fresh[moment][there & ~was], 0, path)
+      kept = there & was
+      np.testing.assert_array_equal(fresh[moment][kept], old[moment][kept])
+      seen += np.count_nonzero(kept)
+    self.assertGreater(seen, 0)
+    memory, drawn = new.stats['method'], state.stats['method']
+    for name, on in wanted['channels'].items():
+      block = dict(space_lib.of(architecture, 'both').owners).get(name)
+      if block == tiny_masks.ON:  # Not there now: its channels rest.
+        on = drawn['q']['channels'][name]
+        np.testing.assert_array_equal(memory['t']['channels'][name], 0)
+      else:
+        np.testing.assert_array_equal(memory['t']['channels'][name], on)
+      np.testing.assert_array_equal(memory['q']['channels'][name], on, name)
+    self.assertEqual(report['layers_grown'], 1)
+    self.assertEqual(report['layers_detached'], 1)
+    # Once more the other way round: nothing is grown twice.
+    back = tiny_masks.masked(new, s=tiny_masks.hard(q))
+    _, again, report = resampled(architecture, back)
+    self.assertEqual(report['layers_reattached'], 1)
+    self.assertEqual(report['layers_grown'], 0)
+    for kind, leaves in again.stats['method']['grown'].items():
+      for name, grown in leaves.items():
+        self.assertTrue(np.all(grown | ~memory['q'][kind][name]), name)
+
+  def test_the_first_network(self):
+    """Invariants 6, 8: one filter in each layer, one layer in each stage."""
+    for network, options in tiny_masks.VARIANTS:
+      architecture = tiny_masks.seed(network, **options)
+      _, memory = METHOD.extra(architecture)
+      active = METHOD.active(architecture, memory)
+      sizes = dict(architecture.sizes)
+      self.assertEqual(
+          active.counts, {a: 1 for a in sizes if a not in ('image', 'classes')}
+      )
+      self.assertEqual(
+          dict(active.blocks), {tiny_masks.OFF: False, tiny_masks.ON: False}
+      )
+
+  @parameterized.parameters(tiny_masks.BASIC, tiny_masks.PLAIN)
+  def test_the_last_prune(self, network):
+    """Invariant 25; masks, statistics and moments of what is kept are kept."""
+    architecture = tiny_masks.seed(network)
+    state = tiny_masks.sampled(architecture)
+    small, pruned, report = resampled(architecture, state, is_last=True)
+    self.assertEqual(small.depths, (1, 2))
+    q = state.stats['method']['q']
+    space = space_lib.of(architecture, 'both')
+    self.assertEqual(space_lib.of(small, 'both').layers, (tiny_masks.ON,))
+    for name, axes in space.groups:
+      if name not in dict(small.sizes):
+        continue
+      kept = np.flatnonzero(q['channels'][name])
+      for leaf in ('t', 'noise', 'grown'):
+        np.testing.assert_array_equal(
+            pruned.stats['method'][leaf]['channels'][name],
+            state.stats['method'][leaf]['channels'][name][kept],
+        )
+      np.testing.assert_array_equal(
+          pruned.params['aux']['channels'][name],
+          state.params['aux']['channels'][name][kept],
+      )
+      for axis in axes:
+        if axis in report['widths']:
+          self.assertEqual(report['widths'][axis], len(kept))
+          self.assertEqual(small.size(axis), len(kept))
+    table = state_lib.axis_table(small, METHOD.extra)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(pruned):
+      axes = state_lib.find_axes(state_lib.names(path), table)
+      for axis, size in zip(axes or (), leaf.shape):
+        if axis is not None:
+          self.assertEqual(small.size(axis.name), size, path)
+    self.assertIsNone(METHOD.active(small, pruned.stats['method']))
+    self.assertIsNone(
+        METHOD.propose(policies.grow(), methods_base.Situation(
+            small, pruned, None, 1, 0.0, 0.0
+        ))
+    )
+
+  @parameterized.product(
+      network=(tiny_masks.BASIC, tiny_masks.MLP), grow=space_lib.GROWS
+  )
+  def test_nothing_is_left_to_choose(self, network, grow):
+    """A network that lost all its layers is a network still."""
+    method = dataclasses.replace(METHOD, grow=grow)
+    architecture = tiny_masks.seed(network)
+    state = tiny_masks.state(architecture, method)
+    small, pruned, _ = resampled(architecture, state, method, is_last=True)
+    depth = 3 if grow == 'channels' else 1
+    self.assertEqual(small.depths[1], depth)
+    got = tiny_networks.described(pruned)
+    with_axes = state_lib.abstract_state(
+        small, tiny_masks.TX, extra=method.extra
+    )
+    self.assertEqual(got, tiny_networks.described(with_axes))
+
+  def test_by_threshold(self):
+    method = dataclasses.replace(METHOD, final='threshold')
+    architecture = tiny_masks.seed(tiny_masks.BASIC)
+    state = tiny_masks.sampled(architecture, method=method)
+    s = state.params['aux']
+    small, pruned, report = resampled(
+        architecture, state, method, is_last=True
+    )
+    for name, kept in pruned.params['aux']['channels'].items():
+      likely = s['channels'][name][s['channels'][name] >= 0]
+      np.testing.assert_array_equal(
+          kept, likely if likely.size else [s['channels'][name].max()]
+      )
+    q, likely = state.stats['method']['q'], masks.guarded(
+        jax.tree.map(lambda s: s >= 0, s), s
+    )
+    self.assertEqual(report['unlike_threshold'], sum(
+        np.sum(a != b)
+        for a, b in zip(jax.tree.leaves(q), jax.tree.leaves(likely))
+    ))
+
+  def test_a_sample_is_of_its_step(self):
+    """Invariant 14: of seed, step, names and s alone."""
+    architecture = tiny_masks.seed(tiny_masks.BASIC)
+    state = tiny_masks.masked(
+        tiny_masks.state(architecture),
+        s=tiny_masks.draw(tiny_masks.state(architecture))[1],
+    )
+    draw = lambda state: resampled(architecture, state)[1].stats['method']['q']
+    first = draw(state)
+    other = tiny_masks.state(architecture, number=5)
+    tiny_networks.assert_same(
+        draw(other.replace(params={
+            'weights': other.params['weights'], 'aux': state.params['aux']
+        }, key=state.key)),
+        first,
+    )
+    for changed in (
+        state.replace(step=np.int32(7)), state.replace(key=other.key)
+    ):
+      self.assertFalse(all(
+          np.array_equal(a, b)
+          for a, b in zip(*map(jax.tree.leaves, (first, draw(changed))))
+      ))
+
+  def test_frozen(self):
+    method = dataclasses.replace(METHOD, freeze=0.5)
+    architecture = tiny_masks.seed(tiny_masks.BASIC)
+    state = tiny_masks.state(architecture, method)
+    for step, is_frozen in ((100, False), (101, True)):
+      change = method.propose(policies.grow(), methods_base.Situation(
+          architecture, state.replace(step=np.int32(step)), None, 1, 0.0, 0.0
+      ))
+      self.assertEqual(change is None, is_frozen)
+
+  def test_gumbel_noise_is_held_between_samples(self):
+    method = dataclasses.replace(METHOD, relaxation='gumbel')
+    architecture = tiny_masks.seed(tiny_masks.BASIC)
+    state = tiny_masks.sampled(architecture, method=method)
+    state = resampled(architecture, state, method)[1]
+    noise = state.stats['method']['noise']
+    self.assertGreater(np.std(np.concatenate(
+        [leaf for leaf in noise['channels'].values()]
+    )), 1)
+    whole = tiny_masks.logits(method, architecture, state, compact=False)
+    flat = tiny_masks.masked(
+        state, noise=jax.tree.map(np.zeros_like, noise)
+    )
+    other = tiny_masks.logits(method, architecture, flat, compact=False)
+    self.assertGreater(np.abs(other[0] - whole[0]).max(), 1e-3)
+    change = method.conclude(architecture, state)
+    pruned, _ = tiny_masks.grow(state, change, method)
+    same(
+        tiny_masks.logits(method, change.architecture, pruned, compact=False),
+        whole,
+    )
+
+
+class ConfigurationTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ({'target_sparsity': 1.0}, 'target_sparsity is'),
+      ({'target_sparsity': 0.0}, 'target_sparsity is'),
+      ({'lambda1': -0.1}, 'lambda1 is'),
+      ({'lambda2': float('nan')}, 'lambda2 is'),
+      ({'beta_final': 0.5}, 'beta_final is'),
+      ({'beta_final': float('inf')}, 'beta_final is'),
+      ({'freeze': 1.5}, 'freeze is'),
+      ({'start': -1.0}, 'start is'),
+      ({'grow': 'depth'}, 'grow is one of channels, layers, both'),
+      ({'strategy': 'random', 'final': 'threshold'}, 'leave out'),
+  )
+  def test_refuses(self, fields, message):
+    with self.assertRaisesRegex(ValueError, message):
+      sparsify.Sparsify(**fields)
+
+  def test_refuses_a_network_with_nothing_to_choose(self):
+    architecture = tiny_masks.seed(tiny_masks.BASIC, 1)
+    for grow in ('layers', 'both'):
+      method = dataclasses.replace(METHOD, grow=grow)
+      _, memory = method.extra(architecture)
+      with self.assertRaisesRegex(ValueError, 'give more with --depths'):
+        method.active(architecture, memory)
+
+
+if __name__ == '__main__':
+  absltest.main()
