@@ -1,9 +1,10 @@
 """Runs of equal blocks whose number is data, so that programs know only bounds.
 
-A run is stacked to a capacity and the blocks that are not there are zeros,
-which are never read. `lax.scan` has a static length, and a loop of a length
-that is not static has no derivative, so here is one: forward the loop stores
-what enters each block, backward it computes the block again from that.
+A run is stacked to a capacity; the blocks that are not there are zeros, which
+are never read. `lax.scan` has a static length, and a loop of a length that is
+not static has no derivative, so here is one: the forward loop stores what each
+block's pullback needs, and the backward loop pulls back. There is no forward
+mode.
 """
 
 from collections.abc import Callable
@@ -72,33 +73,33 @@ def _run(block, depth, x, parts, same):
 
 
 def _forward(block, depth, x, parts, same):
+  length = len(jax.tree.leaves(parts)[0])
+  differentiate = functools.partial(_differentiate, block, parts, same)
+  needed = jax.eval_shape(differentiate, 0, x)[2]
 
   def step(index, carry):
-    x, stats, entered = carry
-    y, new = block(x, *_take(parts, index), **_at(same, index))
-    return y, _put(stats, new, index), _put(entered, x, index)
+    x, stats, saved = carry
+    y, new, pullback = differentiate(index, x)
+    saved = _put(saved, jax.tree.leaves(pullback), index)
+    return y, _put(stats, new, index), saved
 
-  length = len(jax.tree.leaves(parts)[0])
-  y, stats, entered = lax.fori_loop(
-      0,
-      depth,
-      step,
-      (x, parts[1], jnp.zeros((length, *x.shape), x.dtype)),
-  )
-  return (y, stats), (depth, entered, parts, same)
+  saved = [
+      jnp.zeros((length, *leaf.shape), leaf.dtype)
+      for leaf in jax.tree.leaves(needed)
+  ]
+  y, stats, saved = lax.fori_loop(0, depth, step, (x, parts[1], saved))
+  return (y, stats), (depth, saved, x, parts, same)
 
 
 def _backward(block, residuals, cotangents):
-  depth, entered, parts, same = residuals
+  depth, saved, x, parts, same = residuals
+  differentiate = functools.partial(_differentiate, block, parts, same)
+  structure = jax.tree.structure(jax.eval_shape(differentiate, 0, x)[2])
 
   def step(count, carry):
     dy, gradients = carry
     index = depth - 1 - count
-    _, pullback, _ = jax.vjp(
-        lambda x, part: block(x, *part, **_at(same, index)),
-        *_take((entered, parts), index),
-        has_aux=True,
-    )
+    pullback = jax.tree.unflatten(structure, _take(saved, index))
     dx, gradient = pullback(dy)
     return dx, _put(gradients, gradient, index)
 
@@ -106,6 +107,17 @@ def _backward(block, residuals, cotangents):
       0, depth, step, (cotangents[0], jax.tree.map(jnp.zeros_like, parts))
   )
   return None, dx, gradients, None
+
+
+def _differentiate(block, parts, same, index, x):
+  """One block's output, new statistics and pullback, which is a tree."""
+  y, pullback, new = jax.vjp(
+      lambda x, part: block(x, *part, **_at(same, index)),
+      x,
+      _take(parts, index),
+      has_aux=True,
+  )
+  return y, new, pullback
 
 
 _run.defvjp(_forward, _backward)
