@@ -152,16 +152,23 @@ class DeviceConfig:
     precision: type of activations, 'float32' or 'bfloat16'; parameters,
       statistics and logits are float32 always.
     decode_workers: processes that decode streamed images; 0 for threads.
+    depth_buckets: what training steps are compiled for while a network grows
+      deeper, every 'exact' depth or 'powers' of two; results are equal to
+      rounding.
   """
 
   parallel: str = 'auto'
   num_devices: int | None = None
   precision: str = 'float32'
   decode_workers: int = 0
+  depth_buckets: str = 'powers'
 
   def __post_init__(self):
     common.check_choice('parallel', self.parallel, ('auto', 'pmap', 'jit'))
     common.check_choice('precision', self.precision, PRECISIONS)
+    common.check_choice(
+        'depth_buckets', self.depth_buckets, ('exact', 'powers')
+    )
     if self.num_devices is not None and self.num_devices < 1:
       raise ValueError(f'num_devices is at least 1, got {self.num_devices}.')
     if self.decode_workers < 0:

@@ -96,6 +96,7 @@ def train_step(
     labels: jax.Array,
     index: jax.Array | None,
     learning_rate: jax.Array,
+    depths: Any = None,
 ) -> tuple[Any, Any]:
   """One step on one batch.
 
@@ -110,6 +111,7 @@ def train_step(
     index: (batch,) int32, into the training set; None if it is the batch
       alone. In `pmap` mode, index or batch are this device's share.
     learning_rate: scalar.
+    depths: of the layout; data, so that one program serves many depths.
 
   Returns:
     The next packed state and meters.
@@ -131,7 +133,7 @@ def train_step(
 
   def loss_fn(params):
     return task.method.objective(
-        base.Forward(layout, x, dropout_key),
+        base.Forward(layout, x, dropout_key, depths),
         params,
         packed.stats,
         y,
@@ -171,6 +173,7 @@ def forward_batch(
     stats: Any,
     images: jax.Array,
     train: jax.Array,
+    depths: Any = None,
 ) -> jax.Array:
   """Logits of a batch, for evaluations and receipts; state is not changed.
 
@@ -182,6 +185,7 @@ def forward_batch(
     images: uint8 (batch, height, width, channel), or int32 (batch, step).
     train: normalise by batch statistics; a traced bool, so that one program
       serves both modes.
+    depths: see `train_step`.
 
   Returns:
     (batch, ..., classes) float32.
@@ -189,8 +193,13 @@ def forward_batch(
   x = data.preprocess(images, task.preprocessing, dtype=task.dtype)
   gated = task.method.gated(layout, params, stats)
   logits, _ = networks_base.apply(
-      layout.bucket, gated.weights, gated.stats, x, train=train,
+      layout.bucket,
+      gated.weights,
+      gated.stats,
+      x,
+      train=train,
       gates=gated.gates,
+      depths=depths,
   )
   return logits
 

@@ -167,6 +167,7 @@ class Session:
     feed: what training steps take from the data.
     packed: the packed state on the devices.
     layout: of it.
+    depths: of the layout, for programs, on the devices.
     active: what of the canonical state is in it; None for all.
     meters: sums over the current epoch, on the devices.
     signals: numbers of the signals received, most recent last.
@@ -215,12 +216,14 @@ class Session:
     self.active = self.setup.task.method.active(
         architecture, state.stats['method']
     )
-    self.layout = view.layout(architecture, active=self.active)
+    self.layout = view.layout(
+        architecture, spare=self._may_deepen(), active=self.active
+    )
     if self.active is not None:
       self._canonical = state
       state = view.take(state, self.layout, self.active)
-    self.packed = self.setup.task.parallel.replicate(
-        view.pack(state, self.layout)
+    self.packed, self.depths = self.setup.task.parallel.replicate(
+        (view.pack(state, self.layout), self.layout.depths)
     )
 
   def rewind(self) -> None:
@@ -353,6 +356,14 @@ class Session:
     self.screen.close()
     self.tensorboard.close()
     self.history.close()
+
+  def _may_deepen(self) -> bool:
+    """Whether to leave room for blocks, so that growths seldom compile."""
+    return (
+        self.setup.config.devices.depth_buckets == 'powers'
+        and self.setup.task.method.deepens
+        and self.progress.phase == 'growing'
+    )
 
   def _on_compile(self, name: str, seconds: float) -> None:
     self._pending.append((name, seconds))

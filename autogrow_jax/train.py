@@ -366,7 +366,9 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
     session.stop_if_asked()
     examples = session.feed.take(number, late)
     session.note_skipped()
-    arguments = (session.packed, session.meters, *examples, rate)
+    arguments = (
+        session.packed, session.meters, *examples, rate, session.depths
+    )
     compiling = time.perf_counter()
     program = session.programs.train_step(session.layout, arguments)
     session.flush_compilations()
@@ -551,6 +553,8 @@ def _decide(
     session.progress = dataclasses.replace(
         session.progress, phase='finetuning', phase_epoch=0
     )
+    if session.layout.spare:  # From now on it would be of no use.
+      session.load(session.fetch())
     session.record('phase', name='finetuning')
 
 
@@ -662,6 +666,7 @@ def _forward(
       session.packed.stats,
       parallel.shard(images),
       parallel.replicate(np.bool_(train)),
+      session.depths,
   )
   program = session.programs.forward(session.layout, arguments)
   return parallel.gather(program(*arguments))

@@ -1,7 +1,10 @@
 """The execution view: how a canonical state is laid out on the devices.
 
 `pack` stacks runs of identical blocks; `unpack` is its inverse, bit for bit.
-Compiled programs depend on the `Bucket` alone, not on block names.
+Compiled programs depend on the `Bucket` alone, not on block names. A layout
+with `spare` room stacks runs to a capacity, and then `Layout.depths` are an
+argument of programs, so that a run that grows needs a new one only where it
+outgrows a power of two.
 
 A method may say that only some units and blocks of the canonical state are
 `Active`. Then `take` makes the state of a smaller network of them, and `put`
@@ -66,18 +69,32 @@ class Layout:
     members: per segment, the names of its parts.
     canonical: of the canonical state; another one where only a part of it is
       computed.
+    spare: whether runs that may grow are stacked to a capacity.
   """
 
   architecture: Architecture
   bucket: Bucket
   members: tuple[tuple[str, ...], ...]
   canonical: Architecture
+  spare: bool = False
+
+  @property
+  def depths(self) -> dict[str, np.int32] | None:
+    """Parts per stack, for programs; None where the bucket tells."""
+    if not self.spare:
+      return None
+    return {
+        segment.key: np.int32(len(members))
+        for segment, members in zip(self.bucket, self.members, strict=True)
+        if segment.length is not None
+    }
 
 
 def layout(
     architecture: Architecture,
     *,
     fuse: bool = True,
+    spare: bool = False,
     active: Active | None = None,
 ) -> Layout:
   """The layout of an architecture.
@@ -85,6 +102,7 @@ def layout(
   Args:
     architecture: of the canonical state.
     fuse: stack equal blocks; False is the exact reference.
+    spare: stack them with room for more, see `networks.base.segments`.
     active: what of it is computed; None for all.
 
   Returns:
@@ -93,20 +111,21 @@ def layout(
   computed = architecture
   if active is not None and active.compact:
     computed = _compact(architecture, active)
-  found = _layout(computed, fuse)
+  found = _layout(computed, fuse, spare)
   return dataclasses.replace(found, canonical=architecture)
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(architecture: Architecture, fuse: bool) -> Layout:
+def _layout(architecture: Architecture, fuse: bool, spare: bool) -> Layout:
   pairs = base.segments(
-      architecture, networks.parts(architecture), fuse=fuse
+      architecture, networks.parts(architecture), fuse=fuse, spare=spare
   )
   return Layout(
       architecture,
       tuple(segment for segment, _ in pairs),
       tuple(members for _, members in pairs),
       architecture,
+      spare,
   )
 
 
@@ -201,6 +220,8 @@ def pack(
 
   Every dictionary whose keys are exactly the parts of the network is replaced
   by one whose keys are the segments': weights, statistics, moments, gradients.
+  Spare room is filled with zeros, which stay zeros: no gradient reaches them,
+  and decay and moments of zeros are zero.
 
   Args:
     tree: any tree.
@@ -212,12 +233,17 @@ def pack(
   """
   parts = {name for members in layout.members for name in members}
 
+  def filled(leaves, length):
+    spare = np.zeros(leaves[0].shape, leaves[0].dtype)
+    return stack([*leaves, *[spare] * (length - len(leaves))])
+
   def stack_runs(tree):
     return {
         segment.key: tree[members[0]]
         if segment.length is None
         else jax.tree.map(
-            lambda *leaves: stack(leaves), *[tree[name] for name in members]
+            lambda *leaves, length=segment.length: filled(leaves, length),
+            *[tree[name] for name in members],
         )
         for segment, members in zip(
             layout.bucket, layout.members, strict=True
@@ -228,7 +254,18 @@ def pack(
 
 
 def unpack(tree: Any, layout: Layout) -> Any:
-  """The inverse of `pack`."""
+  """The inverse of `pack`.
+
+  Raises:
+    ValueError: inside jit, if the layout has spare room: the program serves
+      other depths, too.
+  """
+  leaves = jax.tree.leaves(tree)
+  if layout.spare and any(isinstance(l, jax.core.Tracer) for l in leaves):
+    raise ValueError(
+        'A program for many depths has no blocks to unpack; compile it for '
+        'every exact one with --depth_buckets=exact.'
+    )
   keys = {segment.key for segment in layout.bucket}
 
   def unstack(tree):

@@ -203,6 +203,11 @@ RUN_FLAGS = {
         'int',
         'Processes that decode streamed images; 0 for threads.',
     ),
+    'depth_buckets': (
+        'devices.depth_buckets',
+        'text',
+        'Depths that growing networks are compiled for: exact, or powers of 2.',
+    ),
     'checkpoint_every': (
         'checkpoints.every',
         'text',

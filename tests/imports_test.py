@@ -35,6 +35,7 @@ ROWS = (
         'networks.mobilenet',
         'networks.plain',
         'networks.residual',
+        'networks.runs',
         'networks.taps',
         'networks.vgg',
         'networks.wide',

@@ -89,6 +89,28 @@ class ConvTest(parameterized.TestCase):
     for leaf, expected in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
       np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
 
+  @parameterized.parameters((3, 4), (1, 4), (3, 1))
+  def test_loops_have_fast_convolutions_only(self, size, inputs):
+    # XLA:CPU is slow at others (transposed, reversed) inside loops.
+    x, kernels = normal(2, 6, 5, 4), normal(3, size, size, inputs, 4, seed=1)
+
+    def fast(function):
+      def looped(x, kernels):
+        step = lambda x, kernel: (function(x, kernel, 1, size // 2), None)
+        return jnp.sum(jnp.square(lax.scan(step, x, kernels)[0]))
+
+      text = jax.jit(jax.grad(looped, (0, 1))).lower(x, kernels).as_text()
+      return [
+          '[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]' in line
+          and 'reverse = [true' not in line
+          for line in text.splitlines()
+          if 'stablehlo.convolution' in line
+      ]
+
+    # A depthwise kernel's gradient is a sum of products.
+    self.assertEqual(fast(layers.conv), [True] * (2 if inputs == 1 else 3))
+    self.assertIn(False, fast(layers.plain_conv))
+
   def test_keeps_the_type_of_its_input(self):
     x = normal(2, 8, 8, 3).astype(jnp.bfloat16)
     module = layers.Conv(4, 3, 2)

@@ -5,6 +5,7 @@ import re
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny_networks
 
@@ -274,6 +275,38 @@ class AxesTest(parameterized.TestCase):
 
 
 class DropoutTest(parameterized.TestCase):
+
+  def test_the_same_with_spare_room(self):
+    architecture = build((3, 3), keep=0.6)
+    state = tiny_networks.state(architecture)
+    x, key = tokens(STREAMS, 4), jax.random.key(5)
+
+    def results(layout):
+      packed = view.pack(state, layout)
+
+      def loss(weights):
+        logits, stats = base.apply(
+            layout.bucket,
+            weights,
+            packed.stats['network'],
+            x,
+            train=True,
+            key=key,
+            depths=layout.depths,
+        )
+        return jnp.sum(jnp.sin(logits)), (logits, stats)
+
+      grads, (logits, stats) = jax.jit(
+          jax.grad(loss, has_aux=True),
+          compiler_options=tiny_networks.FAST_COMPILE,
+      )(packed.params['weights'])
+      unpack = lambda tree: view.unpack(tree, layout)
+      return {'x': logits, 'grads': unpack(grads), 'stats': unpack(stats)}
+
+    spare = view.layout(architecture, spare=True)
+    self.assertEqual(list(spare.depths.values()), [3, 2])
+    want = results(view.layout(architecture, fuse=False))
+    tiny_networks.assert_close(results(spare), want, 1e-5)
 
   @parameterized.parameters(1.0, 0.6)
   def test_fused_equals_unfused(self, keep):

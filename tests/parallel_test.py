@@ -38,7 +38,7 @@ def training_set():
   return images, labels, order
 
 
-def steps(parallelism, state, architecture):
+def steps(parallelism, state, architecture, *, spare=False):
   """One step, a growth and another step; (state, meters) after either step."""
   task = programs.Task(
       method=methods_base.FixedArchitecture(),
@@ -52,7 +52,7 @@ def steps(parallelism, state, architecture):
   images, labels, order = training_set()
   results = []
   for _ in range(2):
-    layout = view.layout(architecture)
+    layout = view.layout(architecture, spare=spare)
     arguments = (
         parallelism.replicate(view.pack(state, layout)),
         parallelism.replicate(programs.new_meters()),
@@ -60,6 +60,7 @@ def steps(parallelism, state, architecture):
         parallelism.replicate(labels),
         parallelism.shard(order),
         parallelism.replicate(RATE),
+        parallelism.replicate(layout.depths),
     )
     packed, meters = compiler.train_step(layout, arguments)(*arguments)
     state = view.unpack(parallelism.fetch(packed), layout)
@@ -147,11 +148,21 @@ class StepTest(absltest.TestCase):
 
   def test_jit_equals_one_device(self):
     one = steps(parallel.make(), self.state, self.architecture)
-    many = steps(parallel.make('jit', DEVICES), self.state, self.architecture)
+    many = steps(
+        parallel.make('jit', DEVICES),
+        self.state,
+        self.architecture,
+        spare=True,
+    )
     self.compare(many, one)
 
   def test_pmap_has_batch_norm_per_device(self):
-    many = steps(parallel.make('pmap', DEVICES), self.state, self.architecture)
+    many = steps(
+        parallel.make('pmap', DEVICES),
+        self.state,
+        self.architecture,
+        spare=True,
+    )
     self.compare(many, device_norm_steps(self.state, self.architecture))
 
 

@@ -12,11 +12,17 @@ import tiny_networks
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import networks
+from autogrow_jax import optimizers
 from autogrow_jax import parallel
 from autogrow_jax import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
+from autogrow_jax.networks import base
+from autogrow_jax.networks import runs
+
+# Seldom reached by other tests: the norm over all stacks limits every step.
+CLIPPED = optimizers.make(optimizers.OptimizerConfig(clip_norm=0.1))
 
 
 def deep(family):
@@ -29,8 +35,9 @@ class PackTest(parameterized.TestCase):
   @parameterized.product(
       family=tuple(networks.FAMILIES),
       optimizer=tuple(tiny_networks.OPTIMIZERS),
+      spare=(False, True),
   )
-  def test_unpack_is_the_inverse(self, family, optimizer):
+  def test_unpack_is_the_inverse(self, family, optimizer, spare):
     architecture = deep(family)
     state = tiny_networks.state(
         architecture, tiny_networks.OPTIMIZERS[optimizer]
@@ -40,7 +47,7 @@ class PackTest(parameterized.TestCase):
     state = jax.tree.map(
         lambda leaf: (leaf + next(counter)).astype(leaf.dtype), state
     )
-    layout = view.layout(architecture)
+    layout = view.layout(architecture, spare=spare)
     packed = view.pack(state, layout)
     tiny_networks.assert_same(view.unpack(packed, layout), state)
     self.assertLess(len(jax.tree.leaves(packed)), len(jax.tree.leaves(state)))
@@ -98,6 +105,122 @@ class PackTest(parameterized.TestCase):
     )
 
 
+class SpareTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (1, 4), (4, 4), (5, 8), (8, 8), (9, 16), (42, 64)
+  )
+  def test_capacities(self, length, expected):
+    self.assertEqual(runs.capacity(length), expected)
+
+  @parameterized.parameters(
+      ((1, 1, 1), {}),
+      ((2, 1, 1), {'stage0.0': 2}),
+      ((2, 2, 9), {'stage0.0': 2, 'stage1.1': 1, 'stage2.1': 8}),
+  )
+  def test_is_where_a_run_can_grow(self, depths, expected):
+    # The first blocks of the later stages are unlike those that follow.
+    layout = view.layout(
+        tiny_networks.seed('basic3resnet', depths), spare=True
+    )
+    self.assertEqual(layout.depths, expected)
+    for segment in layout.bucket:
+      length = expected.get(segment.key)
+      self.assertEqual(
+          segment.length, None if length is None else runs.capacity(length)
+      )
+
+  @parameterized.parameters(*networks.FAMILIES)
+  def test_few_buckets_for_many_depths(self, family):
+    architecture = tiny_networks.seed(family)
+    exact, spare = set(), set()
+    for number in range(len(architecture.stages) * 16):
+      exact.add(view.layout(architecture).bucket)
+      spare.add(view.layout(architecture, spare=True).bucket)
+      architecture = architecture.with_block(number % len(architecture.stages))
+    # Depths of 18 blocks or fewer: no run, and runs of 4, 8, 16 or 32.
+    self.assertLessEqual(len(spare), 1 + 4 * len(architecture.stages))
+    self.assertGreater(len(exact), 14 * len(architecture.stages))
+
+  def test_exact_layouts_have_no_depths(self):
+    self.assertIsNone(view.layout(deep('basic3resnet')).depths)
+
+  def test_is_not_for_methods_that_unpack_in_programs(self):
+    layout = view.layout(tiny_networks.seed('mlp', (3, 1)), spare=True)
+    tree = {segment.key: np.zeros(4, 'f4') for segment in layout.bucket}
+    with self.assertRaisesRegex(ValueError, 'depth_buckets=exact'):
+      jax.jit(lambda tree: view.unpack(tree, layout))(tree)
+
+  @parameterized.parameters(
+      ('basic3resnet', 'clipped', 'float32'),
+      ('mlp', 'adamw', 'float32'),
+      ('mlp', 'sgd', 'bfloat16'),
+  )
+  def test_one_program_takes_steps_at_many_depths(
+      self, family, optimizer, dtype
+  ):
+    tx = {**tiny_networks.OPTIMIZERS, 'clipped': CLIPPED}[optimizer]
+    stages = len(networks.get(family).widths)
+    program = None
+    for depth in (2, 5):
+      architecture = tiny_networks.seed(family, (1, depth, 1)[:stages])
+      state = tiny_networks.state(architecture, tx)
+      layout = view.layout(architecture, spare=True)
+      packed = view.pack(state, layout)
+      rest = batch(layout.depths)
+      if program is None:
+        program = compile_step(layout, tx, dtype, packed, rest)
+      after, meters = program(packed, *rest)
+      after = state_lib.to_host(after)
+      exact = view.layout(architecture)  # Below, it is itself tested.
+      rest = batch(None)
+      packed = view.pack(state, exact)
+      reference = compile_step(exact, tx, dtype, packed, rest)
+      want, want_meters = reference(packed, *rest)
+      want = view.unpack(state_lib.to_host(want), exact)
+      # Adam divides by the gradient's size, noise of tiny gradients included.
+      tolerance = {'adamw': 2e-4, 'sgd': 2e-2, 'clipped': 1e-5}[optimizer]
+      tiny_networks.assert_close(view.unpack(after, layout), want, tolerance)
+      tiny_networks.assert_close(meters, want_meters, tolerance)
+      self.assert_spare_is_zero(after, layout)
+
+  def assert_spare_is_zero(self, packed, layout):
+    """Weights, statistics and moments, all over the tree."""
+    found = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(packed):
+      for key, depth in layout.depths.items():
+        if key in state_lib.names(path):
+          found += 1
+          np.testing.assert_array_equal(leaf[depth:], 0)
+          self.assertTrue(np.any(leaf[depth - 1]) or 'mu' in str(path), path)
+    self.assertGreater(found, 0)
+
+  def test_derivatives_with_gates(self):
+    architecture = tiny_networks.seed('basic3resnet', (1, 3, 1))
+    state, x = tiny_networks.state(architecture), tiny_networks.images()
+    spare = view.layout(architecture, spare=True)
+    unrolled = view.layout(architecture, fuse=False)
+    programs_and_gates = (
+        (derivatives(spare, state, x), {'stage1.1': [0.7, 0.4, 9, 9]}),
+        (derivatives(unrolled, state, x), {'s1b1': 0.7, 's1b2': 0.4}),
+    )
+    for train in (True, False):
+      (weights, stats, by_gate, by_x, logits, new), want = (
+          state_lib.to_host(
+              run({k: np.float32(v) for k, v in gates.items()}, np.bool_(train))
+          )
+          for run, gates in programs_and_gates
+      )
+      trees = [view.unpack(tree, spare) for tree in (weights, stats, new)]
+      tiny_networks.assert_close(
+          (*trees, by_x, logits), (*want[:2], want[5], *want[3:5]), 2e-5
+      )
+      gates = by_gate['stage1.1']
+      np.testing.assert_array_equal(gates[2:], 0)
+      np.testing.assert_allclose(gates[:2], list(want[2].values()), rtol=1e-4)
+      self.assertGreater(np.abs(gates[:2]).min(), 1e-4)
+
+
 class StepTest(parameterized.TestCase):
 
   @parameterized.parameters(
@@ -113,33 +236,12 @@ class StepTest(parameterized.TestCase):
         family, (1, 3, 1, 1, 1)[: len(networks.get(family).widths)]
     )
     state = tiny_networks.state(architecture, tx)
-    task = programs.Task(
-        method=methods_base.FixedArchitecture(),
-        tx=tx,
-        preprocessing=data.Preprocessing(
-            mean=(0.5,) * 3, std=(0.2,) * 3, crop=1, flip=True
-        ),
-        dtype=jnp.float32,
-        parallel=parallel.make(),
-    )
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (12, 8, 8, 3), np.uint8)
-    labels = generator.integers(0, 5, 12).astype('i4')
-    index = np.array([3, 1, 4, 11, 5, 9, 2, 6], 'i4')
     results = []
     for fuse in (True, False):
       layout = view.layout(architecture, fuse=fuse)
-      packed, meters = jax.jit(
-          functools.partial(programs.train_step, task, layout),
-          compiler_options=tiny_networks.FAST_COMPILE,
-      )(
-          view.pack(state, layout),
-          programs.new_meters(),
-          images,
-          labels,
-          index,
-          np.float32(0.1),
-      )
+      arguments = view.pack(state, layout), batch(None)
+      step = compile_step(layout, tx, 'float32', *arguments)
+      packed, meters = step(arguments[0], *arguments[1])
       results.append((view.unpack(state_lib.to_host(packed), layout), meters))
     (fused, fused_meters), (unfused, unfused_meters) = results
     self.assertIsNotNone(
@@ -157,6 +259,64 @@ class StepTest(parameterized.TestCase):
         if layer in ('conv', 'conv1', 'dense', 'pointwise')
     ]
     self.assertGreater(np.abs(kernels[0] - kernels[1]).max(), 1e-4)
+
+
+def derivatives(layout, state, x):
+  """Program (gates, train) -> derivatives by all inputs, logits, statistics."""
+  packed = view.pack(state, layout)
+
+  def loss(weights, stats, gates, x, train):
+    logits, new = base.apply(
+        layout.bucket,
+        weights,
+        stats,
+        x,
+        train=train,
+        gates=gates,
+        depths=layout.depths,
+    )
+    return jnp.sum(jnp.sin(logits)), (logits, new)
+
+  @functools.partial(jax.jit, compiler_options=tiny_networks.FAST_COMPILE)
+  def run(gates, train):
+    found, others = jax.grad(loss, (0, 1, 2, 3), has_aux=True)(
+        packed.params['weights'], packed.stats['network'], gates, x, train
+    )
+    return *found, *others
+
+  return run
+
+
+def batch(depths):
+  """What `programs.train_step` gets besides the state."""
+  generator = np.random.default_rng(0)
+  return (
+      programs.new_meters(),
+      generator.integers(0, 256, (12, 8, 8, 3), np.uint8),
+      generator.integers(0, 5, 12).astype('i4'),
+      np.array([3, 1, 4, 11, 5, 9, 2, 6], 'i4'),
+      np.float32(0.1),
+      depths,
+  )
+
+
+def compile_step(layout, tx, dtype, packed, rest):
+  """`programs.train_step` for arguments like these."""
+  task = programs.Task(
+      method=methods_base.FixedArchitecture(),
+      tx=tx,
+      preprocessing=data.Preprocessing(
+          mean=(0.5,) * 3, std=(0.2,) * 3, crop=1, flip=True
+      ),
+      dtype=jnp.dtype(dtype),
+      parallel=parallel.make(),
+  )
+  step = functools.partial(programs.train_step, task, layout)
+  return (
+      jax.jit(step)
+      .lower(packed, *rest)
+      .compile(compiler_options=tiny_networks.FAST_COMPILE)
+  )
 
 
 def rename(value, names):

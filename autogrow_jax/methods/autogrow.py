@@ -9,7 +9,7 @@ plain sub-module has no such norm and keeps the default.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,8 @@ class AutoGrow(base.FixedArchitecture):
       1.0; its published runs used U(0, 1).
     random_bias: draw the norm's bias, too, and not only its scale.
   """
+
+  deepens: ClassVar[bool] = True
 
   initializer: str = 'gauss'
   scale: float = 1.0

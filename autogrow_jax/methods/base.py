@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,13 @@ class Forward:
     x: (batch, height, width, channel), preprocessed and augmented; of text
       (batch, step).
     key: of what the network itself draws; None for nothing.
+    depths: see `networks.base.apply`.
   """
 
   layout: view.Layout
   x: jax.Array
   key: jax.Array | None = None
+  depths: Tree | None = None
 
   def __call__(
       self, weights: Tree, stats: Tree, gates: Any
@@ -61,6 +63,7 @@ class Forward:
         train=True,
         gates=gates,
         key=self.key,
+        depths=self.depths,
     )
 
 
@@ -106,8 +109,13 @@ class Method(Protocol):
   """A growing method: a frozen, hashable dataclass of hyper-parameters.
 
   Attributes:
+    deepens: whether its growths append blocks, for which layouts then have
+      spare room. Single blocks are not to be seen in its programs: it has no
+      leaves of theirs, and nothing that runs inside jit unpacks a tree.
     aux: how its trainable leaves are trained; None if it has none.
   """
+
+  deepens: ClassVar[bool]
 
   @property
   def aux(self) -> optimizers.AuxConfig | None:
@@ -177,6 +185,8 @@ class Method(Protocol):
 @dataclasses.dataclass(frozen=True)
 class FixedArchitecture:
   """Trains a network as it is; the baseline."""
+
+  deepens: ClassVar[bool] = False
 
   @property
   def aux(self) -> optimizers.AuxConfig | None:

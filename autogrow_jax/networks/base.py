@@ -3,8 +3,9 @@
 A family implements two functions, `seed` and `parts`. Everything else follows
 from the parts: initialisation, axis tables, costs, the exact forward pass and
 the fused one, in which runs of identical consecutive blocks are stacked on a
-leading dimension and executed by one `lax.scan`, so that compile time does not
-grow with depth.
+leading dimension and executed by one loop, so that compile time does not grow
+with depth. Where a run may still grow, how many of the stack's blocks are there
+is data (`runs.py`), so that neither does the number of compilations.
 
 Parameters and statistics are nested dictionaries `{part: {layer: {leaf}}}`.
 """
@@ -24,6 +25,7 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
 from autogrow_jax import randomness
+from autogrow_jax.networks import runs as runs_lib
 
 Architecture = architecture_lib.Architecture
 Tree = dict[str, Any]
@@ -85,7 +87,8 @@ class Segment:
   Attributes:
     key: name in packed trees; depends on the position, not on block names.
     module: their common module.
-    length: number of parts, or None for a single part that is not stacked.
+    length: of the stack, the number of parts or a capacity that it is filled up
+      to; None for a single part that is not stacked.
   """
 
   key: str
@@ -157,6 +160,7 @@ def segments(
     parts: Sequence[Part],
     *,
     fuse: bool,
+    spare: bool = False,
 ) -> tuple[tuple[Segment, tuple[str, ...]], ...]:
   """Groups a chain into segments, with the names of the parts of each.
 
@@ -165,6 +169,9 @@ def segments(
     parts: its chain.
     fuse: stack runs of equal blocks; otherwise one segment per part, named as
       the part.
+    spare: stack a run that may still grow, the last one of its stage, to a
+      capacity. The first block of a stage is a run of its own if it is unlike
+      those that follow, so it never has one.
 
   Returns:
     (segment, part names) pairs in forward order.
@@ -198,7 +205,10 @@ def segments(
       result.append((Segment(names[0], run[0].module, None), names))
     else:
       number = index[stage] = index.get(stage, -1) + 1
+      is_last = names[-1] == architecture.stages[stage][-1]
       length = len(run) if len(run) > 1 else None
+      if spare and is_last and (number or length):
+        length = runs_lib.capacity(len(run))
       result.append(
           (Segment(f'stage{stage}.{number}', run[0].module, length), names)
       )
@@ -214,6 +224,7 @@ def apply(
     train: bool | jax.Array,
     gates: Tree | None = None,
     key: jax.Array | None = None,
+    depths: Tree | None = None,
 ) -> tuple[jax.Array, Tree]:
   """Runs a chain.
 
@@ -227,16 +238,23 @@ def apply(
       one batch to the next.
     gates: optional `{segment key: scalar, or (length,) vector}` for blocks.
     key: of what is random in training; without one, nothing is.
+    depths: `{segment key: int32 scalar}`, how many of a stack's first parts are
+      there; of segments without one, all. No gradient flows through the new
+      statistics of those with one.
 
   Returns:
     The logits (batch, ..., classes) in float32, and the new statistics.
   """
+  depths = depths or {}
   new_stats, position = {}, 0
   for segment in chain:
     name = segment.key
     gate = None if gates is None else gates.get(name)
 
-    def run(x, weights, stats, gate, position, module=segment.module):
+    def run(
+        x, weights, stats, gate, position,
+        train=train, key=key, module=segment.module,
+    ):
       random = (
           {}
           if key is None or not module.is_random
@@ -254,6 +272,16 @@ def apply(
 
     if segment.length is None:
       x, new_stats[name] = run(x, weights[name], stats[name], gate, position)
+    elif name in depths:
+      x, new_stats[name] = runs_lib.run(
+          run,
+          depths[name],
+          x,
+          (weights[name], stats[name], gate),
+          position=position,
+          train=train,
+          key=key,
+      )
     else:
       positions = jnp.arange(position, position + segment.length)
       x, new_stats[name] = lax.scan(
@@ -261,7 +289,7 @@ def apply(
           x,
           (weights[name], stats[name], gate, positions),
       )
-    position += segment.length or 1
+    position += depths.get(name, segment.length or 1)
   return x, new_stats
 
 
