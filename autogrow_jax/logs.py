@@ -401,7 +401,7 @@ def format_growth(record: Record) -> str:
         for name, value in record['initializer'].items()
         if not isinstance(value, (Mapping, Sequence)) or isinstance(value, str)
     )
-    lines.append(f'initializer: {report}')
+    lines += [f'initializer: {report}'] if report else []
   return '\n  '.join(lines)
 
 

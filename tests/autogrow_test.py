@@ -152,6 +152,7 @@ class ProposeTest(parameterized.TestCase):
           'mobile': width**2 + 13 * width,
           'mlp': width**2 + width,
           'deeplab': 17 * width**2 + 12 * width,
+          'lstm': 8 * width**2 + 4 * width,
       }
       self.assertEqual(
           costs.params(change.architecture) - costs.params(architecture),
