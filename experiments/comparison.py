@@ -46,7 +46,7 @@ def at_equal_cost(
   epoch_cost = costs.Ledger().trained(macs, images).train_macs
   epochs = max(1, round(result['train_macs'] / epoch_cost))
   return for_epochs(
-      run_config, dataset, epochs, label=f'{label}, at equal training cost'
+      run_config, dataset, epochs, label=label, why=' at equal training cost'
   )
 
 
@@ -56,10 +56,12 @@ def for_epochs(
     epochs: int,
     *,
     label: str,
+    why: str = '',
 ) -> dict[str, Any]:
-  """Trains a fixed network for a number of epochs; `label` is for people."""
+  """Trains a fixed network for some epochs; `label` and `why` are for people.
+  """
   print(
-      f'for comparison: {label}, fixed, {epochs} epochs',
+      f'for comparison: {label}, fixed, {epochs} epochs{why}',
       file=sys.stderr,
       flush=True,
   )

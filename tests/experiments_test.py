@@ -38,7 +38,7 @@ BAD_AUTOGROW = (
         'threshold .* sequential, only to periodic and convergent; leave it',
     ),
     ('--initializer=he', 'one of gauss, zero, uniform, adam, got'),
-    ('--growing_schedule=linear', 'one of constant, staircase, cosine, got'),
+    ('--growing_schedule=linear', 'one of constant, staircase, cosine, whole'),
     ('--select_on=train', "must be 'holdout' or 'test', got 'train'"),
     ('--stem=big', "stem is one of .*small.*got 'big'"),
     ('--shortcut=C', "shortcut is one of B, A, got 'C'"),

@@ -5,6 +5,7 @@ import json
 import tempfile
 
 from absl.testing import absltest
+import pytest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +67,7 @@ class JointTest(absltest.TestCase):
         static_argnums=2,
     )
 
+  @pytest.mark.slow
   def test_is_adam_on_the_same_model(self):
     """A step and a step of frozen learning, from the same start and labels."""
     timing = joint.Timing(4, 0, 8)
@@ -151,6 +153,7 @@ class JointTest(absltest.TestCase):
 
 class RunTest(absltest.TestCase):
 
+  @pytest.mark.slow
   def test_learns_beside_the_weights(self):
     """A run grows by what it learned, and can be read from its directory."""
     with tempfile.TemporaryDirectory() as workdir:

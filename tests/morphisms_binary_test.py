@@ -8,6 +8,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,6 +175,7 @@ class BinaryTest(absltest.TestCase):
     path = pathlib.Path(self.run_dir, 'morphisms', name)
     return json.loads(path.read_text())
 
+  @pytest.mark.slow
   def test_studies(self):
     outcomes = self.call(
         [

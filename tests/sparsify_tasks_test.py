@@ -95,6 +95,7 @@ class TaskTest(parameterized.TestCase):
       self.assertIn('test_miou', results[workdir])
     self.check(results)
 
+  @pytest.mark.slow
   def test_language(self):
     words = 'the quick brown fox jumps over a lazy dog while it rains'.split()
     rng = np.random.default_rng(0)

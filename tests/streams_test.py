@@ -14,6 +14,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -294,7 +295,9 @@ class FeedTest(parameterized.TestCase):
     part = part_of(records)
     split = data.Split(records.pixels[part], records.labels[part])
     dataset = mock.Mock(
-        stream=stream_of(records) if streamed else None, train=split
+        stream=stream_of(records) if streamed else None,
+        train=split,
+        is_text=False,
     )
     placement = parallel.make(mode, 1 if mode == 'auto' else 8)
     feed = feeds.make(dataset, placement, key=KEY, batch_size=batch_size)
@@ -429,6 +432,7 @@ class RunTest(parameterized.TestCase):
         strip(runs.course(self.workdir)), strip(runs.course(self.base))
     )
 
+  @pytest.mark.slow
   def test_interrupted_and_continued(self):
     def at_step(count, unused_arguments):
       if count in (7, 30):
