@@ -35,15 +35,15 @@ def at_equal_cost(
     run_config: of the fixed network, but for the epochs.
     dataset: the data.
     result: of the grown network.
-    macs: multiply-adds of the fixed network per image.
+    macs: multiply-adds of the fixed network per image, or per word.
     label: of the fixed network, for people.
 
   Returns:
     The fixed network's result.
   """
   size = run_config.batch_size
-  images = len(dataset.train.labels) // size * size
-  epoch_cost = costs.Ledger().trained(macs, images).train_macs
+  inputs = len(dataset.train.labels) // size * size * dataset.train.length
+  epoch_cost = costs.Ledger().trained(macs, inputs).train_macs
   epochs = max(1, round(result['train_macs'] / epoch_cost))
   return for_epochs(
       run_config, dataset, epochs, label=label, why=' at equal training cost'
