@@ -129,9 +129,10 @@ class RunTest(parameterized.TestCase):
     self.assertGreater(min(changed), 0)
     # Nothing changed at the end but what had a gate without a shortcut.
     epochs = self.records('undisturbed', 'epoch')
-    self.assertEqual(epochs[-1]['params'], samples[-1]['params_after'])
-    self.assertEqual(samples[-1]['params_before'], epochs[-2]['params'])
-    self.assertEqual(samples[-1]['params_before'], want['params'])
+    (end,) = self.records('undisturbed', 'grow')
+    self.assertEqual(epochs[-1]['params'], end['params_after'])
+    self.assertEqual(end['params_before'], epochs[-2]['params'])
+    self.assertEqual(end['params_before'], want['params'])
     self.assertLess(epochs[0]['params'], want['params'])
     # Invariant 29: what training cost is what was there in each epoch.
     images = runs.STEPS * 64
