@@ -87,6 +87,14 @@ class BinaryTest(absltest.TestCase):
       self.assertRegex(other.stderr, r'holds another run \(.*sweeps: 2 -> 1\)')
       self.assertTrue(os.path.exists(os.path.join(workdir, 'result.json')))
 
+  def test_learns_jointly(self):
+    with tempfile.TemporaryDirectory() as workdir:
+      (outcome,) = runs.call(
+          'gauss_newton', [[*TINY, '--learn=joint', f'--workdir={workdir}']]
+      )
+      self.assertEqual(outcome.status, 0, outcome.stderr)
+      self.assertIn('nats estimated', outcome.stdout)
+
   def test_bad_input(self):
     with tempfile.TemporaryDirectory() as empty:
       outcomes = runs.call(

@@ -109,10 +109,6 @@ class GaussNewton(base.FixedArchitecture):
       if value is not None and value < 1:
         raise ValueError(f'{name} is at least 1, got {value}.')
     if self.learning == 'joint':
-      if not self.timing.phase:
-        raise ValueError(
-            'Joint learning has to know its timing: the steps of a phase.'
-        )
       if self.strategy != 'gauss_newton':
         raise ValueError(
             f'The strategy {self.strategy} has no joint learning; learn frozen.'
@@ -126,6 +122,10 @@ class GaussNewton(base.FixedArchitecture):
   def extra(self, architecture: Architecture) -> tuple[base.Tree, base.Tree]:
     if self.learning == 'frozen':
       return {}, {}
+    if not self.timing.phase:
+      raise ValueError(
+          'Joint learning has to know its timing: the steps of a phase.'
+      )
     return {}, joint.memory(architecture, self.learn)
 
   def objective(
