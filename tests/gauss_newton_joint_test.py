@@ -5,10 +5,10 @@ import json
 import tempfile
 
 from absl.testing import absltest
-import pytest
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import runs
 
 from autogrow_jax import config as config_lib
@@ -140,7 +140,6 @@ class JointTest(absltest.TestCase):
             {'learn': splits.LearnConfig(curvature='rank1-cal')},
             'rank1-cal is measured on frozen weights',
         ),
-        ({'timing': joint.Timing()}, 'its timing: the steps of a phase'),
     ):
       with self.assertRaisesRegex(ValueError, message):
         timing = joint.Timing(2, 0, 2)
@@ -149,6 +148,10 @@ class JointTest(absltest.TestCase):
         )
     with self.assertRaisesRegex(ValueError, 'within a phase of 2 steps'):
       joint.Timing(2, 3)
+    # A binary knows the steps of a phase only when it knows the data.
+    untimed = method.GaussNewton(learning='joint')
+    with self.assertRaisesRegex(ValueError, 'its timing: the steps of a phase'):
+      untimed.extra(self.architecture)
 
 
 class RunTest(absltest.TestCase):
