@@ -46,14 +46,16 @@ class Module(nn.Module):
     plain: use XLA's own convolution derivative (see `layers.conv`).
     last_norm: the layer that ends the residual branch, for the initialisers
       that act on it; None for a module without one.
-    last_layer: the layer that ends the residual branch, a norm or not; None for
-      a module without a shortcut.
     is_random: whether it draws in training, see `apply`.
   """
 
   plain: bool = False
   last_norm: ClassVar[str | None] = None
-  last_layer: ClassVar[str | None] = None
+
+  @property
+  def last_layer(self) -> str | None:
+    """The layer that ends the residual branch, a norm or not."""
+    return self.last_norm
 
   @property
   def is_random(self) -> bool:

@@ -50,7 +50,6 @@ class BasicBlock(base.Module):
   init_scheme: str = 'small'
 
   last_norm: ClassVar[str] = 'norm2'
-  last_layer: ClassVar[str] = 'norm2'
 
   @nn.compact
   def __call__(self, x, *, train, gate=None):
@@ -94,7 +93,6 @@ class BottleneckBlock(base.Module):
   init_scheme: str = 'small'
 
   last_norm: ClassVar[str] = 'norm3'
-  last_layer: ClassVar[str] = 'norm3'
 
   @nn.compact
   def __call__(self, x, *, train, gate=None):
