@@ -22,7 +22,6 @@ import dataclasses
 import functools
 import statistics
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,28 +164,28 @@ def measure(
   data.steps_per_epoch(len(dataset.train.labels), batch_size)
   batch = dataset.train.take(np.arange(batch_size))
   say('compiling a plain step')
-  plain, plain_bytes = _plain_step(network, batch)
+  plain = _plain_step(network, batch)
   say('compiling a step of learning')
   learning, learning_bytes = _learning_step(network, batch, curvature)
   say(f'timing {repeats} of each')
   seconds: dict[str, list[float]] = {'plain': [], 'learning': []}
   for repeat in range(repeats + 1):
-    for name, run in (('plain', plain), ('learning', learning)):
+    for name, run in (('plain', plain.run), ('learning', learning)):
       start = time.perf_counter()
       run()
       if repeat:
         seconds[name].append(time.perf_counter() - start)
   steps = {
       name: Step(statistics.median(seconds[name]), min(seconds[name]), size)
-      for name, size in (('plain', plain_bytes), ('learning', learning_bytes))
+      for name, size in (('plain', plain.bytes), ('learning', learning_bytes))
   }
   return Steps(batch_size, repeats, steps['plain'], steps['learning'])
 
 
 def _plain_step(
     network: trained.TrainedNetwork, batch: data.Split
-) -> tuple[Callable[[], None], int | None]:
-  """A training step that goes on from the last, and its bytes."""
+) -> programs.TimedStep:
+  """A training step as in the network's own run."""
   config = network.config
   task = programs.Task(
       method=base.FixedArchitecture(),
@@ -202,22 +201,9 @@ def _plain_step(
       key=jax.random.key(config.seed),
       known=network.parts(),
   )
-  place = task.parallel.replicate
-  rest = place((batch.images, batch.labels)), place(np.float32(1e-3))
-  now = [place(view.pack(state, layout)), place(programs.new_meters())]
-  arguments = (*now, *rest[0], None, rest[1])
-  compiled, _ = task.parallel.compile(
-      functools.partial(programs.train_step, task, layout),
-      arguments,
-      outputs='replicated',
-      donate=(0,),
+  return programs.timed_step(
+      task, layout, state, (batch.images, batch.labels)
   )
-
-  def run():
-    now[:] = compiled(*now, *rest[0], None, rest[1])
-    jax.block_until_ready(now)
-
-  return run, _bytes(compiled)
 
 
 def _learning_step(
@@ -242,15 +228,7 @@ def _learning_step(
     now[:] = compiled(trees, *now, factors, x, labels, key)
     jax.block_until_ready(now)
 
-  return run, _bytes(compiled)
-
-
-def _bytes(compiled: Any) -> int | None:
-  """Arguments and temporaries of a compiled program."""
-  analysis = compiled.memory_analysis()
-  if analysis is None:
-    return None
-  return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+  return run, programs.compiled_bytes(compiled)
 
 
 def _shapes(

@@ -204,6 +204,51 @@ def forward_batch(
   return logits
 
 
+@dataclasses.dataclass(frozen=True)
+class TimedStep:
+  """A compiled training step that goes on from the last, on the same batch.
+
+  Attributes:
+    run: does one, and waits for it.
+    bytes: of arguments and temporaries, by the compiler; None where it does not
+      say.
+    compile_seconds: of tracing and compiling.
+  """
+
+  run: Callable[[], None]
+  bytes: int | None
+  compile_seconds: float
+
+
+def timed_step(
+    task: Task, layout: view.Layout, state: Any, batch: tuple[Any, Any]
+) -> TimedStep:
+  """A training step to be timed; `state` is of the layout's architecture."""
+  place = task.parallel.replicate
+  now = [place(view.pack(state, layout)), place(new_meters())]
+  rest = (*place(batch), None, place(np.float32(1e-3)))
+  compiled, seconds = task.parallel.compile(
+      functools.partial(train_step, task, layout),
+      (*now, *rest),
+      outputs='replicated',
+      donate=(0,),
+  )
+
+  def run():
+    now[:] = compiled(*now, *rest)
+    jax.block_until_ready(now)
+
+  return TimedStep(run, compiled_bytes(compiled), seconds)
+
+
+def compiled_bytes(compiled: Any) -> int | None:
+  """Arguments and temporaries of a compiled program."""
+  analysis = compiled.memory_analysis()
+  if analysis is None:
+    return None
+  return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+
+
 class Programs:
   """Compiles programs when first needed; keeps those of the last two buckets.
 

@@ -436,7 +436,7 @@ def _finish_epoch(
       select_on=setup.config.data.select_on,
       protocol=setup.config.protocol,
       best=session.progress.best,
-      **_perplexities(setup, float(meters['loss_sum']) / labels, score),
+      **_task_values(setup, float(meters['loss_sum']) / labels, score),
       params=params,
       macs=macs,
       train_macs=ledger.train_macs,
@@ -444,7 +444,6 @@ def _finish_epoch(
       wall_seconds=round(ledger.wall_seconds, 3),
       compile_seconds=round(ledger.compile_seconds, 3),
       compile_count=ledger.compile_count,
-      **({} if score.miou is None else {'miou': score.miou}),
       **_pace_values(setup, pace),
       **setup.task.method.metrics(
           before.architecture,
@@ -487,10 +486,12 @@ def _pace_values(
   return values
 
 
-def _perplexities(
+def _task_values(
     setup: session_lib.Setup, train_loss: float, score: evaluation.Score
 ) -> dict[str, float]:
-  """The keys of an epoch's record that only a language model has."""
+  """The keys of an epoch's record that only some tasks have."""
+  if score.miou is not None:
+    return {'miou': score.miou}
   if not setup.dataset.is_text:
     return {}
   return {

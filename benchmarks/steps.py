@@ -1,8 +1,6 @@
 """Training steps to time."""
 
 from collections.abc import Callable
-import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -17,21 +15,6 @@ from autogrow_jax import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """A compiled training step that goes on from where it was.
-
-  Attributes:
-    run: one step, waited for.
-    compile_seconds: tracing and compiling.
-    bytes: arguments and temporaries by the compiler.
-  """
-
-  run: Callable[[], None]
-  compile_seconds: float
-  bytes: int
 
 
 def noise(
@@ -49,8 +32,8 @@ def training(
     *,
     precision: str = 'float32',
     method: base.Method | None = None,
-    memory: Any = None,
-) -> Step:
+    memory: Callable[[Any], Any] = lambda memory: memory,
+) -> programs.TimedStep:
   """The training step of a run, augmentation included.
 
   Args:
@@ -58,7 +41,8 @@ def training(
     batch: images and labels.
     precision: of activations.
     method: in place of none.
-    memory: changes the method's other leaves of a fresh state.
+    memory: changes the method's other leaves of a fresh state; they stay as
+      they are by default.
 
   Returns:
     The step.
@@ -79,27 +63,10 @@ def training(
   state = state_lib.create_state(
       architecture, task.tx, key=jax.random.key(0), extra=method.extra
   )
-  if memory is not None:
-    stats = {**state.stats, 'method': memory(state.stats['method'])}
-    state = state.replace(stats=stats)
+  changed = memory(state.stats['method'])
+  state = state.replace(stats={**state.stats, 'method': changed})
   active = method.active(architecture, state.stats['method'])
   layout = view.layout(architecture, active=active)
   if active is not None:
     state = view.take(state, layout, active)
-  place = task.parallel.replicate
-  now = [place(view.pack(state, layout)), place(programs.new_meters())]
-  rest = (*place(batch), None, place(np.float32(1e-3)))
-  compiled, seconds = task.parallel.compile(
-      functools.partial(programs.train_step, task, layout),
-      (*now, *rest),
-      outputs='replicated',
-      donate=(0,),
-  )
-
-  def run():
-    now[:] = compiled(*now, *rest)
-    jax.block_until_ready(now)
-
-  analysis = compiled.memory_analysis()
-  size = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-  return Step(run, seconds, size)
+  return programs.timed_step(task, layout, state, batch)

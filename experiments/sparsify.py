@@ -12,7 +12,7 @@ from one channel per layer, and at its end has --target_sparsity of the full
 cost less.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import pathlib
@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import config
 from autogrow_jax import costs
 from autogrow_jax import data
@@ -216,15 +217,7 @@ def complete(
   if policy.name != 'every' or not policy.max_epochs:
     raise ValueError('Masks are sampled every so many epochs: give --epochs.')
   steps = len(dataset.train.labels) // run_config.batch_size
-  architecture = session.seed_architecture(
-      train.resolve(run_config, dataset), dataset
-  )
-  between = policy.interval * steps * run_config.batch_size
-  between *= dataset.train.length
-  is_worth = 3 * costs.macs(architecture) * between > _WORTH_COMPILING
-  backend = BACKEND.value
-  if backend == 'auto':
-    backend = 'compact' if is_worth else 'masked'
+  architecture = _full(run_config, dataset)
   method, schedule = run_config.method, run_config.schedule
   if METHOD.value in pruning.STRATEGIES:
     method = pruning.Pruned(
@@ -236,6 +229,14 @@ def complete(
       )
     how = 'trained in full, then pruned'
   else:
+    examples = policy.interval * steps * run_config.batch_size
+    spent = costs.Ledger().trained(
+        costs.macs(architecture), examples * dataset.train.length
+    )
+    backend = BACKEND.value
+    if backend == 'auto':
+      is_worth = spent.train_macs > _WORTH_COMPILING
+      backend = 'compact' if is_worth else 'masked'
     method = dataclasses.replace(
         method,
         strategy=METHOD.value,
@@ -271,14 +272,22 @@ def direct(run_config: config.RunConfig) -> config.RunConfig:
         '--method=direct trains the network of another run from scratch; name '
         'that run with --init_from.'
     )
-  fixed = presets.fixed(run_config)
+  schedule = dataclasses.replace(
+      run_config.schedule, finetune_epochs=run_config.policy.max_epochs
+  )
+  return dataclasses.replace(
+      _afresh(presets.fixed(run_config), run_config.init_from),
+      schedule=schedule,
+  )
+
+
+def _afresh(fixed: config.RunConfig, workdir: str) -> config.RunConfig:
+  """A fixed network that begins as another run's, with weights of its own."""
   return dataclasses.replace(
       fixed,
-      network=config.NetworkConfig(run_config.network.name),
+      network=config.NetworkConfig(fixed.network.name),
+      init_from=workdir,
       reinitialize=True,
-      schedule=dataclasses.replace(
-          fixed.schedule, finetune_epochs=run_config.policy.max_epochs
-      ),
   )
 
 
@@ -303,16 +312,13 @@ def compare(
   """Trains a fixed network from scratch; `name` is one of `COMPARISONS`."""
   fixed = comparison.fixed(run_config, name)
   if name == 'direct':
-    fixed = dataclasses.replace(
-        fixed,
-        network=config.NetworkConfig(run_config.network.name),
-        init_from=run_config.workdir,
-        reinitialize=True,
-    )
     return comparison.for_epochs(
-        fixed, dataset, result['epochs'], label='what was found, from scratch'
+        _afresh(fixed, run_config.workdir),
+        dataset,
+        result['epochs'],
+        label='what was found, from scratch',
     )
-  full = session.seed_architecture(train.resolve(fixed, dataset), dataset)
+  full = _full(fixed, dataset)
   if name == 'cost':
     return comparison.at_equal_cost(
         fixed, dataset, result, macs=costs.macs(full), label='the full network'
@@ -329,9 +335,7 @@ def of_masks(
     comparisons: Mapping[str, Mapping[str, Any]],
 ) -> str:
   """What was found, and what it saved."""
-  full = session.seed_architecture(
-      train.resolve(run_config, dataset), dataset
-  )
+  full = _full(run_config, dataset)
   history = logs.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
   epochs = [record for record in history if record['event'] == 'epoch']
   (end,) = [record for record in history if record['event'] == 'grow']
@@ -374,7 +378,20 @@ def of_masks(
   return '\n'.join(lines)
 
 
-def _savings(full: Any, epochs: Any, phase: str | None = None) -> str:
+def _full(
+    run_config: config.RunConfig, dataset: data.Dataset
+) -> architecture_lib.Architecture:
+  """The largest network that there can be."""
+  return session.seed_architecture(
+      train.resolve(run_config, dataset), dataset
+  )
+
+
+def _savings(
+    full: architecture_lib.Architecture,
+    epochs: Sequence[Mapping[str, Any]],
+    phase: str | None = None,
+) -> str:
   """Of the full network's training, for as many epochs of a phase or all."""
   spent = [
       record['macs'] for record in epochs if phase in (None, record['phase'])

@@ -194,37 +194,23 @@ def find(
         preprocessing=preprocessing_of(dataset, normalization),
         has_masks=source.has_masks,
     )
-  if dataset.startswith(PAIRS):
-    found = pairs.Folder(
-        dataset.removeprefix(PAIRS),
-        channels=channels,
-        image_size=image_size,
-        skip_damaged=skip_damaged,
-    )
-    return Found(
-        classes=found.classes,
-        shape=found.shape,
-        size=image_size,
-        is_resized=False,
-        read=found.records,
-        digest=found.digest,
-        has_masks=True,
-    )
-  if dataset.startswith(FOLDER):
-    images_in = folder.Folder(
-        dataset.removeprefix(FOLDER),
-        channels=channels,
-        image_size=image_size,
-        skip_damaged=skip_damaged,
-    )
-    return Found(
-        classes=images_in.classes,
-        shape=images_in.shape,
-        size=image_size,
-        is_resized=False,
-        read=images_in.records,
-        digest=images_in.digest,
-    )
+  for prefix, kind in ((FOLDER, folder.Folder), (PAIRS, pairs.Folder)):
+    if dataset.startswith(prefix):
+      found = kind(
+          dataset.removeprefix(prefix),
+          channels=channels,
+          image_size=image_size,
+          skip_damaged=skip_damaged,
+      )
+      return Found(
+          classes=found.classes,
+          shape=found.shape,
+          size=image_size,
+          is_resized=False,
+          read=found.records,
+          digest=found.digest,
+          has_masks=prefix == PAIRS,
+      )
   return _find_prepared(dataset, data_dir, image_size, channels)
 
 

@@ -213,8 +213,13 @@ class FixedArchitecture:
       labels: jax.Array,
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
+    """Mean cross-entropy of the network that parameters stand for, in nats."""
     del key
-    return task_objective(forward, params, stats, labels)
+    logits, network = forward(*self.gated(forward.layout, params, stats))
+    return mean_cross_entropy(logits, labels), (
+        {'network': network, 'method': stats['method']},
+        logits,
+    )
 
   def propose(
       self, decision: policies.Decision, situation: Situation
@@ -233,15 +238,9 @@ class FixedArchitecture:
     return {}
 
 
-def task_objective(
-    forward: Forward, params: Tree, stats: Tree, labels: jax.Array
-) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-  """Mean cross-entropy of the ungated network, in nats."""
-  logits, network = forward(params['weights'], stats['network'], None)
-  return mean_cross_entropy(logits, labels), (
-      {'network': network, 'method': stats['method']},
-      logits,
-  )
+def with_penalty(loss: jax.Array, penalty: jax.Array) -> jax.Array:
+  """A loss with the gradient of a penalty, which does not show in its value."""
+  return loss + (penalty - jax.lax.stop_gradient(penalty))
 
 
 def mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

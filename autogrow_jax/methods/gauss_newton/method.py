@@ -30,6 +30,7 @@ from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax.networks import base as networks_base
+from autogrow_jax.networks import common
 from autogrow_jax.networks import taps
 
 Architecture = base.Architecture
@@ -99,11 +100,7 @@ class GaussNewton(base.FixedArchitecture):
         'norms': ('settled', 'measured'),
     }
     for name, allowed in choices.items():
-      if getattr(self, name) not in allowed:
-        raise ValueError(
-            f'{name} is one of {", ".join(allowed)}, got '
-            f'{getattr(self, name)!r}.'
-        )
+      common.check_choice(name, getattr(self, name), allowed)
     for name in ('samples', 'examples'):
       value = getattr(self, name)
       if value is not None and value < 1:

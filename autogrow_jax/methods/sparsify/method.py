@@ -19,11 +19,13 @@ from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import space as space_lib
+from autogrow_jax.networks import common
 
 Architecture = architecture_lib.Architecture
 Tree = base.Tree
 _ORIGIN = 3.0  # s of what is there at first.
 _LARGE = 1e6
+_DRAWS = 64  # Samples of which the one nearest to the budget is taken.
 
 CHOICES = {
     'strategy': ('sparsify', 'random'),
@@ -107,16 +109,8 @@ class Sparsify(base.FixedArchitecture):
 
   def __post_init__(self):
     for name, allowed in CHOICES.items():
-      if getattr(self, name) not in allowed:
-        raise ValueError(
-            f'{name} is one of {", ".join(allowed)}, got '
-            f'{getattr(self, name)!r}.'
-        )
-    if not 0 < self.target_sparsity < 1:
-      raise ValueError(
-          'target_sparsity is the part of the cost to do without, above 0 and '
-          f'below 1, got {self.target_sparsity}.'
-      )
+      common.check_choice(name, getattr(self, name), allowed)
+    space_lib.check_target(self.target_sparsity)
     for name, low, high in (
         ('lambda1', 0, _LARGE),
         ('lambda2', 0, _LARGE),
@@ -218,28 +212,25 @@ class Sparsify(base.FixedArchitecture):
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
     """Equation (6). The penalty has a gradient but does not show in the loss.
     """
-    del key
-    logits, network = forward(*self.gated(forward.layout, params, stats))
-    loss = base.mean_cross_entropy(logits, labels)
-    if self.strategy == 'sparsify':
-      penalty = self.penalty(
-          forward.layout.canonical, params['aux'], stats['method']
-      )
-      loss += penalty - jax.lax.stop_gradient(penalty)
-    return loss, (
-        {
-            # What gates scaled among the statistics is not to stay scaled.
-            'network': jax.tree_util.tree_map_with_path(
-                lambda path, old, new: (
-                    old if state_lib.names(path)[-1] == 'select' else new
-                ),
-                stats['network'],
-                network,
-            ),
-            'method': stats['method'],
-        },
-        logits,
+    loss, (after, logits) = super().objective(
+        forward, params, stats, labels, key
     )
+    if self.strategy == 'sparsify':
+      loss = base.with_penalty(
+          loss,
+          self.penalty(
+              forward.layout.canonical, params['aux'], stats['method']
+          ),
+      )
+    # What gates scaled among the statistics is not to stay scaled.
+    after['network'] = jax.tree_util.tree_map_with_path(
+        lambda path, old, new: (
+            old if state_lib.names(path)[-1] == 'select' else new
+        ),
+        stats['network'],
+        after['network'],
+    )
+    return loss, (after, logits)
 
   def penalty(
       self, architecture: Architecture, aux: Tree, memory: Tree
@@ -320,18 +311,48 @@ class Sparsify(base.FixedArchitecture):
         kept[axis] = np.flatnonzero(q['channels'][name])
         factors[axis] = p['channels'][name][kept[axis]]
     pruned = pruned.resized({axis: len(units) for axis, units in kept.items()})
+    report = {
+        'ambiguous': masks.ambiguous(p),
+        'unlike_threshold': disagree,
+        'widths': {axis: pruned.size(axis) for axis in sorted(kept)},
+    }
+    return growth.Growth(
+        pruned,
+        kept,
+        self._folding(pruned, factors, p['layers'], report),
+        note='prune for good what is not in the sample',
+    )
+
+  def _folding(
+      self,
+      pruned: Architecture,
+      channels: Mapping[str, np.ndarray],
+      layers: Mapping[str, np.ndarray],
+      report: dict[str, Any],
+  ) -> growth.Patch:
+    """Multiplies the gates of what remains into weights, and ends masking.
+
+    Args:
+      pruned: the architecture that remains.
+      channels: per axis of it, the gates of its channels.
+      layers: gates of blocks.
+      report: of the patch.
+
+    Returns:
+      The patch.
+    """
+    scale = (
+        growth.scale_readers if self.gate == 'readers' else growth.scale_filters
+    )
 
     def patch(state, key):
       del key
-      table = state_lib.axis_table(pruned)
-      scale = (
-          growth.scale_readers if self.gate == 'readers'
-          else growth.scale_filters
-      )
       tree = scale(
-          {'weights': state.params['weights'], **state.stats}, table, factors
+          {'weights': state.params['weights'], **state.stats},
+          state_lib.axis_table(pruned),
+          channels,
       )
-      weights = _with_folded_layers(pruned, tree['weights'], p['layers'])
+      weights = _with_folded_layers(pruned, tree['weights'], layers)
       memory = {
           **state.stats['method'],
           'q': jax.tree.map(np.ones_like, state.stats['method']['q']),
@@ -340,15 +361,9 @@ class Sparsify(base.FixedArchitecture):
       return state.replace(
           params={**state.params, 'weights': weights},
           stats={'network': tree['network'], 'method': memory},
-      ), {
-          'ambiguous': masks.ambiguous(p),
-          'unlike_threshold': disagree,
-          'widths': {axis: pruned.size(axis) for axis in sorted(kept)},
-      }
+      ), report
 
-    return growth.Growth(
-        pruned, kept, patch, note='prune for good what is not in the sample'
-    )
+    return patch
 
   def describe(self, architecture: Architecture, memory: Tree) -> str:
     text = super().describe(architecture, memory)
@@ -486,9 +501,6 @@ class Sparsify(base.FixedArchitecture):
       p = same(masks.probability_of(lambda p: density(same(p)), target))
     draws = [draw(jax.random.fold_in(key, n), p) for n in range(_DRAWS)]
     return min(draws, key=lambda q: abs(density(q) - target))
-
-
-_DRAWS = 64
 
 
 def _on_host(tree: Tree, dtype: Any = None) -> Tree:

@@ -43,6 +43,7 @@ from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import space as space_lib
+from autogrow_jax.networks import common
 
 Architecture = architecture_lib.Architecture
 Tree = base.Tree
@@ -76,19 +77,9 @@ class Pruned(base.FixedArchitecture):
   threshold: float = 0.05
 
   def __post_init__(self):
-    for name, allowed in (
-        ('strategy', STRATEGIES), ('budget', space_lib.BUDGETS)
-    ):
-      if getattr(self, name) not in allowed:
-        raise ValueError(
-            f'{name} is one of {", ".join(allowed)}, got '
-            f'{getattr(self, name)!r}.'
-        )
-    if not 0 < self.target_sparsity < 1:
-      raise ValueError(
-          'target_sparsity is the part of the cost to do without, above 0 and '
-          f'below 1, got {self.target_sparsity}.'
-      )
+    common.check_choice('strategy', self.strategy, STRATEGIES)
+    common.check_choice('budget', self.budget, space_lib.BUDGETS)
+    space_lib.check_target(self.target_sparsity)
     for name in ('penalty', 'threshold'):
       if not 0 <= getattr(self, name) < np.inf:
         raise ValueError(
@@ -114,8 +105,7 @@ class Pruned(base.FixedArchitecture):
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
     """The penalty has a gradient but does not show in the loss."""
-    del key
-    loss, rest = base.task_objective(forward, params, stats, labels)
+    loss, rest = super().objective(forward, params, stats, labels, key)
     if self.strategy == 'morphnet':
       architecture = forward.layout.architecture
       scales = norms(
@@ -127,7 +117,7 @@ class Pruned(base.FixedArchitecture):
       penalty = stats['method']['open'] * self.penalty * sum(
           costs[name] * scale.sum() for name, scale in scales.items()
       )
-      loss += penalty - jax.lax.stop_gradient(penalty)
+      loss = base.with_penalty(loss, penalty)
     return loss, rest
 
   def propose(

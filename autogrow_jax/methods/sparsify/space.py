@@ -73,6 +73,15 @@ def check(architecture: Architecture, grow: str) -> None:
     )
 
 
+def check_target(sparsity: float) -> None:
+  """Raises a ValueError unless a part of the cost can be done without."""
+  if not 0 < sparsity < 1:
+    raise ValueError(
+        'target_sparsity is the part of the cost to do without, above 0 and '
+        f'below 1, got {sparsity}.'
+    )
+
+
 def counts(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
   """Per axis, the sum over its channels: of 'channels' in a tree of masks."""
   return {
