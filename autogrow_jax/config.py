@@ -155,6 +155,7 @@ class DeviceConfig:
     depth_buckets: what training steps are compiled for while a network grows
       deeper, every 'exact' depth or 'powers' of two; results are equal to
       rounding.
+    compile_ahead: compile for the next growth while the network trains.
   """
 
   parallel: str = 'auto'
@@ -162,6 +163,7 @@ class DeviceConfig:
   precision: str = 'float32'
   decode_workers: int = 0
   depth_buckets: str = 'powers'
+  compile_ahead: bool = True
 
   def __post_init__(self):
     common.check_choice('parallel', self.parallel, ('auto', 'pmap', 'jit'))

@@ -71,6 +71,32 @@ def decisions(
   )
 
 
+def next_growth(
+    policy: policies.Policy, observation: policies.Observation
+) -> policies.Decision | None:
+  """What a policy decides to grow next, if accuracy does not move before.
+
+  Policies are values, so that their future can be rehearsed.
+
+  Args:
+    policy: after an observation.
+    observation: that one.
+
+  Returns:
+    The first decision to grow; None if there is none within 1,000 epochs.
+  """
+  for _ in range(1000):
+    if policy.finished:
+      return None
+    observation = dataclasses.replace(
+        observation, epoch=observation.epoch + 1, step=observation.step + 1
+    )
+    policy, decision = policy.update(observation)
+    if decision.action == 'grow':
+      return decision
+  return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Percentiles:
   """The 10th, 50th and 90th percentile of a count over runs."""

@@ -248,13 +248,15 @@ class _Full:
     layout = view.layout(architecture)
     compilations = []
     programs = programs_lib.Programs(
-        setup.task, lambda name, seconds: compilations.append(seconds)
+        setup.task,
+        lambda name, seconds, waited=None: compilations.append(seconds),
     )
     arguments = (
         parallel.replicate(view.pack(state, layout)),
         parallel.replicate(programs_lib.new_meters()),
         *self._examples(),
         parallel.replicate(np.float32(setup.config.schedule.learning_rate)),
+        layout.depths,
     )
     program = programs.train_step(layout, arguments)
     _, meters = program(*arguments)

@@ -11,7 +11,9 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   perplexity and train_perplexity; params, macs; train_macs and eval_macs
   (multiply-adds so far); wall_seconds, compile_seconds and compile_count (so
   far); images_per_second (missing where an epoch's last step had been done
-  before a restart); of a stream input_wait_seconds (for which the devices had
+  before a restart); pause_seconds (between the last training step before the
+  epoch and its first one, forward passes left out; missing after a start); of a
+  stream input_wait_seconds (for which the devices had
   no batch to work on, since the restart); skipped (damaged training images, if
   there were any).
 * 'grow': stage, block, shape and depths (after), note; params, macs and loss,
@@ -23,7 +25,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
 * 'skip': reason; the policy asked for a growth, and the method had none.
 * 'stop': stage, reason ('window' or 'cap').
 * 'phase': name.
-* 'compile': what, seconds; count where several programs were compiled.
+* 'compile': what, seconds; count where several programs were compiled; waited
+  (seconds) where it was begun in advance.
 * 'end'.
 
 Of several hosts only the first one opens any of these.
@@ -312,6 +315,11 @@ def format_record(record: Record) -> str:
     return (
         f"compiled {record['what']} in {record['seconds']:.1f} s"
         + (f" ({record['count']} programs)" if 'count' in record else '')
+        + (
+            f", in advance (waited {record['waited']:.1f} s)"
+            if 'waited' in record
+            else ''
+        )
     )
   return ''
 

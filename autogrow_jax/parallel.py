@@ -83,6 +83,26 @@ class Parallel:
       )
     return self._put(tree, sharded=self.mode == 'pmap')
 
+  def abstract(self, tree: Any) -> Any:
+    """Shapes and places of what `replicate` makes of arrays, or of shapes."""
+    copies = (len(self.devices),) if self.mode == 'pmap' else ()
+    sharding = self._sharding(sharded=self.mode == 'pmap')
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (*copies, *leaf.shape), leaf.dtype, sharding=sharding
+        ),
+        tree,
+    )
+
+  def like(self, tree: Any) -> Any:
+    """Shapes and places of arrays that are on the devices."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf.sharding
+        ),
+        tree,
+    )
+
   def shard(self, tree: Any) -> Any:
     """Splits the leading dimension of a host tree among the devices."""
     if self.mode == 'pmap':

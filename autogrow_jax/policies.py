@@ -22,7 +22,7 @@ import abc
 import dataclasses
 import fractions
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, Self, final
 
 from autogrow_jax import paired
@@ -108,6 +108,15 @@ class Decision:
           f'A decision names both stage {self.stage} and target {self.target}; '
           'it must name one of them.'
       )
+
+  def stages(self, depths: Sequence[int]) -> tuple[int, ...]:
+    """Once per block to append to a network of these depths, its stage."""
+    if self.target is None:
+      return () if self.stage is None else (self.stage,)
+    pairs = enumerate(zip(depths, self.target, strict=True))
+    return tuple(
+        stage for stage, (now, goal) in pairs for _ in range(goal - now)
+    )
 
 
 KEEP = Decision('keep')

@@ -5,10 +5,13 @@ compiled per bucket of architectures.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
-from typing import Any
+import threading
+import time
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +22,24 @@ from autogrow_jax import data
 from autogrow_jax import optimizers
 from autogrow_jax import parallel as parallel_lib
 from autogrow_jax import randomness
+from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.networks import base as networks_base
 
 Compiled = Callable[..., Any]
-OnCompile = Callable[[str, float], None]
+
+
+class OnCompile(Protocol):
+  """Called with a program's name and the seconds that compiling it took.
+
+  If it was compiled in advance, also with those for which it was waited for.
+  """
+
+  def __call__(
+      self, name: str, seconds: float, waited: float | None = None
+  ) -> None:
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,21 +71,30 @@ class Compilations:
 
 @contextlib.contextmanager
 def compilations() -> Iterator[Compilations]:
-  """Counts all that JAX compiles meanwhile, or takes out of its cache."""
+  """Counts what JAX compiles meanwhile, or takes out of its cache.
+
+  In this thread, in which nothing is that was begun in advance.
+  """
   spent = Compilations()
-  _watching.append(spent)
+  _watching.here.append(spent)
   try:
     yield spent
   finally:
-    _watching.remove(spent)
+    _watching.here.remove(spent)
 
 
-_watching: list[Compilations] = []
+class _Watching(threading.local):
+
+  def __init__(self):
+    self.here: list[Compilations] = []
+
+
+_watching = _Watching()
 
 
 def _on_duration(event: str, seconds: float, **unused_labels: Any) -> None:
   if event == '/jax/core/compile/backend_compile_duration':
-    for spent in _watching:
+    for spent in _watching.here:
       spent.count += 1
       spent.seconds += seconds
 
@@ -249,10 +273,45 @@ def compiled_bytes(compiled: Any) -> int | None:
   return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+  """A kind of program: a function of (task, layout, state, rest, depths).
+
+  Attributes:
+    function: the program, with task and layout.
+    state: what it takes of the packed state, as its first arguments; the last
+      one is depths.
+    leading: how many of these first ones there are.
+    outputs: how its results are placed.
+    donate: positions of the arguments that it consumes.
+  """
+
+  function: Callable[..., Any]
+  state: Callable[[Any], tuple[Any, ...]]
+  leading: int
+  outputs: parallel_lib.Role
+  donate: tuple[int, ...] = ()
+
+
+_KINDS = {
+    'train step': _Kind(
+        train_step, lambda packed: (packed,), 1, 'replicated', donate=(0,)
+    ),
+    'evaluation': _Kind(
+        forward_batch,
+        lambda packed: (packed.params, packed.stats),
+        2,
+        'sharded',
+    ),
+}
+
+
 class Programs:
   """Compiles programs when first needed; keeps those of the last two buckets.
 
-  Two, because a growth's receipt compares the networks before and after.
+  Two, because a growth's receipt compares the networks before and after. What
+  will be needed can be compiled in advance, by one thread; which program runs
+  does not depend on it, since one that is not ready is waited for.
   """
 
   def __init__(self, task: Task, on_compile: OnCompile):
@@ -260,42 +319,105 @@ class Programs:
 
     Args:
       task: what they depend on besides the bucket.
-      on_compile: called with a program's name and seconds.
+      on_compile: called for each one, once it is there.
     """
     self._task = task
     self._on_compile = on_compile
     self._compiled: dict[view.Bucket, dict[Any, Compiled]] = {}
+    self._last: dict[str, Any] = {}
+    self._thread = futures.ThreadPoolExecutor(1, 'compile ahead')
+    self._ahead: dict[tuple[view.Bucket, str], futures.Future] = {}
 
   def train_step(self, layout: view.Layout, arguments: Any) -> Compiled:
     """`train_step` for arguments like these; consumes the packed state."""
-    step = functools.partial(train_step, self._task, layout)
-    return self._get(
-        layout, 'train step', step, arguments, 'replicated', donate=(0,)
-    )
+    return self._get(layout, 'train step', arguments)
 
   def forward(self, layout: view.Layout, arguments: Any) -> Compiled:
     """`forward_batch` for arguments like these."""
-    forward = functools.partial(forward_batch, self._task, layout)
-    return self._get(layout, 'evaluation', forward, arguments, 'sharded')
+    return self._get(layout, 'evaluation', arguments)
 
-  def _get(self, layout, name, function, arguments, outputs, donate=()):
+  def prepare(self, layout: view.Layout) -> None:
+    """Begins to compile for another layout what the last one was compiled for.
+
+    Args:
+      layout: the one that is likely to come; all of its network is computed.
+    """
+    if layout.bucket in self._compiled:
+      return
+    for name, rest in self._last.items():
+      if (layout.bucket, name) not in self._ahead:
+        self._ahead[layout.bucket, name] = self._thread.submit(
+            self._prepare, layout, name, rest
+        )
+
+  def close(self) -> None:
+    """Waits for what is being compiled; tells of what was not needed."""
+    self._thread.shutdown(cancel_futures=True)
+    for (_, name), ahead in self._ahead.items():
+      if not ahead.cancelled() and ahead.exception() is None:
+        self._on_compile(f'{name}, not needed', ahead.result()[-1], 0.0)
+    self._ahead.clear()
+
+  def _prepare(self, layout, name, rest):
+    task = self._task
+    state = state_lib.abstract_state(
+        layout.architecture, task.tx, extra=task.method.extra
+    )
+    packed, depths = task.parallel.abstract((
+        jax.eval_shape(
+            lambda state: view.pack(state, layout, stack=jnp.stack), state
+        ),
+        layout.depths,
+    ))
+    arguments = (*_KINDS[name].state(packed), *rest, depths)
+    return _key(layout, name, arguments), *self._compile(
+        layout, name, arguments
+    )
+
+  def _get(self, layout, name, arguments):
     known = self._compiled.pop(layout.bucket, {})
     self._compiled[layout.bucket] = known
     while len(self._compiled) > 2:
       del self._compiled[next(iter(self._compiled))]
-    # A method's own leaves are not packed and may differ within a bucket, and
-    # so may what it makes of the blocks' names, and windows of text in length.
-    names = None
-    if layout.architecture != layout.canonical:
-      names = layout.architecture
-    leaves, structure = jax.tree.flatten(arguments)
-    key = name, names, structure, tuple(leaf.shape for leaf in leaves)
+    key = _key(layout, name, arguments)
     if key not in known:
-      known[key], seconds = self._task.parallel.compile(
-          function,
-          arguments,
-          outputs=outputs,
-          donate=donate,
-      )
-      self._on_compile(name, seconds)
+      known[key] = self._obtain(layout, name, arguments)
     return known[key]
+
+  def _obtain(self, layout, name, arguments):
+    """A program that is not there yet."""
+    rest = arguments[_KINDS[name].leading : -1]
+    self._last[name] = self._task.parallel.like(rest)
+    ahead = self._ahead.pop((layout.bucket, name), None)
+    if ahead is not None:
+      started = time.perf_counter()
+      key, compiled, seconds = ahead.result()
+      waited = time.perf_counter() - started
+      self._on_compile(name, seconds, waited)
+      if key == _key(layout, name, arguments):
+        return compiled
+    compiled, seconds = self._compile(layout, name, arguments)
+    self._on_compile(name, seconds)
+    return compiled
+
+  def _compile(self, layout, name, arguments):
+    kind = _KINDS[name]
+    return self._task.parallel.compile(
+        functools.partial(kind.function, self._task, layout),
+        arguments,
+        outputs=kind.outputs,
+        donate=kind.donate,
+    )
+
+
+def _key(layout: view.Layout, name: str, arguments: Any) -> Any:
+  """What tells programs of a bucket apart.
+
+  A method's own leaves are not packed and may differ within a bucket, and so
+  may what it makes of the blocks' names, and windows of text in length.
+  """
+  names = None
+  if layout.architecture != layout.canonical:
+    names = layout.architecture
+  leaves, structure = jax.tree.flatten(arguments)
+  return name, names, structure, tuple(leaf.shape for leaf in leaves)

@@ -23,10 +23,12 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
+from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import evaluation
 from autogrow_jax import feeds
+from autogrow_jax import growth
 from autogrow_jax import logs
 from autogrow_jax import networks
 from autogrow_jax import optimizers
@@ -158,6 +160,23 @@ class Setup:
     return max(1, wanted // devices) * devices
 
 
+class Pause:
+  """The time since a training step ended, forward passes left out."""
+
+  def __init__(self):
+    self._since = time.perf_counter()
+
+  @property
+  def seconds(self) -> float:
+    return time.perf_counter() - self._since
+
+  @contextlib.contextmanager
+  def left_out(self) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    self._since += time.perf_counter() - started
+
+
 class Session:
   """The mutable edge of a run: devices, files, the screen, signals.
 
@@ -171,6 +190,8 @@ class Session:
     active: what of the canonical state is in it; None for all.
     meters: sums over the current epoch, on the devices.
     signals: numbers of the signals received, most recent last.
+    observed: what the policy saw last; None before, or after a restart.
+    pause: since the last training step; None before, or after a restart.
   """
 
   def __init__(
@@ -195,9 +216,11 @@ class Session:
     )
     self.load(state)
     self.meters = parallel.replicate(meters)
+    self.observed: policies.Observation | None = None
+    self.pause: Pause | None = None
     self._accounted = started
     self._saved = started
-    self._pending: list[tuple[str, float]] = []
+    self._pending: list[dict[str, Any]] = []
     self.history = logs.History(setup.workdir / 'history.jsonl')
     self.history.truncate_to(progress.history)
     self.tensorboard = logs.TensorBoard(
@@ -280,9 +303,23 @@ class Session:
   def flush_compilations(self) -> None:
     """Records the compilations since the last call."""
     pending, self._pending = self._pending, []
-    for name, seconds in pending:
-      self.charge(self.progress.ledger.compiled(seconds))
-      self.record('compile', what=name, seconds=round(seconds, 3))
+    for values in pending:
+      self.charge(self.progress.ledger.compiled(values['seconds']))
+      self.record('compile', **values)
+
+  def compile_ahead(self) -> None:
+    """Begins to compile for the growth that is likely to come next."""
+    method, progress = self.setup.task.method, self.progress
+    is_wanted = self.setup.config.devices.compile_ahead and method.deepens
+    if not is_wanted or progress.phase != 'growing' or self.observed is None:
+      return
+    decision = controls.next_growth(progress.policy, self.observed)
+    if decision is not None:
+      now = progress.architecture
+      appended = growth.append_all(now, decision.stages(now.depths))
+      self.programs.prepare(
+          view.layout(appended.architecture, spare=self._may_deepen())
+      )
 
   def record_compilations(
       self, what: str, spent: programs_lib.Compilations
@@ -352,6 +389,7 @@ class Session:
       )
 
   def close(self) -> None:
+    self.programs.close()
     self.feed.close()
     self.screen.close()
     self.tensorboard.close()
@@ -365,8 +403,13 @@ class Session:
         and self.progress.phase == 'growing'
     )
 
-  def _on_compile(self, name: str, seconds: float) -> None:
-    self._pending.append((name, seconds))
+  def _on_compile(
+      self, name: str, seconds: float, waited: float | None = None
+  ) -> None:
+    values = {'what': name, 'seconds': round(seconds, 3)}
+    if waited is not None:
+      values['waited'] = round(waited, 3)
+    self._pending.append(values)
 
 
 def set_up(
@@ -531,7 +574,9 @@ def claim(config: RunConfig) -> pathlib.Path:
     return {
         **{name: item for name, item in value.items() if name not in neutral},
         'data': {**value['data'], 'data_dir': None},
-        'devices': {**value['devices'], 'decode_workers': 0},
+        'devices': {
+            **value['devices'], 'decode_workers': 0, 'compile_ahead': True
+        },
     }
 
   if changed := config_lib.differences(strip(continued), strip(config)):

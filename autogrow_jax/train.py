@@ -333,10 +333,13 @@ class _Pace:
     images_per_second: in training.
     input_wait_seconds: for which the devices had nothing to do, because a batch
       was not there yet.
+    pause_seconds: between the last step before the epoch and its first one,
+      forward passes left out; None if this process did no step before.
   """
 
   images_per_second: float
   input_wait_seconds: float
+  pause_seconds: float | None
 
 
 def _train_epoch(session: session_lib.Session) -> _Pace | None:
@@ -360,7 +363,7 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
   session.screen.update(steps - (end - step))
   if step == end - steps:
     session.rewind()
-  late = None
+  late, paused = None, None
   started, session.feed.waited = time.perf_counter(), 0.0
   for number in range(step, end):
     session.stop_if_asked()
@@ -373,7 +376,11 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
     program = session.programs.train_step(session.layout, arguments)
     session.flush_compilations()
     started += time.perf_counter() - compiling
+    if session.pause is not None:
+      paused, session.pause = session.pause.seconds, None
     session.packed, session.meters = program(*arguments)
+    if late is None:
+      session.compile_ahead()
     if late is not None:  # One step late, so that the device never waits.
       meters = parallel.fetch(late)
       session.screen.update(
@@ -387,9 +394,11 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
   if late is None:
     return None
   jax.block_until_ready(late)
+  session.pause = session_lib.Pause()
   return _Pace(
       (end - step) * config.batch_size / (time.perf_counter() - started),
       session.feed.waited,
+      paused,
   )
 
 
@@ -481,6 +490,8 @@ def _pace_values(
   if pace is None:
     return {}
   values = {'images_per_second': round(pace.images_per_second, 1)}
+  if pace.pause_seconds is not None:
+    values['pause_seconds'] = round(pace.pause_seconds, 3)
   if setup.dataset.stream is not None:
     values['input_wait_seconds'] = round(pace.input_wait_seconds, 3)
   return values
@@ -515,17 +526,16 @@ def _decide(
     stop_if_asked: called before each batch that the method draws.
   """
   setup, progress = session.setup, session.progress
-  policy, decision = progress.policy.update(
-      policies.Observation(
-          epoch=progress.phase_epoch,
-          step=session.step,
-          correct=score.correct,
-          total=score.total,
-          loss_sum=score.loss_sum,
-          cost=progress.ledger.train_macs,
-          hits=score.hits,
-      )
+  session.observed = policies.Observation(
+      epoch=progress.phase_epoch,
+      step=session.step,
+      correct=score.correct,
+      total=score.total,
+      loss_sum=score.loss_sum,
+      cost=progress.ledger.train_macs,
+      hits=score.hits,
   )
+  policy, decision = progress.policy.update(session.observed)
   session.progress = dataclasses.replace(progress, policy=policy)
   for stage in decision.closed:
     session.record('stop', stage=stage, reason='window')
@@ -670,7 +680,8 @@ def _forward(
       session.depths,
   )
   program = session.programs.forward(session.layout, arguments)
-  return parallel.gather(program(*arguments))
+  with session.pause.left_out() if session.pause else contextlib.nullcontext():
+    return parallel.gather(program(*arguments))
 
 
 def _conclude(session: session_lib.Session) -> dict[str, Any]:
@@ -679,6 +690,7 @@ def _conclude(session: session_lib.Session) -> dict[str, Any]:
   session.save()  # What follows is done again if it is interrupted.
   selection = _evaluate(session, dataset.selection)
   test = _evaluate(session, dataset.read_test())
+  session.programs.close()
   session.flush_compilations()
   session.record('end')
   return results.conclude(

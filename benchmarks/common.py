@@ -35,8 +35,12 @@ class Spread:
     return cls(statistics.median(seconds), min(seconds), max(seconds))
 
   def __str__(self) -> str:
+    """In milliseconds."""
     scale = lambda value: f'{1e3 * value:.1f}'
     return f'{scale(self.median)} ({scale(self.low)}-{scale(self.high)})'
+
+  def seconds(self) -> str:
+    return f'{self.median:.2f} ({self.low:.2f}-{self.high:.2f})'
 
 
 def in_turn(

@@ -1,12 +1,17 @@
 """What growing costs: compilations, pauses, and a second start.
 
     python -m benchmarks.growth                    # 12 growths, digits
-    python -m benchmarks.growth --growths=24
+    python -m benchmarks.growth --depths=32-32-32 --growths=3 --starts=first
+    python -m benchmarks.growth --dataset=cifar10 --data_dir=DIR \
+        --data_fraction=0.05 --interval=3 --starts=first
 
-Runs of p-AutoGrow on the embedded digits, one block in every epoch: one with
-an empty compilation cache, and the same again with the cache it left. The pause
-of a growth is what passes between the last step before it and the first one
-after, without the evaluation of the epoch and the receipt's forward passes.
+Runs of p-AutoGrow, each in a process of its own, by --starts: `first`, with an
+empty compilation cache; `second`, the same again with the cache it left;
+`waiting`, a first start that compiles nothing in advance; `exact`, one that
+compiles for every exact depth as well. The pause of a growth is what passes
+between the last training step before it and the first one after, without
+forward passes (of evaluations and the receipt), but with what is compiled or
+waited for.
 """
 
 import os
@@ -19,67 +24,110 @@ from absl import flags
 from autogrow_jax import config
 from autogrow_jax import data
 from autogrow_jax import logs
+from autogrow_jax import policies
 from autogrow_jax import train
 from benchmarks import common
 from experiments import flags as run_flags
 
-GROWTHS = flags.DEFINE_integer('growths', 12, 'Of each run.')
-WIDTHS = flags.DEFINE_string('widths', '16-32-64', 'Channels per stage.')
-CACHE = flags.DEFINE_string('cache', None, 'Used by the benchmark itself.')
+_SETTINGS = (
+    flags.DEFINE_integer('growths', 12, 'Of each run.'),
+    flags.DEFINE_integer('interval', 1, 'Epochs between growths.'),
+    flags.DEFINE_string('depths', '1-1-1', 'Blocks per stage at the start.'),
+    flags.DEFINE_string('widths', '16-32-64', 'Channels per stage.'),
+    flags.DEFINE_string('dataset', 'digits', 'Training data.'),
+    flags.DEFINE_string('data_dir', None, 'Where TFDS has prepared them.'),
+    flags.DEFINE_string('data_fraction', '1', 'Part of them to train on.'),
+    flags.DEFINE_integer('batch_size', 64, 'Images of a step.'),
+)
+GROWTHS, INTERVAL, DEPTHS, WIDTHS, DATASET, DATA_DIR, FRACTION, BATCH = (
+    _SETTINGS
+)
+STARTS = flags.DEFINE_list(
+    'starts', ['first', 'second', 'waiting', 'exact'], 'Which runs.'
+)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Used by the benchmark itself.')
+START = flags.DEFINE_string('start', None, 'Used by the benchmark itself.')
+CACHE = flags.DEFINE_string('cache', None, 'Used by the benchmark itself.')
+_KINDS = ('first', 'second', 'waiting', 'exact')
 
 
 def main() -> None:
   if WORKDIR.value:
-    _run(WORKDIR.value, CACHE.value)
+    _run(WORKDIR.value, CACHE.value, START.value)
     return
+  if unknown := set(STARTS.value) - set(_KINDS):
+    raise ValueError(
+        f'--starts are of {", ".join(_KINDS)}, got {", ".join(unknown)}.'
+    )
+  figures = {}
   with tempfile.TemporaryDirectory() as directory:
-    cache = os.path.join(directory, 'cache')
-    figures = {}
-    for name in ('first start', 'second start'):
-      workdir = os.path.join(directory, name.replace(' ', '-'))
+    for name in STARTS.value:
+      workdir = os.path.join(directory, name)
+      shared = 'first' if name == 'second' else name
       subprocess.run(
           [
               sys.executable, '-m', 'benchmarks.growth', f'--workdir={workdir}',
-              f'--cache={cache}', f'--growths={GROWTHS.value}',
-              f'--widths={WIDTHS.value}',
+              f'--cache={os.path.join(directory, shared)}-cache',
+              f'--start={name}',
+              *(
+                  f'--{item.name}={item.value}'
+                  for item in _SETTINGS
+                  if item.value is not None
+              ),
           ],
           check=True,
           stdout=subprocess.DEVNULL,
       )
       figures[name] = _figures(workdir)
-  first = figures['first start']['compile_seconds']
+  base = figures[STARTS.value[0]]['compile_seconds']
   common.report(
-      f'p-AutoGrow over {GROWTHS.value} growths, digits, '
-      f'widths {WIDTHS.value}',
-      ('', 'wall, s', 'compiling, s', 'of the first', 'train steps compiled',
-       'growing and compiling', 'median pause, s'),
+      f'p-AutoGrow over {GROWTHS.value} growths from {DEPTHS.value}, widths '
+      f'{WIDTHS.value}, {DATASET.value} ({FRACTION.value}), K = '
+      f'{INTERVAL.value}',
+      ('start', 'wall, s', 'compiling, s', 'of the first', 'waited, s',
+       'train steps compiled', 'growing and compiling',
+       'pause, s, median (range)', 'without growth'),
       [
           (name, f'{item["wall_seconds"]:.1f}',
            f'{item["compile_seconds"]:.1f}',
-           f'{100 * item["compile_seconds"] / first:.0f} %',
+           f'{100 * item["compile_seconds"] / base:.0f} %',
+           f'{item["waited_seconds"]:.1f}',
            item['train_steps_compiled'],
-           f'{100 * item["share"]:.0f} %', f'{item["pause"].median:.2f}')
+           f'{100 * item["share"]:.1f} %',
+           item['pause'].seconds(),
+           item['no_pause'].seconds() if item['no_pause'] else '')
           for name, item in figures.items()
       ],
       figures,
   )
 
 
-def _run(workdir: str, cache: str) -> None:
+def _run(workdir: str, cache: str, start: str) -> None:
   """One run, in a process of its own."""
   train.cache_compilations(cache)
   train.run(config.RunConfig(
       workdir=workdir,
-      data=data.DataConfig(dataset='digits'),
+      data=data.DataConfig(
+          dataset=DATASET.value,
+          data_dir=DATA_DIR.value,
+          fraction=FRACTION.value,
+      ),
       network=config.NetworkConfig(
-          'basic3resnet', widths=tuple(map(int, WIDTHS.value.split('-')))
+          'basic3resnet',
+          depths=policies.parse_depths(DEPTHS.value),
+          widths=tuple(map(int, WIDTHS.value.split('-'))),
       ),
       policy=config.PolicyConfig(
-          interval=1, window=100, max_epochs=GROWTHS.value + 1
+          interval=INTERVAL.value,
+          window=100 * INTERVAL.value,
+          max_epochs=GROWTHS.value * INTERVAL.value + 1,
+      ),
+      devices=config.DeviceConfig(
+          depth_buckets='exact' if start == 'exact' else 'powers',
+          compile_ahead=start in ('first', 'second'),
       ),
       schedule=config.ScheduleConfig(learning_rate=0.05, finetune_epochs=1),
-      batch_size=64,
+      batch_size=BATCH.value,
   ))
 
 
@@ -87,28 +135,30 @@ def _figures(workdir: str) -> dict[str, object]:
   """From a run's history and result."""
   result = train.read_result(workdir)
   records = logs.read(os.path.join(workdir, 'history.jsonl'))
-  pauses, rebuilding, growing = [], 0.0, None
-  steps = 0
+  compiled = [item for item in records if item['event'] == 'compile']
+  waited = sum(item.get('waited', item['seconds']) for item in compiled)
+  grown = [item for item in records if item['event'] == 'grow']
+  pauses = {True: [], False: []}
+  after_growth = False
   for record in records:
-    if record['event'] == 'grow':
-      growing = record['seconds']
-      rebuilding += record['seconds']
-    elif record['event'] == 'compile' and record['what'] == 'train step':
-      steps += 1
-      if growing is not None:
-        growing += record['seconds']
-    elif record['event'] == 'epoch' and growing is not None:
-      pauses.append(growing)
-      growing = None
-  spent = result['compile_seconds'] + rebuilding
+    after_growth |= record['event'] == 'grow'
+    if record['event'] == 'epoch':
+      if record['phase'] == 'growing' and 'pause_seconds' in record:
+        pauses[after_growth].append(record['pause_seconds'])
+      after_growth = False
+  spent = waited + sum(item['seconds'] for item in grown)
   return {
       'wall_seconds': result['wall_seconds'],
       'compile_seconds': result['compile_seconds'],
       'compile_count': result['compile_count'],
-      'train_steps_compiled': steps,
-      'growths': result['growths'],
+      'waited_seconds': round(waited, 3),
+      'train_steps_compiled': sum(
+          item['what'].startswith('train step') for item in compiled
+      ),
+      'growths': len(grown),
       'share': min(1.0, spent / result['wall_seconds']),
-      'pause': common.Spread.of(pauses),
+      'pause': common.Spread.of(pauses[True]),
+      'no_pause': common.Spread.of(pauses[False]) if pauses[False] else None,
   }
 
 

@@ -208,6 +208,11 @@ RUN_FLAGS = {
         'text',
         'Depths that growing networks are compiled for: exact, or powers of 2.',
     ),
+    'compile_ahead': (
+        'devices.compile_ahead',
+        'bool',
+        'Compile for the next growth, in a thread, while the network trains.',
+    ),
     'checkpoint_every': (
         'checkpoints.every',
         'text',

@@ -60,6 +60,7 @@ class JsonTest(parameterized.TestCase):
         'devices': {
             'parallel': 'jit', 'num_devices': 1, 'precision': 'bfloat16',
             'decode_workers': 1, 'depth_buckets': 'exact',
+            'compile_ahead': False,
         },
         'checkpoints': {'every': '5m', 'keep': 1},
         'batch_size': 3,

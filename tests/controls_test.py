@@ -5,8 +5,10 @@ import json
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 
 from autogrow_jax import controls
+from autogrow_jax import paired
 from autogrow_jax import policies
 
 # Stages, J, K and what a constant accuracy finds.
@@ -118,6 +120,31 @@ class DecisionsTest(parameterized.TestCase):
 
   def test_nothing_of_a_fixed_policy(self):
     self.assertEqual(list(controls.decisions(policies.Fixed((1, 1)))), [])
+
+
+class NextGrowthTest(parameterized.TestCase):
+
+  @parameterized.product(make=(periodic, convergent, sequential))
+  def test_is_the_one_that_comes(self, make):
+    policy = make(2) if make is convergent else make(2, 9)
+    found = list(controls.decisions(policy, trained=True))
+    rest = [decision for _, decision in found]
+    for epoch, (policy, _) in enumerate(found, start=1):
+      rest.pop(0)
+      seen = policies.Observation(
+          epoch=epoch, step=epoch, correct=1000, total=1000, loss_sum=0.0,
+          cost=0, hits=paired.pack_hits(np.ones(1000, bool)),
+      )
+      want = [decision for decision in rest if decision.action == 'grow']
+      self.assertEqual(
+          controls.next_growth(policy, seen), want[0] if want else None
+      )
+
+  def test_none_of_a_policy_that_never_grows(self):
+    seen = policies.Observation(
+        epoch=1, step=1, correct=1, total=2, loss_sum=0.0, cost=0
+    )
+    self.assertIsNone(controls.next_growth(policies.Fixed((1, 1)), seen))
 
 
 class NullBandTest(parameterized.TestCase):

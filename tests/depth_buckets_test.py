@@ -1,4 +1,4 @@
-"""Tests of whole runs that compile for powers of two of their depths."""
+"""Tests of whole runs: how often, and how early, they compile."""
 
 import collections
 import pathlib
@@ -29,7 +29,10 @@ class DepthBucketsTest(parameterized.TestCase):
       cls.results[buckets] = runs.quietly(
           runs.tiny(
               cls.workdirs[buckets],
-              devices={'depth_buckets': buckets},
+              devices={
+                  'depth_buckets': buckets,
+                  'compile_ahead': buckets == 'powers',
+              },
               **_CHANGES,
           )
       )
@@ -37,7 +40,8 @@ class DepthBucketsTest(parameterized.TestCase):
   def test_few_compilations(self):
     compiled = {
         buckets: collections.Counter(
-            item['what'] for item in runs.records(workdir, 'compile')
+            item['what'].removesuffix(', not needed')
+            for item in runs.records(workdir, 'compile')
         )
         for buckets, workdir in self.workdirs.items()
     }
@@ -46,6 +50,27 @@ class DepthBucketsTest(parameterized.TestCase):
     for program in ('train step', 'evaluation'):
       self.assertEqual(compiled['exact'][program], 1 + _GROWTHS)
       self.assertEqual(compiled['powers'][program], 1 + 2 + 1 + 1)
+
+  def test_compiles_ahead(self):
+    ahead = lambda buckets: [
+        item['what']
+        for item in runs.records(self.workdirs[buckets], 'compile')
+        if 'waited' in item
+    ]
+    self.assertEmpty(ahead('exact'))
+    # After the first epoch nothing was compiled for its growth, nor for the
+    # exact network at the end.
+    for program in ('train step', 'evaluation'):
+      self.assertEqual(ahead('powers').count(program), 2)
+
+  def test_pauses_are_told(self):
+    for workdir in self.workdirs.values():
+      pauses = [
+          item.get('pause_seconds') for item in runs.records(workdir, 'epoch')
+      ]
+      self.assertIsNone(pauses[0])
+      for pause in pauses[1:]:
+        self.assertGreaterEqual(pause, 0)
 
   def test_same_run(self):
     found = {

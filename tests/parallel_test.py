@@ -38,8 +38,11 @@ def training_set():
   return images, labels, order
 
 
-def steps(parallelism, state, architecture, *, spare=False):
-  """One step, a growth and another step; (state, meters) after either step."""
+def steps(parallelism, state, architecture, *, spare=False, ahead=False):
+  """One step, a growth and another step; (state, meters) after either step.
+
+  `ahead` compiles for the second network before it is there.
+  """
   task = programs.Task(
       method=methods_base.FixedArchitecture(),
       tx=TX,
@@ -47,8 +50,10 @@ def steps(parallelism, state, architecture, *, spare=False):
       dtype=jnp.float32,
       parallel=parallelism,
   )
-  seconds = []
-  compiler = programs.Programs(task, lambda name, time: seconds.append(time))
+  waited = []
+  compiler = programs.Programs(
+      task, lambda name, seconds, waiting=None: waited.append(waiting)
+  )
   images, labels, order = training_set()
   results = []
   for _ in range(2):
@@ -65,8 +70,14 @@ def steps(parallelism, state, architecture, *, spare=False):
     packed, meters = compiler.train_step(layout, arguments)(*arguments)
     state = view.unpack(parallelism.fetch(packed), layout)
     results.append((state, parallelism.fetch(meters)))
+    if ahead:
+      deeper = growth.append(architecture, 1).architecture
+      compiler.prepare(view.layout(deeper, spare=spare))
     state, architecture = grown(state, architecture)
-  assert len(seconds) == 2
+  assert [waiting is not None for waiting in waited] == [False, ahead]
+  compiler.close()
+  # What was never needed is told; spare room serves the third network, too.
+  assert len(waited) == 2 + (ahead and not spare), waited
   return results
 
 
@@ -153,8 +164,16 @@ class StepTest(absltest.TestCase):
         self.state,
         self.architecture,
         spare=True,
+        ahead=True,
     )
     self.compare(many, one)
+
+  def test_nothing_changes_by_compiling_ahead(self):
+    run = lambda ahead: steps(
+        parallel.make(), self.state, self.architecture, ahead=ahead
+    )
+    for got, want in zip(run(True), run(False), strict=True):
+      tiny_networks.assert_same(got, want)
 
   def test_pmap_has_batch_norm_per_device(self):
     many = steps(
@@ -162,6 +181,7 @@ class StepTest(absltest.TestCase):
         self.state,
         self.architecture,
         spare=True,
+        ahead=True,
     )
     self.compare(many, device_norm_steps(self.state, self.architecture))
 

@@ -933,6 +933,7 @@ class OneShotTest(parameterized.TestCase):
       self.assertEqual(policy.depths, (1, 2))
     policy, decision = policy.update(observe(3, 0))
     self.assertEqual(decision, policies.Decision('grow', target=(4, 2)))
+    self.assertEqual(decision.stages((1, 2)), (0, 0, 0))
     self.assertEqual(policy.depths, (4, 2))
     self.assertTrue(policy.finished)
     data = json.loads(json.dumps(policy.to_json()))

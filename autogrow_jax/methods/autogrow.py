@@ -76,7 +76,7 @@ class AutoGrow(base.FixedArchitecture):
     if decision.action != 'grow':
       return None
     appended = growth.append_all(
-        situation.architecture, _stages_to_grow(decision, situation)
+        situation.architecture, decision.stages(situation.architecture.depths)
     )
     old = {name for stage in situation.architecture.stages for name in stage}
     norms = {
@@ -109,19 +109,6 @@ class AutoGrow(base.FixedArchitecture):
     if self.initializer == 'gauss':
       return self.scale * jax.random.normal(key, shape)
     return jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
-
-
-def _stages_to_grow(
-    decision: policies.Decision, situation: base.Situation
-) -> list[int]:
-  """Once per block to append, the stage that it is for."""
-  if decision.target is None:
-    return [decision.stage]
-  depths = situation.architecture.depths
-  pairs = enumerate(zip(depths, decision.target, strict=True))
-  return [
-      stage for stage, (now, goal) in pairs for _ in range(goal - now)
-  ]
 
 
 def last_norm(

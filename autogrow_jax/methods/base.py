@@ -109,9 +109,10 @@ class Method(Protocol):
   """A growing method: a frozen, hashable dataclass of hyper-parameters.
 
   Attributes:
-    deepens: whether its growths append blocks, for which layouts then have
-      spare room. Single blocks are not to be seen in its programs: it has no
-      leaves of theirs, and nothing that runs inside jit unpacks a tree.
+    deepens: whether its growths append the blocks that decisions name, for
+      which layouts then have spare room. Single blocks are not to be seen in
+      its programs: it has no leaves of theirs, and nothing that runs inside jit
+      unpacks a tree.
     aux: how its trainable leaves are trained; None if it has none.
   """
 
