@@ -4,6 +4,7 @@ Numbers are those of the invariants that the method's specification lists.
 """
 
 import dataclasses
+import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,7 +12,10 @@ import jax
 import numpy as np
 
 from autogrow_jax import costs
+from autogrow_jax import data
+from autogrow_jax import parallel
 from autogrow_jax import policies
+from autogrow_jax import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
@@ -361,6 +365,37 @@ class GrowthTest(parameterized.TestCase):
       tiny_networks.assert_same(
           view.put(taken, state, layout, active), state
       )
+
+  @parameterized.parameters(True, False)
+  def test_masks_of_a_detached_layer_rest(self, compact):
+    """Through a training step, although moments and decay would move them."""
+    architecture = tiny_masks.seed(tiny_masks.BASIC)
+    state = tiny_masks.sampled(architecture)
+    active = METHOD.active(architecture, state.stats['method'])
+    active = view.Active(active.units, active.blocks, compact)
+    layout = view.layout(architecture, active=active)
+    task = programs.Task(
+        METHOD, tiny_masks.TX,
+        data.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3), np.float32,
+        parallel.make(),
+    )
+    step = jax.jit(
+        functools.partial(programs.train_step, task, layout),
+        compiler_options=tiny_networks.FAST_COMPILE,
+    )
+    packed, _ = step(
+        view.pack(view.take(state, layout, active), layout),
+        programs.new_meters(), np.zeros((6, *tiny_networks.IMAGE), np.uint8),
+        tiny_masks.LABELS, None, np.float32(0.1),
+    )
+    after = packed.params['aux']
+    for name, s in state.params['aux']['channels'].items():
+      rests = name.startswith(f'{tiny_masks.OFF}.')
+      np.testing.assert_array_equal(
+          after['channels'][name] == s, np.full(s.shape, rests), name
+      )
+    for name, s in state.params['aux']['layers'].items():
+      self.assertNotEqual(after['layers'][name], s)
 
   @parameterized.parameters(
       tiny_masks.BASIC, tiny_masks.PLAIN, tiny_masks.MOBILE
