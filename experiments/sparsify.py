@@ -98,8 +98,8 @@ FIELDS = {
     'start': (
         'method.start',
         'float',
-        'Part of the steps in which the penalty alone would bring what is off '
-        'to even chances.',
+        'Part of the updates in which the penalty alone would bring what is '
+        'off to even chances.',
     ),
     'mask_learning_rate': (
         'method.mask.learning_rate', 'float', 'Of mask variables.'
@@ -244,6 +244,7 @@ def complete(
         run=method_lib.Run(
             queries=-(-policy.max_epochs // policy.interval),
             steps=policy.max_epochs * steps,
+            accumulate=run_config.optimizer.accumulate,
         ),
     )
     how = f'{backend} execution'

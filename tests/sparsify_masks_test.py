@@ -210,13 +210,13 @@ class MasksTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('channels', 62560, 0.05), ('both', 62560, 0.5), ('both', 100, 0.3),
-      ('layers', 500, 0.9), ('channels', 0, 0.2),
+      ('layers', 500, 0.9), ('channels', 0, 0.2), ('both', 62560, 0.5, 4),
   )
-  def test_start(self, grow, steps, target):
+  def test_start(self, grow, steps, target, accumulate=1):
     """As far as told, and never with most of the budget there at once."""
     method = sparsify.Sparsify(
         target_sparsity=1 - target, grow=grow,
-        run=sparsify.Run(queries=10, steps=steps),
+        run=sparsify.Run(queries=10, steps=steps, accumulate=accumulate),
     )
     architecture = resnet20()
     space = space_lib.of(architecture, grow)
@@ -225,7 +225,7 @@ class MasksTest(parameterized.TestCase):
     for distance, pressure in ((channel, 0.5), (layer, 0.1)):
       self.assertGreaterEqual(
           masks.steps_to_zero(distance, rate * pressure) + 1e-6,
-          method.start * steps,
+          method.start * steps / accumulate,
       )
     s, _ = method.extra(architecture)
     p = jax.tree.map(lambda s: 1 / (1 + np.exp(-np.float64(s))), s)
@@ -234,6 +234,23 @@ class MasksTest(parameterized.TestCase):
         space_lib.density(architecture, space, p, 'params'),
         max(target / 2, 1.01 * seed) + 1e-6,
     )
+
+  def test_a_start_that_takes_its_part_of_the_updates(self):
+    """To the step, where the penalty decides: with fewer of them, nearer."""
+    method = sparsify.Sparsify(
+        target_sparsity=0.5, run=sparsify.Run(queries=10, steps=62560)
+    )
+    architecture = resnet20()
+    space = space_lib.of(architecture, method.grow)
+    rate = 0.5 * 0.5 * masks.effective_rate(0.1, 0.9)
+    for accumulate in (1, 2, 4):
+      run = dataclasses.replace(method.run, accumulate=accumulate)
+      channel, _ = masks.start(
+          architecture, space, dataclasses.replace(method, run=run)
+      )
+      self.assertAlmostEqual(
+          accumulate * masks.steps_to_zero(channel, rate) / (0.035 * 62560), 1
+      )
 
   def test_a_start_without_a_penalty(self):
     for changes in ({'lambda1': 0.0}, {'lambda2': 0.0},

@@ -46,11 +46,13 @@ class Run:
 
   Attributes:
     queries: T, how often masks are trained between two samples.
-    steps: training steps of all of that.
+    steps: training steps of all of that, one per batch.
+    accumulate: batches over which gradients are averaged before an update.
   """
 
   queries: int = 0
   steps: int = 0
+  accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Sparsify(base.FixedArchitecture):
     final: the network that remains, the last 'sample' or by 'threshold', all
       with p >= 1/2.
     freeze: part of the queries after which the sample no longer changes.
-    start: part of the run's steps that the penalty alone would take to bring
+    start: part of the run's updates that the penalty alone would take to bring
       what is off at first to s = 0.
     mask: descent on the mask variables.
     backend: 'compact' computes what is there, 'masked' everything.
