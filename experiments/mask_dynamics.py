@@ -12,6 +12,7 @@ import dataclasses
 from absl import app
 from absl import flags
 
+from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax.methods.sparsify import dynamics
 from autogrow_jax.methods.sparsify import method
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> None:
             for query in [*shown, len(course)]
         ),
         f'{100 * last.likely:8.1f} {100 * last.ambiguous:10.1f}',
-        f'{len(course) / sum(query.macs for query in course):8.2f} ',
+        f'{costs.savings(1, [query.macs for query in course]):8.2f} ',
         network,
         ', '.join(f'{name}={value}' for name, value in setting.items()),
         flush=True,

@@ -12,7 +12,7 @@ from one channel per layer, and at its end has --target_sparsity of the full
 cost less.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import math
 import pathlib
@@ -345,6 +345,10 @@ def of_masks(
   # The stage of the method itself: of pruning what follows the dense network.
   is_masked = isinstance(run_config.method, method_lib.Sparsify)
   stage = 'growing' if is_masked else 'finetuning'
+  of_stage = [record for record in epochs if record['phase'] == stage]
+  saved = lambda epochs: costs.savings(
+      costs.macs(full), [record['macs'] for record in epochs]
+  )
   lines = [
       '  widths '
       + ', '.join(
@@ -358,8 +362,8 @@ def of_masks(
       f'{logs.format_count(costs.macs(full))} multiply-adds; '
       f'{percent(1 - run_config.method.target_sparsity, 1)} of the '
       f'{run_config.method.budget} were asked for',
-      f'  training multiply-adds saved: {_savings(full, epochs, stage)} '
-      f'while {stage}, {_savings(full, epochs)} in all',
+      f'  training multiply-adds saved: {saved(of_stage):.2f}x while {stage}, '
+      f'{saved(epochs):.2f}x in all',
   ]
   if is_masked:
     lines.append(
@@ -386,18 +390,6 @@ def _full(
   return session.seed_architecture(
       train.resolve(run_config, dataset), dataset
   )
-
-
-def _savings(
-    full: architecture_lib.Architecture,
-    epochs: Sequence[Mapping[str, Any]],
-    phase: str | None = None,
-) -> str:
-  """Of the full network's training, for as many epochs of a phase or all."""
-  spent = [
-      record['macs'] for record in epochs if phase in (None, record['phase'])
-  ]
-  return f'{len(spent) * costs.macs(full) / sum(spent):.2f}x'
 
 
 if __name__ == '__main__':
