@@ -112,12 +112,18 @@ FIELDS = {
     },
 }
 METHODS = ('sparsify', 'random', *pruning.STRATEGIES, 'direct')
-# What means nothing to methods that have no masks.
-MASK_FLAGS = tuple(
-    name
-    for name, (field, *_) in FIELDS.items()
-    if field.startswith('method.')
-    and name not in ('target_sparsity', 'budget')
+# Flag -> the methods that it means something to; most, to those with masks.
+METHOD_FLAGS = {'init_from': ('direct',)} | dict.fromkeys(
+    [
+        'backend',
+        *(
+            name
+            for name, (field, *_) in FIELDS.items()
+            if field.startswith('method.')
+            and name not in ('target_sparsity', 'budget')
+        ),
+    ],
+    ('sparsify', 'random'),
 )
 BACKENDS = ('auto', 'masked', 'compact')
 COMPARISONS = ('full', 'direct', 'cost')
@@ -187,7 +193,7 @@ def main() -> None:
         f'{", ".join(unknown)}.'
     )
   run_config = flags.make_config(FIELDS, sparsifying)
-  _check_own_flags()
+  flags.refuse_unused(METHOD_FLAGS, 'method', METHOD.value)
   dataset = data.load(run_config.data, seed=run_config.seed)
   if METHOD.value == 'direct':
     result = train.run(direct(run_config), dataset=dataset)
@@ -290,18 +296,6 @@ def _afresh(fixed: config.RunConfig, workdir: str) -> config.RunConfig:
       init_from=workdir,
       reinitialize=True,
   )
-
-
-def _check_own_flags() -> None:
-  """Refuses flags that mean nothing to the method."""
-  has_masks = METHOD.value in ('sparsify', 'random')
-  unused = () if has_masks else (*MASK_FLAGS, 'backend')
-  if METHOD.value != 'direct':
-    unused += ('init_from',)
-  if given := [name for name in unused if flags.FLAGS[name].present]:
-    raise ValueError(
-        f'--{given[0]} means nothing to --method={METHOD.value}; leave it out.'
-    )
 
 
 def compare(
