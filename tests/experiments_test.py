@@ -37,6 +37,7 @@ BAD_AUTOGROW = (
         '--policy=sequential --threshold=0.1',
         'threshold .*=sequential, only to periodic and convergent; leave it',
     ),
+    ('--policy=every --dry_run=shapes', 'every so many epochs is experiments'),
     ('--policy=convergent --stop_window=9', 'window means nothing .*=converg'),
     (
         '--policy=oneshot --target_depths=2-2-2 --stop_window=9',
