@@ -218,6 +218,11 @@ def _run(
         f'The policy has seen {policy.epoch} epochs; it must be given as it '
         'was before its first.'
     )
+  if isinstance(policy, policies.EveryEpochs) and policy.max_epochs is None:
+    raise ValueError(
+        f'A policy that grows every {policy.interval} epochs never ends by '
+        'itself; give its max_epochs.'
+    )
   if isinstance(policy, policies.Sequential) and not trained:
     nothing = 0, paired.pack_hits(np.zeros(total, bool))
     untrained = itertools.repeat(nothing, policy.interval)

@@ -7,7 +7,7 @@ Every count is a sum of products of axis sizes, so that `counts` may be sizes,
 numbers of active units, or traced expected numbers, which are differentiable.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -163,6 +163,19 @@ def macs(
       for leaf in leaves(architecture)
       if leaf.positions
   )
+
+
+def savings(full: int, spent: Sequence[int]) -> float:
+  """Training cost of the full network over that of a run of smaller ones.
+
+  Args:
+    full: multiply-adds of the full network.
+    spent: of what was trained in each of equally long epochs.
+
+  Returns:
+    The ratio, for as many epochs.
+  """
+  return len(spent) * full / sum(spent)
 
 
 @functools.lru_cache(maxsize=256)

@@ -170,6 +170,7 @@ def train_step(
   grads, stats, loss = task.parallel.mean((grads, stats, loss))
   opt_state = optimizers.with_learning_rate(packed.opt_state, learning_rate)
   updates, opt_state = task.tx.update(grads, opt_state, packed.params)
+  updates = task.method.applied(layout.canonical, updates, packed.stats)
   count = lambda which: jnp.sum(which, dtype=jnp.uint32)
   correct, total = task.parallel.sum(  # No prediction is the label -1.
       (

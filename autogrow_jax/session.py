@@ -265,6 +265,14 @@ class Session:
       return state
     return view.put(state, self._canonical, self.layout, self.active)
 
+  def own(self) -> tuple[Any, Any]:
+    """The method's own leaves, (trainable, other), of the canonical state."""
+    part = lambda state: (state.params['aux'], state.stats['method'])
+    own = self.setup.task.parallel.fetch(part(self.packed))
+    if self.active is None:
+      return own
+    return view.put(own, part(self._canonical), self.layout, self.active)
+
   def cost(self) -> tuple[int, int]:
     """Parameters and multiply-adds of the active network."""
     chosen = ()
@@ -278,12 +286,8 @@ class Session:
   def describe(self) -> str:
     """The shape of the network, as the method sees it."""
     return self.setup.task.method.describe(
-        self.progress.architecture, self.memory()
+        self.progress.architecture, self.own()[1]
     )
-
-  def memory(self) -> Any:
-    """The method's other leaves, on the host."""
-    return self.setup.task.parallel.fetch(self.packed.stats['method'])
 
   def record(self, event: str, **values: Any) -> None:
     """Writes a record everywhere."""

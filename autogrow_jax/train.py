@@ -413,7 +413,7 @@ def _finish_epoch(
   images = setup.steps_per_epoch * setup.config.batch_size
   images *= setup.dataset.train.length
   params, macs = session.cost()
-  memory = session.memory()
+  aux, memory = session.own()
   session.progress = dataclasses.replace(
       before,
       epoch=before.epoch + 1,
@@ -454,11 +454,7 @@ def _finish_epoch(
       compile_seconds=round(ledger.compile_seconds, 3),
       compile_count=ledger.compile_count,
       **_pace_values(setup, pace),
-      **setup.task.method.metrics(
-          before.architecture,
-          parallel.fetch(session.packed.params['aux']),
-          memory,
-      ),
+      **setup.task.method.metrics(before.architecture, aux, memory),
       **({'skipped': before.skipped} if before.skipped else {}),
   )
   undecided = dataclasses.replace(

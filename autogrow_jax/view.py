@@ -10,7 +10,8 @@ A method may say that only some units and blocks of the canonical state are
 `Active`. Then `take` makes the state of a smaller network of them, and `put`
 puts back what training changed; units that are not active stay as they were,
 bit for bit. Widths are rounded up, so that programs are few; the units that
-fill them up are not put back, and a method has to silence them.
+fill them up are not put back, and a method has to silence them. For the same
+reason alike blocks of a stage trade names: those that are active come first.
 """
 
 from collections.abc import Callable, Mapping
@@ -110,7 +111,8 @@ def layout(
   """
   computed = architecture
   if active is not None and active.compact:
-    computed = _compact(architecture, active)
+    names = _traded(architecture, active)
+    computed = _compact(architecture, _with_names(active, names))
   found = _layout(computed, fuse, spare)
   return dataclasses.replace(found, canonical=architecture)
 
@@ -146,7 +148,7 @@ def ordered(active: Any, size: int, *, numpy: Any = np) -> Any:
 def take(state: Tree, layout: Layout, active: Active) -> Tree:
   """The part of a canonical state that a layout computes.
 
-  A method's own leaves stay whole.
+  A method's own leaves stay whole; those of blocks that trade names do so, too.
 
   Args:
     state: canonical.
@@ -156,6 +158,8 @@ def take(state: Tree, layout: Layout, active: Active) -> Tree:
   Returns:
     A state of `layout.architecture`.
   """
+  names = _traded(layout.canonical, active)
+  state, active = _renamed(state, names), _with_names(active, names)
   # Behind a block that is left out, another axis is read than before.
   table = state_lib.axis_table(layout.architecture)
   sizes = dict(layout.architecture.sizes)
@@ -185,6 +189,8 @@ def put(
   Returns:
     The canonical state. All that is not active is that of `state`.
   """
+  names = _traded(layout.canonical, active)
+  state, active = _renamed(state, names), _with_names(active, names)
   table = state_lib.axis_table(layout.canonical)
   new = {
       state_lib.names(path): leaf
@@ -210,7 +216,8 @@ def put(
     leaf[np.ix_(*chosen)] = new[path][first]
     return leaf
 
-  return jax.tree_util.tree_map_with_path(scatter, state)
+  back = {new: old for old, new in names.items()}
+  return _renamed(jax.tree_util.tree_map_with_path(scatter, state), back)
 
 
 def pack(
@@ -314,6 +321,49 @@ def _compact(architecture: Architecture, active: Active) -> Architecture:
       for axis, kind in kind_of.items()
       if axis in active.units
   })
+
+
+def _traded(architecture: Architecture, active: Active) -> dict[str, str]:
+  """Per block, its name in programs; they see how many are there, not which.
+
+  In a stage whose blocks behind the first are alike, those that are active have
+  the first names, in the same order.
+  """
+  if not active.compact:
+    return {}
+  kinds = {
+      part.name: (part.module, part.input_shape)
+      for part in networks.parts(architecture)
+  }
+  names = {}
+  for _, *blocks in architecture.stages:
+    if len({kinds[block] for block in blocks}) == 1:
+      order = sorted(blocks, key=lambda name: not active.blocks.get(name, True))
+      names.update(zip(order, blocks, strict=True))
+  return names
+
+
+def _with_names(active: Active, names: Mapping[str, str]) -> Active:
+  return dataclasses.replace(
+      active,
+      units=_renamed(active.units, names),
+      blocks=_renamed(active.blocks, names),
+  )
+
+
+def _renamed(tree: Tree, names: Mapping[str, str]) -> Tree:
+  """Other names of blocks, and of their axes, in all dictionaries."""
+
+  def rename(key):
+    block, dot, axis = key.partition('.')
+    return names.get(block, block) + dot + axis
+
+  def visit(node):
+    if not isinstance(node, dict):
+      return node
+    return {rename(key): _renamed(value, names) for key, value in node.items()}
+
+  return jax.tree.map(visit, tree, is_leaf=lambda node: isinstance(node, dict))
 
 
 def _computed(state: Tree, layout: Layout) -> Tree:

@@ -79,15 +79,17 @@ and real images, once TFDS has prepared them:
 def main() -> None:
   flags.use_compilation_cache()
   run_config = flags.make_config(FIELDS, _appending)
-  if DRY_RUN.value != 'no':
-    walk(run_config, shapes=DRY_RUN.value == 'shapes')
-    return
-  if run_config.policy.name in ('fixed', 'every'):
+  is_dry = DRY_RUN.value != 'no'
+  policy = run_config.policy.name
+  if policy == 'every' or policy == 'fixed' and not is_dry:
     raise ValueError(
         '--policy is periodic, convergent, sequential or oneshot; fixed '
         "networks are experiments.baseline's, and what grows widths every so "
         "many epochs is experiments.gauss_newton's."
     )
+  if is_dry:
+    walk(run_config, shapes=DRY_RUN.value == 'shapes')
+    return
   if unknown := set(COMPARE.value) - {'seed', 'found'}:
     raise ValueError(
         f'--compare names seed, found or both, not {", ".join(unknown)}.'

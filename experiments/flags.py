@@ -5,7 +5,7 @@ the preset alone. Defaults in `--help` are those of the preset 'digits'.
 `--paper_compat` sets several fields, and refuses flags that contradict it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
 import re
@@ -347,8 +347,17 @@ LEARNING_FLAGS = {
     ),
 }
 
+# Flag -> the solvers that it means something to.
+SOLVER_FLAGS = {
+    'sweeps': ('als',),
+    'damping': ('als',),
+    'morphism_epochs': ('adam',),
+    'morphism_learning_rate': ('adam',),
+}
+
 # Flag -> the policies that it means something to.
 POLICY_FLAGS = {
+    'stop_window': ('periodic', 'sequential'),
     'error_rate': ('sequential',),
     'target_depths': ('oneshot',),
     'threshold': ('periodic', 'convergent'),
@@ -444,8 +453,9 @@ def make_config(
   if caps is not None and len(caps) == 1:  # One number for all stages.
     network = networks.get(changes.get('network.name', preset.network.name))
     changes['policy.max_depths'] = caps * len(network.widths)
-  _refuse_unused(changes, changes.get('policy.name', preset.policy.name))
   result = _replace(preset, changes)
+  if 'policy' in fields:
+    refuse_unused(POLICY_FLAGS, 'policy', result.policy.name)
   workdir = FLAGS.workdir
   if workdir is None:
     name = run_name(FLAGS.preset, result)
@@ -458,6 +468,27 @@ def overridden(
 ) -> config.RunConfig:
   """A configuration with the fields whose flags are given."""
   return _replace(run_config, _given(fields))
+
+
+def refuse_unused(
+    users: Mapping[str, Sequence[str]], choice: str, value: str
+) -> None:
+  """Refuses flags that are given but mean nothing to what another one says.
+
+  Args:
+    users: flag -> the values of the other one that it means something to.
+    choice: the other one.
+    value: of it.
+
+  Raises:
+    ValueError: there is such a flag.
+  """
+  for name, known in users.items():
+    if FLAGS[name].present and value not in known:
+      raise ValueError(
+          f'--{name} means nothing to --{choice}={value}, only to '
+          f'{" and ".join(known)}; leave it out, or choose another --{choice}.'
+      )
 
 
 def parse_depths(flag: str, text: str) -> tuple[int, ...]:
@@ -522,18 +553,6 @@ def _refuse_contradictions(changes: dict[str, Any]) -> None:
         "--paper_compat is the paper's own protocol as a whole; it excludes "
         f'{", ".join(contradictions)}. Leave out the one or the other.'
     )
-
-
-def _refuse_unused(changes: dict[str, Any], policy: str) -> None:
-  """Raises if flags were given that mean nothing to the policy."""
-  if policy not in config.POLICIES:  # The configuration will say so.
-    return
-  for name, users in POLICY_FLAGS.items():
-    if GROWING_FLAGS[name][0] in changes and policy not in users:
-      raise ValueError(
-          f'--{name} means nothing to the policy {policy}, only to '
-          f'{" and ".join(users)}; leave it out, or choose another --policy.'
-      )
 
 
 def run_name(preset: str, run_config: config.RunConfig) -> str:

@@ -95,6 +95,11 @@ FIELDS = {
         if name not in ('widths', 'paper_compat', 'init_from', 'reinitialize')
     },
 }
+# Flag -> the strategies that it means something to: the one that learns.
+STRATEGY_FLAGS = dict.fromkeys(
+    ('curvature', 'solver', *flags.SOLVER_FLAGS, 'compensation', 'prune'),
+    ('gauss_newton',),
+)
 SEED_WIDTH_DEFAULT = 16
 FINALS = ('continue', 'scratch', 'both')
 
@@ -347,18 +352,13 @@ def _check_own_flags() -> None:
 
 def _check_learning(method: method_lib.GaussNewton) -> None:
   """Refuses flags of learning that mean nothing to how splits are learned."""
-  adam = ('morphism_epochs', 'morphism_learning_rate')
-  als = ('sweeps', 'damping')
-  if method.strategy != 'gauss_newton':
-    name, unused = method.strategy, (*adam, *als, 'solver', 'compensation')
-  elif method.learning == 'joint':
-    name, unused = 'joint learning', als
-  elif method.learn.solver == 'als':
-    name, unused = 'als', adam
+  flags.refuse_unused(STRATEGY_FLAGS, 'strategy', method.strategy)
+  if method.learning == 'joint':
+    flags.refuse_unused(
+        {name: ('frozen',) for name in ('sweeps', 'damping')}, 'learn', 'joint'
+    )
   else:
-    name, unused = 'adam', als
-  if given := [flag for flag in unused if flags.FLAGS[flag].present]:
-    raise ValueError(f'--{given[0]} means nothing to {name}; leave it out.')
+    flags.refuse_unused(flags.SOLVER_FLAGS, 'solver', method.learn.solver)
 
 
 def _check_examples(run_config: config.RunConfig, available: int) -> None:

@@ -7,17 +7,18 @@ have in the course of a run in which a fixed random gradient stands for the
 task, see `methods.sparsify.dynamics`. Nothing is trained; it takes minutes.
 """
 
-import dataclasses
-
 from absl import app
 from absl import flags
 
+from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax.methods.sparsify import dynamics
 from autogrow_jax.methods.sparsify import method
 
-_STEPS = flags.DEFINE_integer('steps', 391, 'Steps between two samples.')
-_QUERIES = flags.DEFINE_integer('queries', 160, 'Samples.')
+_STEPS = flags.DEFINE_integer(
+    'steps', 391, 'Steps between two samples; of ResNet-50 5005.'
+)
+_QUERIES = flags.DEFINE_integer('queries', 160, 'Samples; of ResNet-50 90.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of samples and gradients.')
 
 # Network, sparsity, and what differs from the defaults.
@@ -38,20 +39,35 @@ _SETTINGS = (
     ),
     ('resnet20', 0.642, {'s_off': -5.0, 'kappa': 0.02}),
     ('resnet20', 0.642, {'kappa': 0.02}),
+    *(
+        (
+            'resnet50',
+            0.388,
+            {
+                's_off': -5.0,
+                'kappa': 0.02,
+                'lambda_update': update,
+                'steps': 5005,
+                'queries': 90,
+            },
+        )
+        for update in ('epoch', 'step')
+    ),
 )
 
 
 def full_size(name: str) -> networks.base.Architecture:
-  """VGG-16 or ResNet-20 (option A) for CIFAR-10."""
-  family, depths, options = {
-      'vgg16': ('vgg16', None, {}),
-      'resnet20': ('basic3resnet', (3, 3, 3), {'shortcut': 'A'}),
+  """VGG-16 or ResNet-20 (option A) for CIFAR-10, ResNet-50 for ImageNet."""
+  family, depths, options, image, classes = {
+      'vgg16': ('vgg16', None, {}, 32, 10),
+      'resnet20': ('basic3resnet', (3, 3, 3), {'shortcut': 'A'}, 32, 10),
+      'resnet50': ('bottleneck4resnet', (3, 4, 6, 3), {}, 224, 1000),
   }[name]
   network = networks.get(family)
   return network.seed(
       depths or network.seed_depths,
-      input_shape=(32, 32, 3),
-      classes=10,
+      input_shape=(image, image, 3),
+      classes=classes,
       options=options,
   )
 
@@ -59,32 +75,34 @@ def full_size(name: str) -> networks.base.Architecture:
 def main(arguments: list[str]) -> None:
   del arguments
   shown = [1, 2, 4, 8, 16, 40, 80, 120]
-  shown = [query for query in shown if query < _QUERIES.value]
   print('percent of parameters after so many queries:')
-  print(' '.join(f'{query:5d}' for query in [*shown, _QUERIES.value]),
+  print(' '.join(f'{query:>5}' for query in [*shown, 'all']),
         'p >= 1/2  ambiguous  savings  setting')
   for network, sparsity, setting in _SETTINGS:
-    own = {'s_off', 'kappa'}
-    changes = {n: v for n, v in setting.items() if n not in own}
+    changes = dict(setting)
+    queries = changes.pop('queries', _QUERIES.value)
+    steps = changes.pop('steps', _STEPS.value)
+    own = {n: changes.pop(n) for n in ('s_off', 'kappa') if n in changes}
     scene = dynamics.Scene(
-        dataclasses.replace(
-            method.Sparsify(target_sparsity=sparsity, **{
-                'lambda_update': 'step', **changes
-            }),
-            run=method.Run(_QUERIES.value, _QUERIES.value * _STEPS.value),
+        method.Sparsify(
+            target_sparsity=sparsity,
+            run=method.Run(queries, queries * steps),
+            **changes,
         ),
         full_size(network),
-        **{n: v for n, v in setting.items() if n in own},
+        **own,
     )
     course = dynamics.simulate(scene, _SEED.value)
     last = course[-1]
     print(
         ' '.join(
             f'{100 * course[query - 1].sampled:5.1f}'
-            for query in [*shown, len(course)]
+            if query <= queries
+            else '    -'
+            for query in [*shown, queries]
         ),
         f'{100 * last.likely:8.1f} {100 * last.ambiguous:10.1f}',
-        f'{len(course) / sum(query.macs for query in course):8.2f} ',
+        f'{costs.savings(1, [query.macs for query in course]):8.2f} ',
         network,
         ', '.join(f'{name}={value}' for name, value in setting.items()),
         flush=True,

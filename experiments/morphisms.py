@@ -44,13 +44,17 @@ from experiments import presets
 from experiments import summary
 
 STUDIES = ('estimates', 'strategies', 'cost')
-# Flag -> the study that it means something to.
+# Flag -> the studies that it means something to.
 STUDY_FLAGS = {
-    'scale': 'estimates',
-    'layer': 'strategies',
-    'channels': 'strategies',
-    'tries': 'strategies',
-    'repeats': 'cost',
+    'scale': ('estimates',),
+    'layer': ('strategies',),
+    'channels': ('strategies',),
+    'tries': ('strategies',),
+    'repeats': ('cost',),
+    'compensation': ('estimates',),
+    **dict.fromkeys(
+        ('examples', 'solver', *flags.SOLVER_FLAGS), ('estimates', 'strategies')
+    ),
 }
 
 
@@ -100,11 +104,7 @@ def main() -> None:
   for flag in (BATCH_SIZE, CHANNELS, TRIES, REPEATS):
     if flag.value is not None and flag.value < 1:
       raise ValueError(f'--{flag.name} is at least 1, got {flag.value}.')
-  for name, study in STUDY_FLAGS.items():
-    if flags.FLAGS[name].present and STUDY.value != study:
-      raise ValueError(
-          f'--{name} means nothing to --study={STUDY.value}, only to {study}.'
-      )
+  flags.refuse_unused(STUDY_FLAGS, 'study', STUDY.value)
   scale = parse_scale(SCALE.value)
   if train.read_result(RUN.value) is None:
     network = trained.load(RUN.value)
@@ -116,6 +116,8 @@ def main() -> None:
   method = flags.overridden(
       learning(network.config), flags.LEARNING_FLAGS
   ).method
+  if STUDY.value == 'estimates':  # Among the strategies an oracle has adam.
+    flags.refuse_unused(flags.SOLVER_FLAGS, 'solver', method.learn.solver)
   dataset = data.load(network.config.data, seed=network.config.seed)
   batch_size = BATCH_SIZE.value or network.config.batch_size
   if STUDY.value == 'cost':

@@ -176,6 +176,7 @@ def main(argv: Sequence[str]) -> int:
       )
     else:
       policy = _policy_of_flags(_POLICY.value)
+      _refuse_unused(policy)
       events = list(replay(policy, read_curve(_CURVE.value)))
       protocol = protocol_of(_CURVE.value)
       answers = [{**event, **protocol} for event in events]
@@ -200,6 +201,7 @@ def _noise() -> Iterator[dict[str, Any]]:
   names = ['periodic', 'convergent', 'sequential']
   if flags.FLAGS['policy'].present:
     names = [_POLICY.value]
+    _refuse_unused(_policy_of_flags(_POLICY.value))
   # All flags are checked before anything takes time.
   for name, policy in [(name, _policy_of_flags(name)) for name in names]:
     # Only one of them knows whether it starts from a trained network.
@@ -242,6 +244,20 @@ def _policy_of_flags(name: str) -> policies.RoundRobin:
   if name == 'convergent':
     return policies.Convergent(**shared)
   return policies.Periodic(window=_STOP_WINDOW.value, **shared)
+
+
+def _refuse_unused(policy: policies.RoundRobin) -> None:
+  """Raises a ValueError if flags are given that mean nothing to a policy."""
+  for flag, name in (
+      (_STOP_WINDOW, 'window'),
+      (_THRESHOLD, 'threshold'),
+      (_ERROR_RATE, 'error_rate'),
+  ):
+    if flag.present and not hasattr(policy, name):
+      raise ValueError(
+          f'--{flag.name} means nothing to --policy={_POLICY.value}; leave it '
+          'out, or choose another --policy.'
+      )
 
 
 def _epochs_of_object(data: dict[str, Any]) -> list[tuple[Any, Any, Any]]:

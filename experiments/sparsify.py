@@ -12,7 +12,7 @@ from one channel per layer, and at its end has --target_sparsity of the full
 cost less.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import math
 import pathlib
@@ -98,8 +98,8 @@ FIELDS = {
     'start': (
         'method.start',
         'float',
-        'Part of the steps in which the penalty alone would bring what is off '
-        'to even chances.',
+        'Part of the updates in which the penalty alone would bring what is '
+        'off to even chances.',
     ),
     'mask_learning_rate': (
         'method.mask.learning_rate', 'float', 'Of mask variables.'
@@ -112,12 +112,18 @@ FIELDS = {
     },
 }
 METHODS = ('sparsify', 'random', *pruning.STRATEGIES, 'direct')
-# What means nothing to methods that have no masks.
-MASK_FLAGS = tuple(
-    name
-    for name, (field, *_) in FIELDS.items()
-    if field.startswith('method.')
-    and name not in ('target_sparsity', 'budget')
+# Flag -> the methods that it means something to; most, to those with masks.
+METHOD_FLAGS = {'init_from': ('direct',)} | dict.fromkeys(
+    [
+        'backend',
+        *(
+            name
+            for name, (field, *_) in FIELDS.items()
+            if field.startswith('method.')
+            and name not in ('target_sparsity', 'budget')
+        ),
+    ],
+    ('sparsify', 'random'),
 )
 BACKENDS = ('auto', 'masked', 'compact')
 COMPARISONS = ('full', 'direct', 'cost')
@@ -187,7 +193,7 @@ def main() -> None:
         f'{", ".join(unknown)}.'
     )
   run_config = flags.make_config(FIELDS, sparsifying)
-  _check_own_flags()
+  flags.refuse_unused(METHOD_FLAGS, 'method', METHOD.value)
   dataset = data.load(run_config.data, seed=run_config.seed)
   if METHOD.value == 'direct':
     result = train.run(direct(run_config), dataset=dataset)
@@ -244,6 +250,7 @@ def complete(
         run=method_lib.Run(
             queries=-(-policy.max_epochs // policy.interval),
             steps=policy.max_epochs * steps,
+            accumulate=run_config.optimizer.accumulate,
         ),
     )
     how = f'{backend} execution'
@@ -291,18 +298,6 @@ def _afresh(fixed: config.RunConfig, workdir: str) -> config.RunConfig:
   )
 
 
-def _check_own_flags() -> None:
-  """Refuses flags that mean nothing to the method."""
-  has_masks = METHOD.value in ('sparsify', 'random')
-  unused = () if has_masks else (*MASK_FLAGS, 'backend')
-  if METHOD.value != 'direct':
-    unused += ('init_from',)
-  if given := [name for name in unused if flags.FLAGS[name].present]:
-    raise ValueError(
-        f'--{given[0]} means nothing to --method={METHOD.value}; leave it out.'
-    )
-
-
 def compare(
     run_config: config.RunConfig,
     dataset: data.Dataset,
@@ -344,6 +339,10 @@ def of_masks(
   # The stage of the method itself: of pruning what follows the dense network.
   is_masked = isinstance(run_config.method, method_lib.Sparsify)
   stage = 'growing' if is_masked else 'finetuning'
+  of_stage = [record for record in epochs if record['phase'] == stage]
+  saved = lambda epochs: costs.savings(
+      costs.macs(full), [record['macs'] for record in epochs]
+  )
   lines = [
       '  widths '
       + ', '.join(
@@ -357,8 +356,8 @@ def of_masks(
       f'{logs.format_count(costs.macs(full))} multiply-adds; '
       f'{percent(1 - run_config.method.target_sparsity, 1)} of the '
       f'{run_config.method.budget} were asked for',
-      f'  training multiply-adds saved: {_savings(full, epochs, stage)} '
-      f'while {stage}, {_savings(full, epochs)} in all',
+      f'  training multiply-adds saved: {saved(of_stage):.2f}x while {stage}, '
+      f'{saved(epochs):.2f}x in all',
   ]
   if is_masked:
     lines.append(
@@ -385,18 +384,6 @@ def _full(
   return session.seed_architecture(
       train.resolve(run_config, dataset), dataset
   )
-
-
-def _savings(
-    full: architecture_lib.Architecture,
-    epochs: Sequence[Mapping[str, Any]],
-    phase: str | None = None,
-) -> str:
-  """Of the full network's training, for as many epochs of a phase or all."""
-  spent = [
-      record['macs'] for record in epochs if phase in (None, record['phase'])
-  ]
-  return f'{len(spent) * costs.macs(full) / sum(spent):.2f}x'
 
 
 if __name__ == '__main__':

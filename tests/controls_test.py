@@ -118,6 +118,12 @@ class DecisionsTest(parameterized.TestCase):
     self.assertEqual([first.action, second.action], ['keep', 'grow'])
     self.assertEqual(end.depths, (3, 2))
 
+  def test_what_never_ends_is_refused(self):
+    with self.assertRaisesRegex(ValueError, 'every 2 epochs .* max_epochs'):
+      next(controls.decisions(policies.EveryEpochs(2)))
+    found = list(controls.decisions(policies.EveryEpochs(2, max_epochs=5)))
+    self.assertLen(found, 5)
+
   def test_nothing_of_a_fixed_policy(self):
     self.assertEqual(list(controls.decisions(policies.Fixed((1, 1)))), [])
 

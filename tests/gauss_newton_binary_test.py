@@ -34,7 +34,10 @@ BAD = (
     ('--budget=50', 'budget is 50 params, but .* has 247 already'),
     ('--examples=1000', 'more than the 1077 training images; .* 512'),
     ('--examples=520', 'more than the 1077 training images; .* 512'),
-    ('--morphism_epochs=2', 'morphism_epochs means nothing to als'),
+    ('--morphism_epochs=2', 'morphism_epochs means .*solver=als, only to adam'),
+    ('--strategy=random --curvature=mc', 'curvature means .*strategy=random'),
+    ('--strategy=random --noprune', 'prune means nothing .*strategy=random'),
+    ('--learn=joint --damping=1', 'damping means .*learn=joint, only to froz'),
     ('--finetune_epochs=1 --final=scratch', 'no final phase'),
 )
 

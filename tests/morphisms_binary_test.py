@@ -37,6 +37,10 @@ BAD = (
     ('--study=estimates --scale=0', "scale is best or a positive .*got '0'"),
     ('--study=strategies --layer=stem', "'stem' .*; there are s0b0.out, s1b0"),
     ('--study=cost --tries=2', 'tries means nothing to .*cost, only to strat'),
+    ('--study=cost --examples=8', 'examples means nothing to .*study=cost'),
+    ('--study=cost --solver=adam', 'solver means nothing to .*study=cost'),
+    ('--study=strategies --compensation=off', 'only to estimates; leave it'),
+    ('--study=estimates --morphism_epochs=2', 'epochs means .*solver=als'),
     ('--study=cost --run=/nowhere', '/nowhere holds no run'),
 )
 

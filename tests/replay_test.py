@@ -190,6 +190,7 @@ class ReplayTest(parameterized.TestCase):
       ('--seed_depths=3-x', "'3-x'"),
       ('--seed_depths=0-1', "'0-1'"),
       ('--max_depths=2-2', 'number of stages'),
+      ('--error_rate=0.1', 'means nothing to --policy=periodic'),
       ('--max_depths=', "such as '3-2-2'"),
       ('other.json', '--curve=FILE'),
   )
@@ -235,6 +236,10 @@ class ReplayTest(parameterized.TestCase):
       ('--noise=50 --common_sigma=-1', 'Common sigma -1'),
       ('--noise=50 --error_rate=0.7', 'error rate .* below 0.5'),
       ('--noise=50 --curve=x', 'either --curve=FILE or --noise'),
+      (
+          '--noise=50 --policy=convergent --stop_window=9',
+          'stop_window means nothing to --policy=convergent',
+      ),
       ('--policy=sequential --curve=x', 'counts only, .* --noise'),
       ('--policy=sequential', 'either --curve=FILE or --noise'),
   )

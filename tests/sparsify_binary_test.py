@@ -1,11 +1,13 @@
 """Tests of `experiments.sparsify`: a tiny run, and what it refuses."""
 
 import os
+import re
 import tempfile
 
 from absl.testing import absltest
 import runs
 
+from autogrow_jax import logs
 from autogrow_jax import train
 from autogrow_jax import trained
 
@@ -38,7 +40,10 @@ class BinaryTest(absltest.TestCase):
 
   def test_a_run_and_its_continuation(self):
     with tempfile.TemporaryDirectory() as workdir:
-      given = [*TINY, f'--workdir={workdir}', '--compare=full,direct,cost']
+      given = [
+          *TINY, f'--workdir={workdir}', '--compare=full,direct,cost',
+          '--accumulate=2',
+      ]
       first, again, other = runs.call(
           'sparsify', [given, given, [*given, '--lambda1=1']]
       )
@@ -47,6 +52,16 @@ class BinaryTest(absltest.TestCase):
       self.assertIn('60.00 % of the params were asked for', first.stdout)
       self.assertIn('wall time saved against the full network', first.stdout)
       self.assertLen(runs.records(workdir, 'sample'), 1)
+      # Invariant 29: what is printed, times what was spent, is the full cost.
+      (saved,) = re.findall('saved: (.*)x while growing', first.stdout)
+      epochs = runs.records(workdir, 'epoch')
+      self.assertEqual({record['phase'] for record in epochs}, {'growing'})
+      self.assertAlmostEqual(
+          float(saved) * sum(record['macs'] for record in epochs)
+          / (len(epochs) * 656), 1, delta=0.01,
+      )
+      config = logs.read_json(f'{workdir}/config.json')
+      self.assertEqual(config['method']['run']['accumulate'], 2)
       (end,) = runs.records(workdir, 'grow')
       self.assertLess(end['logits_change_eval'], 1e-5)
       result = train.read_result(workdir)

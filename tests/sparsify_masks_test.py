@@ -147,6 +147,97 @@ class SpaceTest(parameterized.TestCase):
     wide = full_size('wrn28_10')
     self.assertEqual(costs.params(wide), 36489290)
 
+  @parameterized.parameters(
+      ((1500, 1500), 66_022_000, 100.0),
+      ((373, 315), 21_824_148, 13.36),
+      ((310, 275), 20_650_240, 11.05),
+  )
+  def test_language_model(self, kept, params, percent):
+    """Invariant 7: published widths as a sample; the embedding has no masks."""
+    architecture = networks.get('lstm2').seed(
+        (1, 1), input_shape=(1,), classes=10_000,
+        options={'streams': 1, 'embedding': 1500},
+    )
+    self.check_sample(
+        architecture,
+        {
+            name: np.arange(1500) < number
+            for (name, _), number in zip(
+                space_lib.of(architecture, 'channels').groups, kept,
+                strict=True,
+            )
+        },
+        params, percent,
+    )
+
+  @parameterized.parameters((1.0, 58_040_661, 100.0), (0.5, None, None))
+  def test_segmentation(self, part, params, percent):
+    """Invariant 7: in full, and with a part of every group's channels."""
+    architecture = networks.get('deeplab').seed(
+        (3, 4, 23, 3), input_shape=(513, 513, 3), classes=21, options={}
+    )
+    self.check_sample(
+        architecture,
+        {
+            name: np.arange(architecture.size(name))
+            < part * architecture.size(name)
+            for name, _ in space_lib.of(architecture, 'channels').groups
+        },
+        params, percent,
+    )
+
+  def check_sample(self, architecture, channels, params, percent):
+    """Costs by masks are those of what the last prune leaves."""
+    method = sparsify.Sparsify()
+    state, _ = dynamics.start(dynamics.Scene(method, architecture), 0)
+    state = tiny_masks.masked(state, q={'channels': channels, 'layers': {}})
+    pruned = method.conclude(architecture, state).architecture
+    active = method.active(architecture, state.stats['method'])
+    self.assertEqual(
+        costs.params(architecture, active.counts), costs.params(pruned)
+    )
+    self.assertEqual(
+        costs.macs(architecture, active.counts), costs.macs(pruned)
+    )
+    seen = method.metrics(
+        architecture, state.params['aux'], state.stats['method']
+    )
+    for budget in space_lib.BUDGETS:
+      cost = getattr(costs, budget)
+      self.assertAlmostEqual(
+          seen[f'density_{budget}'], cost(pruned) / cost(architecture), 5
+      )
+    if params is not None:
+      self.assertEqual(costs.params(pruned), params)
+      self.assertAlmostEqual(100 * seen['density_macs'], percent, 2)
+
+  def test_savings(self):
+    """Invariants 28 and 29: by densities of samples, and as percent."""
+    architecture = resnet20()
+    full = costs.macs(architecture)
+    self.assertEqual(costs.savings(full, [full] * 7), 1)
+    self.assertAlmostEqual(1 - 1 / costs.savings(full, [0.526 * full]), 0.474)
+    self.assertEqual(f'{costs.savings(full, [0.526 * full]):.1f}', '1.9')
+    method = sparsify.Sparsify(grow='both')
+    state, _ = dynamics.start(dynamics.Scene(method, architecture), 0)
+    spent = []
+    for number in range(3):
+      q, _ = tiny_masks.draw(state, number=number, off=('s1b1',))
+      active = method.active(
+          architecture, {**state.stats['method'], 'q': q}
+      )
+      spent.append(costs.macs(architecture, active.counts, active.blocks))
+      density = space_lib.density(
+          architecture, space_lib.of(architecture, 'both'), q, 'macs'
+      )
+      self.assertAlmostEqual(
+          costs.savings(full, [spent[-1]] * 5), 1 / density
+      )
+    self.assertLen(set(spent), 3)
+    self.assertAlmostEqual(
+        costs.savings(full, spent) * sum(spent), 3 * full, delta=1
+    )
+
 
 class MasksTest(parameterized.TestCase):
 
@@ -210,13 +301,13 @@ class MasksTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('channels', 62560, 0.05), ('both', 62560, 0.5), ('both', 100, 0.3),
-      ('layers', 500, 0.9), ('channels', 0, 0.2),
+      ('layers', 500, 0.9), ('channels', 0, 0.2), ('both', 62560, 0.5, 4),
   )
-  def test_start(self, grow, steps, target):
+  def test_start(self, grow, steps, target, accumulate=1):
     """As far as told, and never with most of the budget there at once."""
     method = sparsify.Sparsify(
         target_sparsity=1 - target, grow=grow,
-        run=sparsify.Run(queries=10, steps=steps),
+        run=sparsify.Run(queries=10, steps=steps, accumulate=accumulate),
     )
     architecture = resnet20()
     space = space_lib.of(architecture, grow)
@@ -225,7 +316,7 @@ class MasksTest(parameterized.TestCase):
     for distance, pressure in ((channel, 0.5), (layer, 0.1)):
       self.assertGreaterEqual(
           masks.steps_to_zero(distance, rate * pressure) + 1e-6,
-          method.start * steps,
+          method.start * steps / accumulate,
       )
     s, _ = method.extra(architecture)
     p = jax.tree.map(lambda s: 1 / (1 + np.exp(-np.float64(s))), s)
@@ -234,6 +325,23 @@ class MasksTest(parameterized.TestCase):
         space_lib.density(architecture, space, p, 'params'),
         max(target / 2, 1.01 * seed) + 1e-6,
     )
+
+  def test_a_start_that_takes_its_part_of_the_updates(self):
+    """To the step, where the penalty decides: with fewer of them, nearer."""
+    method = sparsify.Sparsify(
+        target_sparsity=0.5, run=sparsify.Run(queries=10, steps=62560)
+    )
+    architecture = resnet20()
+    space = space_lib.of(architecture, method.grow)
+    rate = 0.5 * 0.5 * masks.effective_rate(0.1, 0.9)
+    for accumulate in (1, 2, 4):
+      run = dataclasses.replace(method.run, accumulate=accumulate)
+      channel, _ = masks.start(
+          architecture, space, dataclasses.replace(method, run=run)
+      )
+      self.assertAlmostEqual(
+          accumulate * masks.steps_to_zero(channel, rate) / (0.035 * 62560), 1
+      )
 
   def test_a_start_without_a_penalty(self):
     for changes in ({'lambda1': 0.0}, {'lambda2': 0.0},

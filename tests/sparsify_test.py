@@ -4,6 +4,7 @@ Numbers are those of the invariants that the method's specification lists.
 """
 
 import dataclasses
+import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,7 +12,10 @@ import jax
 import numpy as np
 
 from autogrow_jax import costs
+from autogrow_jax import data
+from autogrow_jax import parallel
 from autogrow_jax import policies
+from autogrow_jax import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
@@ -97,18 +101,12 @@ class EquivalenceTest(parameterized.TestCase):
         part.stats['network'], whole.stats['network'], 1e-5
     )
     # Weights that are not there have no gradient at all.
-    for name in part.raw['params']['weights']:
-      for outcome in (part, whole):
-        np.testing.assert_equal(
-            sum(
-                np.count_nonzero(leaf) for leaf in
-                jax.tree.leaves(outcome.raw['params']['weights'][name])
-            ),
-            sum(
-                np.count_nonzero(leaf)
-                for leaf in jax.tree.leaves(outcome.grads['weights'][name])
-            ),
-        )
+    for outcome in (part, whole):
+      computed, kept = (
+          sum(map(np.count_nonzero, jax.tree.leaves(grads['weights'])))
+          for grads in (outcome.raw['params'], outcome.grads)
+      )
+      self.assertEqual(computed, kept)
 
   @parameterized.named_parameters(*EVERYWHERE)
   def test_what_is_not_there_says_nothing(self, network, options):
@@ -361,6 +359,66 @@ class GrowthTest(parameterized.TestCase):
       tiny_networks.assert_same(
           view.put(taken, state, layout, active), state
       )
+
+  @parameterized.parameters(True, False)
+  def test_masks_of_a_detached_layer_rest(self, compact):
+    """Through a training step, although moments and decay would move them."""
+    architecture = tiny_masks.seed(tiny_masks.BASIC)
+    state = tiny_masks.sampled(architecture)
+    active = METHOD.active(architecture, state.stats['method'])
+    active = view.Active(active.units, active.blocks, compact)
+    layout = view.layout(architecture, active=active)
+    task = programs.Task(
+        METHOD, tiny_masks.TX,
+        data.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3), np.float32,
+        parallel.make(),
+    )
+    step = jax.jit(
+        functools.partial(programs.train_step, task, layout),
+        compiler_options=tiny_networks.FAST_COMPILE,
+    )
+    packed, _ = step(
+        view.pack(view.take(state, layout, active), layout),
+        programs.new_meters(), np.zeros((6, *tiny_networks.IMAGE), np.uint8),
+        tiny_masks.LABELS, None, np.float32(0.1),
+    )
+    after = view.put(
+        view.unpack(packed, layout), state, layout, active
+    ).params['aux']
+    for name, s in state.params['aux']['channels'].items():
+      rests = name.startswith(f'{tiny_masks.OFF}.')
+      np.testing.assert_array_equal(
+          after['channels'][name] == s, np.full(s.shape, rests), name
+      )
+    for name, s in state.params['aux']['layers'].items():
+      self.assertNotEqual(after['layers'][name], s)
+
+  @parameterized.parameters(
+      tiny_masks.BASIC, tiny_masks.BOTTLENECK, tiny_masks.PLAIN
+  )
+  def test_programs_see_how_many_layers_not_which(self, network):
+    """One layout, one structure; and each way the same as under masks."""
+    architecture = tiny_masks.seed(network, 4)
+    blocks = architecture.stages[1][1:]
+    layouts, shapes = set(), set()
+    for off in (blocks[:1], blocks[1:2], blocks[2:]):
+      state = tiny_masks.sampled(architecture, off=off)
+      q = state.stats['method']['q']
+      half = {n: np.arange(on.size) < 3 for n, on in q['channels'].items()}
+      state = tiny_masks.masked(state, q={**q, 'channels': half})
+      active = METHOD.active(architecture, state.stats['method'])
+      layout = view.layout(architecture, active=active)
+      taken = view.take(state, layout, active)
+      tiny_networks.assert_same(view.put(taken, state, layout, active), state)
+      layouts.add(layout)
+      shapes.add(str(tiny_networks.described(view.pack(taken, layout))))
+      whole, part = (
+          tiny_masks.logits(METHOD, architecture, state, compact=compact)
+          for compact in (False, True)
+      )
+      same(part, whole)
+    self.assertLen(layouts, 1)
+    self.assertLen(shapes, 1)
 
   @parameterized.parameters(
       tiny_masks.BASIC, tiny_masks.PLAIN, tiny_masks.MOBILE

@@ -166,6 +166,21 @@ class Method(Protocol):
     """
     ...
 
+  def applied(
+      self, architecture: Architecture, updates: Tree, stats: Tree
+  ) -> Tree:
+    """What of an optimizer's updates is made; runs inside jit.
+
+    Args:
+      architecture: of the canonical state.
+      updates: {'weights', 'aux'}, packed.
+      stats: {'network', 'method'} that the step began with, packed.
+
+    Returns:
+      What to add to the parameters.
+    """
+    ...
+
   def propose(
       self, decision: policies.Decision, situation: Situation
   ) -> growth.Growth | Skip | None:
@@ -221,6 +236,12 @@ class FixedArchitecture:
         {'network': network, 'method': stats['method']},
         logits,
     )
+
+  def applied(
+      self, architecture: Architecture, updates: Tree, stats: Tree
+  ) -> Tree:
+    del architecture, stats
+    return updates
 
   def propose(
       self, decision: policies.Decision, situation: Situation

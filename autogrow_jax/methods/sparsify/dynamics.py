@@ -107,6 +107,7 @@ def train(
   def step(carry, _):
     params, opt_state = carry
     updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+    updates = method.applied(scene.architecture, updates, state.stats)
     params = jax.tree.map(lambda leaf, by: leaf + by, params, updates)
     return (params, opt_state), None
 

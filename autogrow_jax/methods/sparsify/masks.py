@@ -163,9 +163,9 @@ def start(
 ) -> tuple[float, float]:
   """How far below zero channels and layers that are off start.
 
-  So far that the penalty alone would take `config.start` of the run's steps to
-  bring them to 0, but so that half of the budget is not expected to be there at
-  once. Where there is no penalty, the latter alone decides.
+  So far that the penalty alone would take `config.start` of the run's updates
+  to bring them to 0, but so that half of the budget is not expected to be there
+  at once. Where there is no penalty, the latter alone decides.
 
   Args:
     architecture: the full-size network.
@@ -177,7 +177,7 @@ def start(
   """
   target = 1 - config.target_sparsity
   rate = effective_rate(config.mask.learning_rate, config.mask.momentum)
-  steps = config.start * config.run.steps
+  steps = config.start * config.run.steps / config.run.accumulate
   distances = [
       distance_of(steps, rate * target * pressure)
       if steps * rate * pressure

@@ -46,11 +46,13 @@ class Run:
 
   Attributes:
     queries: T, how often masks are trained between two samples.
-    steps: training steps of all of that.
+    steps: training steps of all of that, one per batch.
+    accumulate: batches over which gradients are averaged before an update.
   """
 
   queries: int = 0
   steps: int = 0
+  accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Sparsify(base.FixedArchitecture):
     final: the network that remains, the last 'sample' or by 'threshold', all
       with p >= 1/2.
     freeze: part of the queries after which the sample no longer changes.
-    start: part of the run's steps that the penalty alone would take to bring
+    start: part of the run's updates that the penalty alone would take to bring
       what is off at first to s = 0.
     mask: descent on the mask variables.
     backend: 'compact' computes what is there, 'masked' everything.
@@ -256,17 +258,28 @@ class Sparsify(base.FixedArchitecture):
     density = space_lib.density(architecture, space, counted, self.budget)
     # u - u_G, where both are 1 - density.
     excess = jax.lax.stop_gradient(density - (1 - self.target_sparsity))
-    owners = dict(space.owners)
-    is_there = lambda name: (
-        memory['q']['layers'][owners[name]] if name in owners else 1.0
-    )
+    is_there = _is_in_a_layer(space, memory['q'])
     channels = sum(
-        is_there(name) * jnp.sum(values)
+        is_there[name] * jnp.sum(values)
         for name, values in p['channels'].items()
     )
     layers = sum(p['layers'].values())
     penalty = self.lambda1 * channels + self.lambda2 * layers
     return memory['open'] * excess * penalty
+
+  def applied(
+      self, architecture: Architecture, updates: Tree, stats: Tree
+  ) -> Tree:
+    """Masks of channels of a layer that is not there rest.
+
+    Their gradients are zero, but momentum and decay would move them.
+    """
+    q = stats['method']['q']
+    is_there = _is_in_a_layer(self._space(architecture), q)
+    channels = jax.tree.map(
+        jnp.multiply, is_there, updates['aux']['channels']
+    )
+    return {**updates, 'aux': {**updates['aux'], 'channels': channels}}
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
@@ -505,6 +518,15 @@ class Sparsify(base.FixedArchitecture):
 
 def _on_host(tree: Tree, dtype: Any = None) -> Tree:
   return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree)
+
+
+def _is_in_a_layer(space: space_lib.Space, q: Tree) -> dict[str, Any]:
+  """Per group, whether the layer that it is private to is there, if any is."""
+  owners = dict(space.owners)
+  return {
+      name: q['layers'][owners[name]] if name in owners else True
+      for name, _ in space.groups
+  }
 
 
 def _block_gates(layout: view.Layout, gates: Mapping[str, Any]) -> Tree:
