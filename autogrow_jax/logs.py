@@ -32,12 +32,13 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
 Of several hosts only the first one opens any of these.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
 import math
 import os
 import pathlib
 import sys
+import time
 from typing import Any, TextIO
 
 import numpy as np
@@ -47,6 +48,8 @@ Record = Mapping[str, Any]
 
 # Percent of the time; less is not worth mentioning.
 _MUCH_WAITING = 10
+
+_NUMBERS_SECONDS = 0.1
 
 
 class History:
@@ -231,6 +234,7 @@ class Progress:
     self._stream = stream or sys.stdout
     self._has_bar = bool(getattr(self._stream, 'isatty', lambda: False)())
     self._bar = None
+    self._numbered = -_NUMBERS_SECONDS
 
   def start_epoch(self, epoch: int, steps: int, shape: str) -> None:
     """Begins the bar of an epoch of so many steps."""
@@ -246,25 +250,26 @@ class Progress:
       )
 
   def update(
-      self, steps: int, *, loss: float | None = None,
-      accuracy: float | None = None,
+      self,
+      steps: int,
+      numbers: Callable[[], tuple[float, float]] | None = None,
   ) -> None:
     """Moves the bar on.
 
     Args:
       steps: Steps since the last call.
-      loss: Mean loss to show.
-      accuracy: In percent.
+      numbers: Gives the mean loss, and the accuracy in percent; called only
+        where they are shown, at most ten times a second.
     """
     if self._bar is None:
       return
-    shown = {}
-    if loss is not None:
-      shown['loss'] = f'{loss:.3f}'
-    if accuracy is not None:
-      shown['accuracy'] = f'{accuracy:.1f}%'
-    if shown:
-      self._bar.set_postfix(shown, refresh=False)
+    now = time.monotonic()
+    if numbers is not None and now - self._numbered > _NUMBERS_SECONDS:
+      self._numbered = now
+      loss, accuracy = numbers()
+      self._bar.set_postfix(
+          {'loss': f'{loss:.3f}', 'accuracy': f'{accuracy:.1f}%'}
+      )
     self._bar.update(steps)
 
   def record(self, record: Record) -> None:

@@ -363,7 +363,7 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
   session.screen.update(steps - (end - step))
   if step == end - steps:
     session.rewind()
-  late, paused = None, None
+  late, paused, program = None, None, None
   started, session.feed.waited = time.perf_counter(), 0.0
   for number in range(step, end):
     session.stop_if_asked()
@@ -372,22 +372,19 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
     arguments = (
         session.packed, session.meters, *examples, rate, session.depths
     )
-    compiling = time.perf_counter()
-    program = session.programs.train_step(session.layout, arguments)
-    session.flush_compilations()
-    started += time.perf_counter() - compiling
-    if session.pause is not None:
-      paused, session.pause = session.pause.seconds, None
+    if program is None:
+      compiling = time.perf_counter()
+      program = session.programs.train_step(session.layout, arguments)
+      session.flush_compilations()
+      started += time.perf_counter() - compiling
+      if session.pause is not None:
+        paused, session.pause = session.pause.seconds, None
     session.packed, session.meters = program(*arguments)
     if late is None:
       session.compile_ahead()
-    if late is not None:  # One step late, so that the device never waits.
-      meters = parallel.fetch(late)
-      session.screen.update(
-          1,
-          loss=float(meters['loss_sum']) / int(meters['total']),
-          accuracy=100 * int(meters['correct']) / int(meters['total']),
-      )
+    else:  # One step late, so that the device never waits.
+      jax.block_until_ready(late)
+      session.screen.update(1, lambda: _running(parallel.fetch(late)))
     late = session.meters
     if number + 1 < end:
       session.maybe_save(None)
@@ -400,6 +397,12 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
       session.feed.waited,
       paused,
   )
+
+
+def _running(meters: Any) -> tuple[float, float]:
+  """Mean loss, and accuracy in percent, of an epoch so far."""
+  total = int(meters['total'])
+  return float(meters['loss_sum']) / total, 100 * int(meters['correct']) / total
 
 
 def _finish_epoch(

@@ -206,7 +206,7 @@ class ProgressTest(absltest.TestCase):
     stream = io.StringIO()
     progress = logs.Progress(stream=stream)
     progress.start_epoch(12, 10, '3-2-2')
-    progress.update(10, loss=0.5, accuracy=80.0)
+    progress.update(10, self.fail)  # Nobody looks: they are not asked for.
     progress.record(_EPOCH)
     progress.record({'event': 'end'})
     progress.close()
@@ -217,10 +217,12 @@ class ProgressTest(absltest.TestCase):
     progress = logs.Progress(stream=stream)
     progress.start_epoch(12, 10, '3-2-2')
     progress.write('a line')
-    progress.update(10, loss=0.5, accuracy=80.0)
+    progress.update(5, lambda: (0.5, 80.0))
+    progress.update(5, self.fail)  # They were, a moment ago.
     progress.record(_EPOCH)
     progress.close()
     self.assertIn('epoch 12  3-2-2:', stream.getvalue())
+    self.assertIn('loss=0.500, accuracy=80.0%', stream.getvalue())
     self.assertIn('a line\n', stream.getvalue())
     self.assertIn(logs.format_epoch(_EPOCH) + '\n', stream.getvalue())
 
