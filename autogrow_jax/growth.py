@@ -131,7 +131,7 @@ def grow(
       tx,
       key=key,
       extra=extra,
-      known=_unchanged_parts(state, growth),
+      known=_carried_parts(state, growth),
   )
   table = state_lib.axis_table(growth.architecture, extra)
   grown, optimizer = carry(state, fresh, table, growth.sources)
@@ -334,22 +334,28 @@ def _checked_units(
   return units
 
 
-def _unchanged_parts(
+def _carried_parts(
     state: TrainState, growth: Growth
 ) -> dict[str, tuple[base.Tree, base.Tree]]:
-  """Parts that carry over whole, so that nothing need be drawn for them."""
-  unchanged = {}
+  """Parts without anything new, as zeros: what they hold is carried over.
+
+  So that nothing need be drawn for them.
+  """
+  carried = {}
   for part in networks.parts(growth.architecture):
-    known = (
+    shapes = base.shapes(part)
+    old = (
         state.params['weights'].get(part.name),
         state.stats['network'].get(part.name),
     )
-    shapes = jax.tree.map(np.shape, known)
-    if shapes == jax.tree.map(np.shape, base.shapes(part)) and not any(
-        axis in growth.sources for _, axis in part.axes
+    if jax.tree.structure(old) == jax.tree.structure(shapes) and not any(
+        np.any(np.asarray(growth.sources.get(axis, 0)) == NEW)
+        for _, axis in part.axes
     ):
-      unchanged[part.name] = known
-  return unchanged
+      carried[part.name] = jax.tree.map(
+          lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes
+      )
+  return carried
 
 
 def _gather(

@@ -107,6 +107,23 @@ def changes(architecture):
 
 class CarryTest(parameterized.TestCase):
 
+  @parameterized.parameters(
+      ('append', ['s1b2']), ('widen', ['s1b1']), ('remove', []), ('split', []),
+      ('prune', []),
+  )
+  def test_draws_only_what_is_new(self, kind, want):
+    """A program for each initialiser takes longer than a whole growth."""
+    architecture = tiny_networks.seed('basic3resnet', (1, 2, 1))
+    drawn = []
+
+    def draw(part, key):
+      drawn.append(part.name)
+      return draw_fresh(part, key)
+
+    state = tiny_networks.state(architecture, SGD)
+    grow(state, changes(architecture)[kind], draw=draw)
+    self.assertEqual(drawn, want)
+
   @parameterized.product(
       family=tuple(networks.FAMILIES),
       optimizer=tuple(tiny_networks.OPTIMIZERS),

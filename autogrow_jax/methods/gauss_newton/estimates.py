@@ -153,12 +153,29 @@ def scaled(
 
   Where the scale is 0 both are 0, also of splits that are not finite.
   """
+  return _scaled(
+      splits,
+      {
+          axis: np.array(
+              [
+                  scale
+                  for (name, _), scale in zip(candidates, scales, strict=True)
+                  if name == axis
+              ],
+              np.float32,
+          )
+          for axis in splits
+      },
+  )
+
+
+@jax.jit
+def _scaled(splits, factors):
+  """`scaled` by (units,) of each axis, as one compiled program."""
   result = {}
   for axis, split in splits.items():
-    own = [s for (name, _), s in zip(candidates, scales, strict=True)
-           if name == axis]
     u, e = splits_lib.incoming(split.u), splits_lib.outgoing(split.e)
-    factor = jnp.asarray(np.array(own)[:, None], u.dtype)
+    factor = factors[axis][:, None].astype(u.dtype)
     u, e = (jnp.where(factor == 0, 0, part) for part in (u * factor, e))
     result[axis] = split.replace(
         u=splits_lib.as_incoming(u, split.u),

@@ -333,7 +333,7 @@ def together(
     numbers.setdefault(removal.axis, []).append(number)
   stacked = {
       axis: tuple(
-          jnp.asarray([getattr(removals[i], name) for i in own], jnp.float32)
+          np.asarray([getattr(removals[i], name) for i in own], np.float32)
           for name in ('weights', 'mixture')
       )
       for axis, own in numbers.items()
@@ -456,7 +456,7 @@ def _mean(sums, batches, key):
     part = sums(x, labels, jax.random.fold_in(key, index))
     total = part if total is None else linalg.plus(total, part)
   examples = sum(len(labels) for _, labels in batches)
-  return jax.tree.map(lambda leaf: np.asarray(leaf / examples), total)
+  return jax.tree.map(lambda leaf: np.asarray(leaf) / examples, total)
 
 
 def _start(site, trees, sums, compensation):
@@ -533,8 +533,8 @@ def _evaluated(left: Left, units: slice) -> _Evaluation:
     free = _free(left, units).reshape(count, -1)
     gradient = slopes + np.einsum('cjk,ck->cj', gram, w)
     solution = linalg.solve_damped(
-        jnp.asarray(gram * free[:, :, None] * free[:, None, :]),
-        jnp.asarray(-gradient * free),
+        gram * free[:, :, None] * free[:, None, :],
+        -gradient * free,
         damping=GAUSS_NEWTON_DAMPING,
     )
     w = w + np.where(free, np.asarray(solution.x, np.float64), 0)

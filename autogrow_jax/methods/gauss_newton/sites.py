@@ -233,7 +233,7 @@ def _is_channelwise(site: Site, parts: tuple[base.Part, ...]) -> bool:
       {name: jax.tree.map(draw, trees[i]) for name, trees in shapes.items()}
       for i in range(2)
   )
-  x = jnp.zeros((1, *parts[0].input_shape))
+  x = np.zeros((1, *parts[0].input_shape), np.float32)
   outputs = jax.eval_shape(
       lambda: taps.run(site.chain, weights, stats, x).outputs
   )
