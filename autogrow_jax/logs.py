@@ -13,7 +13,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   far); images_per_second (missing where an epoch's last step had been done
   before a restart); of a stream input_wait_seconds (for which the devices had
   no batch to work on, since the restart); skipped (damaged training images, if
-  there were any).
+  there were any); device_bytes (most that were in use on one device since the
+  restart; where devices say).
 * 'grow': stage, block, shape and depths (after), note; params, macs and loss,
   each with _before and _after; logits_change_eval and logits_change_train
   (largest absolute change on one fixed batch); optimizer (leaves {'kept',
@@ -23,7 +24,9 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
 * 'skip': reason; the policy asked for a growth, and the method had none.
 * 'stop': stage, reason ('window' or 'cap').
 * 'phase': name.
-* 'compile': what, seconds; count where several programs were compiled.
+* 'compile': what, seconds; count where several programs were compiled; bytes
+  that one of the run's own needs on a device, by the compiler, together with
+  what stays there meanwhile.
 * 'end'.
 
 Of several hosts only the first one opens any of these.
@@ -311,6 +314,7 @@ def format_record(record: Record) -> str:
   if event == 'compile':
     return (
         f"compiled {record['what']} in {record['seconds']:.1f} s"
+        + (f", {format_count(record['bytes'])}B" if 'bytes' in record else '')
         + (f" ({record['count']} programs)" if 'count' in record else '')
     )
   return ''

@@ -16,15 +16,18 @@ import numpy as np
 import optax
 
 from autogrow_jax import data
+from autogrow_jax import memory
+from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import parallel as parallel_lib
 from autogrow_jax import randomness
+from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.networks import base as networks_base
 
 Compiled = Callable[..., Any]
-OnCompile = Callable[[str, float], None]
+OnCompile = Callable[[str, float, int | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +169,86 @@ def train_step(
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class Traced:
+  """A training step that was traced, with shapes in place of arrays.
+
+  Attributes:
+    program: its `jax.core.ClosedJaxpr`.
+    before: the packed state and the meters that it takes.
+    after: those that it gives.
+  """
+
+  program: Any
+  before: Any
+  after: Any
+
+
+def trace_step(
+    task: Task,
+    layout: view.Layout,
+    *,
+    batch_size: int,
+    image_shape: tuple[int, ...],
+    examples: int | None = None,
+) -> Traced:
+  """Traces a training step on one device; nothing is computed or compiled.
+
+  Args:
+    task: what to train; its devices do not matter.
+    layout: of the network.
+    batch_size: examples per step, on the device.
+    image_shape: of raw inputs, (height, width, channel) or (step,).
+    examples: of the training set if the device holds it; None if a step gets
+      the batch alone.
+
+  Returns:
+    The trace.
+  """
+  task = dataclasses.replace(
+      task, parallel=parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
+  )
+  shape = jax.ShapeDtypeStruct
+  computed = jax.eval_shape(
+      lambda state: view.pack(state, layout, stack=jnp.stack),
+      state_lib.abstract_state(
+          layout.architecture,
+          task.tx,
+          extra=lambda _: task.method.extra(layout.canonical),
+      ),
+  )
+  is_text = task.preprocessing.kind == 'tokens'
+  labels = image_shape if is_text else networks.label_shape(layout.architecture)
+  rows = examples or batch_size
+  before = computed, jax.eval_shape(new_meters)
+  program, after = jax.make_jaxpr(
+      functools.partial(train_step, task, layout), return_shape=True
+  )(
+      *before,
+      shape((rows, *image_shape), np.int32 if is_text else np.uint8),
+      shape((rows, *labels), np.int32),
+      shape((batch_size,), np.int32) if examples else None,
+      shape((), np.float32),
+      jax.eval_shape(lambda: layout.depths),
+  )
+  return Traced(program, before, after)
+
+
+def predicted_bytes(task: Task, layout: view.Layout, **inputs: Any) -> int:
+  """`compiled_bytes` of a training step, foretold without compiling.
+
+  Args:
+    task: what to train, and on what kind of device.
+    layout: of the network.
+    **inputs: of `trace_step`.
+
+  Returns:
+    Bytes on each device.
+  """
+  platform = task.parallel.devices[0].platform
+  return memory.peak(trace_step(task, layout, **inputs).program, platform)
+
+
 def forward_batch(
     task: Task,
     layout: view.Layout,
@@ -210,13 +293,14 @@ class TimedStep:
 
   Attributes:
     run: does one, and waits for it.
-    bytes: of arguments and temporaries, by the compiler; None where it does not
-      say.
+    bytes: see `compiled_bytes`.
+    predicted: see `predicted_bytes`.
     compile_seconds: of tracing and compiling.
   """
 
   run: Callable[[], None]
   bytes: int | None
+  predicted: int
   compile_seconds: float
 
 
@@ -226,7 +310,9 @@ def timed_step(
   """A training step to be timed; `state` is of the layout's architecture."""
   place = task.parallel.replicate
   now = [place(view.pack(state, layout)), place(new_meters())]
-  rest = (*place(batch), None, place(np.float32(1e-3)))
+  rest = (
+      *place(batch), None, place(np.float32(1e-3)), place(layout.depths)
+  )
   compiled, seconds = task.parallel.compile(
       functools.partial(train_step, task, layout),
       (*now, *rest),
@@ -238,15 +324,28 @@ def timed_step(
     now[:] = compiled(*now, *rest)
     jax.block_until_ready(now)
 
-  return TimedStep(run, compiled_bytes(compiled), seconds)
+  predicted = predicted_bytes(
+      task, layout, batch_size=len(batch[1]), image_shape=batch[0].shape[1:]
+  )
+  return TimedStep(run, compiled_bytes(compiled), predicted, seconds)
 
 
 def compiled_bytes(compiled: Any) -> int | None:
-  """Arguments and temporaries of a compiled program."""
+  """What a compiled program needs on a device, by the compiler.
+
+  Returns:
+    Arguments, results that do not take their place, and temporaries; None where
+    the compiler does not say.
+  """
   analysis = compiled.memory_analysis()
   if analysis is None:
     return None
-  return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+  return (
+      analysis.argument_size_in_bytes
+      + analysis.output_size_in_bytes
+      - analysis.alias_size_in_bytes
+      + analysis.temp_size_in_bytes
+  )
 
 
 class Programs:
@@ -260,7 +359,7 @@ class Programs:
 
     Args:
       task: what they depend on besides the bucket.
-      on_compile: called with a program's name and seconds.
+      on_compile: called with a program's name, seconds and `compiled_bytes`.
     """
     self._task = task
     self._on_compile = on_compile
@@ -297,5 +396,5 @@ class Programs:
           outputs=outputs,
           donate=donate,
       )
-      self._on_compile(name, seconds)
+      self._on_compile(name, seconds, compiled_bytes(known[key]))
     return known[key]

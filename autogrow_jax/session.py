@@ -197,7 +197,7 @@ class Session:
     self.meters = parallel.replicate(meters)
     self._accounted = started
     self._saved = started
-    self._pending: list[tuple[str, float]] = []
+    self._pending: list[tuple[str, float, int | None]] = []
     self.history = logs.History(setup.workdir / 'history.jsonl')
     self.history.truncate_to(progress.history)
     self.tensorboard = logs.TensorBoard(
@@ -216,9 +216,7 @@ class Session:
     self.active = self.setup.task.method.active(
         architecture, state.stats['method']
     )
-    self.layout = view.layout(
-        architecture, spare=self._may_deepen(), active=self.active
-    )
+    self.layout = self._layout(architecture)
     if self.active is not None:
       self._canonical = state
       state = view.take(state, self.layout, self.active)
@@ -258,6 +256,42 @@ class Session:
         self.progress.architecture, self.memory()
     )
 
+  def predicted_bytes(self, architecture: Architecture | None = None) -> int:
+    """What a training step will need on each device.
+
+    Args:
+      architecture: of the network, if it is not the current one.
+
+    Returns:
+      Bytes, the data set included if it is there.
+    """
+    setup, layout = self.setup, self.layout
+    if architecture is not None:
+      layout = self._layout(architecture)
+    train = setup.dataset.train
+    return programs_lib.predicted_bytes(
+        setup.task,
+        layout,
+        batch_size=setup.config.batch_size // len(setup.task.parallel.devices),
+        image_shape=train.images.shape[1:],
+        examples=(
+            len(train.labels) if setup.dataset.stream is None else None
+        ),
+    )
+
+  def device_bytes(self) -> int | None:
+    """Most bytes in use at a time so far on any device, None if none says."""
+    told = [
+        device.memory_stats() or {}
+        for device in self.setup.task.parallel.devices
+        if device.process_index == jax.process_index()
+    ]
+    return max(
+        (stats['peak_bytes_in_use'] for stats in told
+         if 'peak_bytes_in_use' in stats),
+        default=None,
+    )
+
   def memory(self) -> Any:
     """The method's other leaves, on the host."""
     return self.setup.task.parallel.fetch(self.packed.stats['method'])
@@ -280,9 +314,10 @@ class Session:
   def flush_compilations(self) -> None:
     """Records the compilations since the last call."""
     pending, self._pending = self._pending, []
-    for name, seconds in pending:
+    for name, seconds, size in pending:
       self.charge(self.progress.ledger.compiled(seconds))
-      self.record('compile', what=name, seconds=round(seconds, 3))
+      values = {} if size is None else {'bytes': size}
+      self.record('compile', what=name, seconds=round(seconds, 3), **values)
 
   def record_compilations(
       self, what: str, spent: programs_lib.Compilations
@@ -357,6 +392,14 @@ class Session:
     self.tensorboard.close()
     self.history.close()
 
+  def _layout(self, architecture: Architecture) -> view.Layout:
+    return view.layout(
+        architecture,
+        spare=self._may_deepen(),
+        active=self.active,
+        remat=self.setup.config.devices.remat_of(len(architecture.stages)),
+    )
+
   def _may_deepen(self) -> bool:
     """Whether to leave room for blocks, so that growths seldom compile."""
     return (
@@ -365,8 +408,13 @@ class Session:
         and self.progress.phase == 'growing'
     )
 
-  def _on_compile(self, name: str, seconds: float) -> None:
-    self._pending.append((name, seconds))
+  def _on_compile(self, name: str, seconds: float, size: int | None) -> None:
+    if size is not None and name == 'evaluation':
+      # Which is not given these, but they stay where they are.
+      size += parallel_lib.bytes_on_device(
+          (self.packed.opt_state, self.feed.held)
+      )
+    self._pending.append((name, seconds, size))
 
 
 def set_up(
@@ -531,7 +579,9 @@ def claim(config: RunConfig) -> pathlib.Path:
     return {
         **{name: item for name, item in value.items() if name not in neutral},
         'data': {**value['data'], 'data_dir': None},
-        'devices': {**value['devices'], 'decode_workers': 0},
+        'devices': {
+            **value['devices'], 'decode_workers': 0, 'remat': 'none'
+        },
     }
 
   if changed := config_lib.differences(strip(continued), strip(config)):

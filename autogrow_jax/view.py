@@ -96,6 +96,7 @@ def layout(
     fuse: bool = True,
     spare: bool = False,
     active: Active | None = None,
+    remat: frozenset[int] = frozenset(),
 ) -> Layout:
   """The layout of an architecture.
 
@@ -104,6 +105,7 @@ def layout(
     fuse: stack equal blocks; False is the exact reference.
     spare: stack them with room for more, see `networks.base.segments`.
     active: what of it is computed; None for all.
+    remat: stages computed again in the backward pass, likewise.
 
   Returns:
     The layout.
@@ -111,14 +113,20 @@ def layout(
   computed = architecture
   if active is not None and active.compact:
     computed = _compact(architecture, active)
-  found = _layout(computed, fuse, spare)
+  found = _layout(computed, fuse, spare, remat)
   return dataclasses.replace(found, canonical=architecture)
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(architecture: Architecture, fuse: bool, spare: bool) -> Layout:
+def _layout(
+    architecture: Architecture, fuse: bool, spare: bool, remat: frozenset[int]
+) -> Layout:
   pairs = base.segments(
-      architecture, networks.parts(architecture), fuse=fuse, spare=spare
+      architecture,
+      networks.parts(architecture),
+      fuse=fuse,
+      spare=spare,
+      remat=remat,
   )
   return Layout(
       architecture,

@@ -60,6 +60,7 @@ class JsonTest(parameterized.TestCase):
         'devices': {
             'parallel': 'jit', 'num_devices': 1, 'precision': 'bfloat16',
             'decode_workers': 1, 'depth_buckets': 'exact',
+            'remat': '0',
         },
         'checkpoints': {'every': '5m', 'keep': 1},
         'batch_size': 3,
@@ -162,6 +163,8 @@ class ChecksTest(parameterized.TestCase):
       ({'devices': {'precision': 'float16'}}, 'float32, bfloat16'),
       ({'devices': {'parallel': 'xmap'}}, 'auto, pmap, jit'),
       ({'devices': {'num_devices': 0}}, 'at least 1'),
+      ({'devices': {'remat': 'some'}}, 'none, all, or numbers of stages'),
+      ({'devices': {'remat': '0,3'}}, 'stage 3, but the network has 3'),
       ({'checkpoints': {'every': '0'}}, 'epochs .* or minutes'),
       ({'checkpoints': {'keep': 0}}, 'keep is at least 1'),
       ({'data': {'select_on': 'train'}}, "'holdout' or 'test'"),

@@ -48,7 +48,9 @@ def steps(parallelism, state, architecture, *, spare=False):
       parallel=parallelism,
   )
   seconds = []
-  compiler = programs.Programs(task, lambda name, time: seconds.append(time))
+  compiler = programs.Programs(
+      task, lambda name, time, size: seconds.append(time)
+  )
   images, labels, order = training_set()
   results = []
   for _ in range(2):
