@@ -263,16 +263,20 @@ class Session:
       architecture: of the network, if it is not the current one.
 
     Returns:
-      Bytes, the data set included if it is there.
+      Bytes, the data set included if it is there; of text for the batch as a
+      whole.
     """
     setup, layout = self.setup, self.layout
     if architecture is not None:
       layout = self._layout(architecture)
     train = setup.dataset.train
+    devices = len(setup.task.parallel.devices)
+    if setup.dataset.is_text:  # Whose state has a row for every example.
+      devices = 1
     return programs_lib.predicted_bytes(
         setup.task,
         layout,
-        batch_size=setup.config.batch_size // len(setup.task.parallel.devices),
+        batch_size=setup.config.batch_size // devices,
         image_shape=train.images.shape[1:],
         examples=(
             len(train.labels) if setup.dataset.stream is None else None
