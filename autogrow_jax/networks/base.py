@@ -317,11 +317,9 @@ def _rematerialized(
   """A block of which the backward pass finds its arguments alone."""
 
   def again(*arguments, **rest):
-    static = {
-        name: rest.pop(name)
-        for name in ('train',)
-        if isinstance(rest.get(name), bool)
-    }
+    static = {}
+    if isinstance(rest.get('train'), bool):  # Which must not become traced.
+      static['train'] = rest.pop('train')
     # In a loop nothing else could be told to be the same.
     return jax.checkpoint(
         functools.partial(run, **static), prevent_cse=not in_loop
