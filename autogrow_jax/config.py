@@ -156,6 +156,8 @@ class DeviceConfig:
       deeper, every 'exact' depth or 'powers' of two; results are equal to
       rounding.
     compile_ahead: compile for the next growth while the network trains.
+    remat: stages whose blocks the backward pass computes again, so that less
+      memory is needed: 'none', 'all', or their numbers, from 0: '0,1'.
   """
 
   parallel: str = 'auto'
@@ -164,6 +166,7 @@ class DeviceConfig:
   decode_workers: int = 0
   depth_buckets: str = 'powers'
   compile_ahead: bool = True
+  remat: str = 'none'
 
   def __post_init__(self):
     common.check_choice('parallel', self.parallel, ('auto', 'pmap', 'jit'))
@@ -177,6 +180,23 @@ class DeviceConfig:
       raise ValueError(
           f'decode_workers is at least 0, got {self.decode_workers}.'
       )
+    if not re.fullmatch(r'none|all|\d+(,\d+)*', self.remat):
+      raise ValueError(
+          'remat is none, all, or numbers of stages such as 0,1; got '
+          f'{self.remat!r}.'
+      )
+
+  def remat_of(self, stages: int) -> frozenset[int]:
+    """Stages that are computed again, of a network with so many."""
+    if self.remat in ('none', 'all'):
+      return frozenset(range(stages) if self.remat == 'all' else ())
+    chosen = frozenset(map(int, self.remat.split(',')))
+    if max(chosen) >= stages:
+      raise ValueError(
+          f'remat names stage {max(chosen)}, but the network has {stages}, '
+          f'numbered from 0 to {stages - 1}.'
+      )
+    return chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +319,7 @@ class RunConfig:
     depths = common.checked_depths(
         network, self.network.depths or network.seed_depths
     )
+    self.devices.remat_of(len(depths))
     if self.policy.is_named:
       self.make_policy(depths)
 

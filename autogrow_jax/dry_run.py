@@ -18,7 +18,6 @@ import time
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
@@ -29,8 +28,6 @@ from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import feeds
 from autogrow_jax import growth
-from autogrow_jax import networks
-from autogrow_jax import parallel as parallel_lib
 from autogrow_jax import programs as programs_lib
 from autogrow_jax import session
 from autogrow_jax import state as state_lib
@@ -52,11 +49,12 @@ class Tried:
   Attributes:
     memory: bytes on each device for the step's arguments, results and
       temporary arrays, as the compiler states them; without the data set.
+      None where it does not.
     compile_seconds: of the training step.
     loss: on the batch; finite.
   """
 
-  memory: int
+  memory: int | None
   compile_seconds: float
   loss: float
 
@@ -178,28 +176,13 @@ def trace_step(
   Raises:
     ValueError: if the state after the step is of other shapes or types.
   """
-  task = dataclasses.replace(
-      task, parallel=parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
+  traced = programs_lib.trace_step(
+      task,
+      view.layout(architecture),
+      batch_size=batch_size,
+      image_shape=image_shape,
   )
-  layout = view.layout(architecture)
-  state = state_lib.abstract_state(
-      architecture, task.tx, extra=task.method.extra
-  )
-  packed = jax.eval_shape(
-      lambda state: view.pack(state, layout, stack=jnp.stack), state
-  )
-  meters = programs_lib.new_meters()
-  shape = jax.ShapeDtypeStruct
-  after = jax.eval_shape(
-      functools.partial(programs_lib.train_step, task, layout),
-      packed,
-      meters,
-      shape((batch_size, *image_shape), np.uint8),
-      shape((batch_size, *networks.label_shape(architecture)), np.int32),
-      shape((batch_size,), np.int32),
-      shape((), np.float32),
-  )
-  if _signature(after) != _signature((packed, meters)):
+  if _signature(traced.after) != _signature(traced.before):
     raise ValueError(
         f'A training step of {architecture} changes shapes or types of its '
         'state.'
@@ -245,12 +228,12 @@ class _Full:
   ) -> Tried:
     setup = self._setup
     parallel = setup.task.parallel
-    layout = view.layout(architecture)
-    compilations = []
-    programs = programs_lib.Programs(
-        setup.task,
-        lambda name, seconds, waited=None: compilations.append(seconds),
+    layout = view.layout(
+        architecture,
+        remat=setup.config.devices.remat_of(len(architecture.stages)),
     )
+    compilations = []
+    programs = programs_lib.Programs(setup.task, compilations.append)
     arguments = (
         parallel.replicate(view.pack(state, layout)),
         parallel.replicate(programs_lib.new_meters()),
@@ -264,16 +247,9 @@ class _Full:
     loss = float(meters['loss_sum']) / int(meters['total'])
     if not np.isfinite(loss):
       raise ValueError(f'The loss of {architecture} on one batch is {loss}.')
-    memory = program.memory_analysis()
+    (done,) = compilations
     return Tried(
-        memory=(
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-        ),
-        compile_seconds=compilations[0],
-        loss=loss,
+        memory=done.bytes, compile_seconds=done.seconds, loss=loss
     )
 
   def _examples(self) -> feeds.Examples:

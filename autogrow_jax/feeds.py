@@ -46,10 +46,12 @@ class Feed(Protocol):
     waited: seconds for which the devices had nothing to do because a batch was
       not there yet; whoever reads them sets them to zero.
     damaged: what is wrong with each image that was skipped; likewise.
+    held: arrays that the devices hold all the time.
   """
 
   waited: float
   damaged: list[str]
+  held: Any
 
   def take(self, step: int, running: Any = None) -> Examples:
     """The examples of a step.
@@ -110,7 +112,7 @@ class _InMemory:
     self._parallel, self._key, self._size = parallel, key, batch_size
     self._dataset, train = dataset, dataset.train
     self._count = len(train.labels)
-    self._data = parallel.replicate((train.images, train.labels))
+    self.held = parallel.replicate((train.images, train.labels))
     self._epoch, self._permutation = -1, None
 
   def take(self, step: int, running: Any = None) -> Examples:
@@ -120,7 +122,7 @@ class _InMemory:
       self._epoch = epoch
       self._permutation = order(self._dataset, self._key, epoch, self._size)
     chosen = data.batch_indices(self._permutation, index, self._size)
-    return Examples(*self._data, self._parallel.shard(chosen))
+    return Examples(*self.held, self._parallel.shard(chosen))
 
   def close(self) -> None:
     pass
@@ -132,6 +134,7 @@ class _Streamed:
   def __init__(self, dataset, parallel, key, batch_size, workers):
     self.waited = 0.0
     self.damaged: list[str] = []
+    self.held = ()
     self._parallel = parallel
     self._open = lambda step: dataset.stream(
         key, step, batch_size, workers=workers

@@ -74,8 +74,7 @@ class Step:
   Attributes:
     seconds: median.
     fastest: seconds.
-    bytes: of arguments and temporaries, by the compiler; None where it does not
-      say.
+    bytes: see `programs.compiled_bytes`.
   """
 
   seconds: float

@@ -15,7 +15,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   epoch and its first one, forward passes left out; missing after a start); of a
   stream input_wait_seconds (for which the devices had
   no batch to work on, since the restart); skipped (damaged training images, if
-  there were any).
+  there were any); device_bytes (most that were in use on one device since the
+  restart; where devices say).
 * 'grow': stage, block, shape and depths (after), note; params, macs and loss,
   each with _before and _after; logits_change_eval and logits_change_train
   (largest absolute change on one fixed batch); optimizer (leaves {'kept',
@@ -26,7 +27,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
 * 'stop': stage, reason ('window' or 'cap').
 * 'phase': name.
 * 'compile': what, seconds; count where several programs were compiled; waited
-  (seconds) where it was begun in advance.
+  (seconds) where it was begun in advance; bytes that one of the run's own needs
+  on a device, by the compiler, together with what stays there meanwhile.
 * 'end'.
 
 Of several hosts only the first one opens any of these.
@@ -319,6 +321,7 @@ def format_record(record: Record) -> str:
   if event == 'compile':
     return (
         f"compiled {record['what']} in {record['seconds']:.1f} s"
+        + (f", {format_count(record['bytes'])}B" if 'bytes' in record else '')
         + (f" ({record['count']} programs)" if 'count' in record else '')
         + (
             f", in advance (waited {record['waited']:.1f} s)"

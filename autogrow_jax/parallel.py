@@ -177,6 +177,13 @@ class Parallel:
     return jax.device_put(tree, sharding, may_alias=False)
 
 
+def bytes_on_device(tree: Any) -> int:
+  """Of arrays that were placed, the bytes on one device."""
+  return sum(
+      leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree)
+  )
+
+
 @functools.lru_cache(maxsize=1)
 def _mesh(devices: tuple[jax.Device, ...]) -> jax.sharding.Mesh:
   return jax.make_mesh(

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ import numpy as np
 import optax
 
 from autogrow_jax import data
+from autogrow_jax import memory
+from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import parallel as parallel_lib
 from autogrow_jax import randomness
@@ -30,16 +32,25 @@ from autogrow_jax.networks import base as networks_base
 Compiled = Callable[..., Any]
 
 
-class OnCompile(Protocol):
-  """Called with a program's name and the seconds that compiling it took.
+@dataclasses.dataclass(frozen=True)
+class Compiling:
+  """What is told of a program once it is there.
 
-  If it was compiled in advance, also with those for which it was waited for.
+  Attributes:
+    name: of its kind.
+    seconds: of tracing and compiling.
+    bytes: see `compiled_bytes`.
+    waited: seconds for which a program was waited for that was begun in
+      advance; None for others.
   """
 
-  def __call__(
-      self, name: str, seconds: float, waited: float | None = None
-  ) -> None:
-    ...
+  name: str
+  seconds: float
+  bytes: int | None
+  waited: float | None = None
+
+
+OnCompile = Callable[[Compiling], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +202,86 @@ def train_step(
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class Traced:
+  """A training step that was traced, with shapes in place of arrays.
+
+  Attributes:
+    program: its `jax.core.ClosedJaxpr`.
+    before: the packed state and the meters that it takes.
+    after: those that it gives.
+  """
+
+  program: Any
+  before: Any
+  after: Any
+
+
+def trace_step(
+    task: Task,
+    layout: view.Layout,
+    *,
+    batch_size: int,
+    image_shape: tuple[int, ...],
+    examples: int | None = None,
+) -> Traced:
+  """Traces a training step on one device; nothing is computed or compiled.
+
+  Args:
+    task: what to train; its devices do not matter.
+    layout: of the network.
+    batch_size: examples per step, on the device.
+    image_shape: of raw inputs, (height, width, channel) or (step,).
+    examples: of the training set if the device holds it; None if a step gets
+      the batch alone.
+
+  Returns:
+    The trace.
+  """
+  task = dataclasses.replace(
+      task, parallel=parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
+  )
+  shape = jax.ShapeDtypeStruct
+  computed = jax.eval_shape(
+      lambda state: view.pack(state, layout, stack=jnp.stack),
+      state_lib.abstract_state(
+          layout.architecture,
+          task.tx,
+          extra=lambda _: task.method.extra(layout.canonical),
+      ),
+  )
+  is_text = task.preprocessing.kind == 'tokens'
+  labels = image_shape if is_text else networks.label_shape(layout.architecture)
+  rows = examples or batch_size
+  before = computed, jax.eval_shape(new_meters)
+  program, after = jax.make_jaxpr(
+      functools.partial(train_step, task, layout), return_shape=True
+  )(
+      *before,
+      shape((rows, *image_shape), np.int32 if is_text else np.uint8),
+      shape((rows, *labels), np.int32),
+      shape((batch_size,), np.int32) if examples else None,
+      shape((), np.float32),
+      jax.eval_shape(lambda: layout.depths),
+  )
+  return Traced(program, before, after)
+
+
+def predicted_bytes(task: Task, layout: view.Layout, **inputs: Any) -> int:
+  """`compiled_bytes` of a training step, foretold without compiling.
+
+  Args:
+    task: what to train, and on what kind of device.
+    layout: of the network.
+    **inputs: of `trace_step`.
+
+  Returns:
+    Bytes on each device.
+  """
+  platform = task.parallel.devices[0].platform
+  return memory.peak(trace_step(task, layout, **inputs).program, platform)
+
+
 def forward_batch(
     task: Task,
     layout: view.Layout,
@@ -235,13 +326,14 @@ class TimedStep:
 
   Attributes:
     run: does one, and waits for it.
-    bytes: of arguments and temporaries, by the compiler; None where it does not
-      say.
+    bytes: see `compiled_bytes`.
+    predicted: see `predicted_bytes`.
     compile_seconds: of tracing and compiling.
   """
 
   run: Callable[[], None]
   bytes: int | None
+  predicted: int
   compile_seconds: float
 
 
@@ -251,7 +343,9 @@ def timed_step(
   """A training step to be timed; `state` is of the layout's architecture."""
   place = task.parallel.replicate
   now = [place(view.pack(state, layout)), place(new_meters())]
-  rest = (*place(batch), None, place(np.float32(1e-3)))
+  rest = (
+      *place(batch), None, place(np.float32(1e-3)), place(layout.depths)
+  )
   compiled, seconds = task.parallel.compile(
       functools.partial(train_step, task, layout),
       (*now, *rest),
@@ -263,15 +357,28 @@ def timed_step(
     now[:] = compiled(*now, *rest)
     jax.block_until_ready(now)
 
-  return TimedStep(run, compiled_bytes(compiled), seconds)
+  predicted = predicted_bytes(
+      task, layout, batch_size=len(batch[1]), image_shape=batch[0].shape[1:]
+  )
+  return TimedStep(run, compiled_bytes(compiled), predicted, seconds)
 
 
 def compiled_bytes(compiled: Any) -> int | None:
-  """Arguments and temporaries of a compiled program."""
+  """What a compiled program needs on a device, by the compiler.
+
+  Returns:
+    Arguments, results that do not take their place, and temporaries; None where
+    the compiler does not say.
+  """
   analysis = compiled.memory_analysis()
   if analysis is None:
     return None
-  return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+  return (
+      analysis.argument_size_in_bytes
+      + analysis.output_size_in_bytes
+      - analysis.alias_size_in_bytes
+      + analysis.temp_size_in_bytes
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,7 +463,8 @@ class Programs:
     self._thread.shutdown(cancel_futures=True)
     for (_, name), ahead in self._ahead.items():
       if not ahead.cancelled() and ahead.exception() is None:
-        self._on_compile(f'{name}, not needed', ahead.result()[-1], 0.0)
+        *_, seconds = ahead.result()
+        self._on_compile(Compiling(f'{name}, not needed', seconds, None, 0.0))
     self._ahead.clear()
 
   def _prepare(self, layout, name, rest):
@@ -393,13 +501,16 @@ class Programs:
     if ahead is not None:
       started = time.perf_counter()
       key, compiled, seconds = ahead.result()
-      waited = time.perf_counter() - started
-      self._on_compile(name, seconds, waited)
+      self._tell(name, compiled, seconds, time.perf_counter() - started)
       if key == _key(layout, name, arguments):
         return compiled
     compiled, seconds = self._compile(layout, name, arguments)
-    self._on_compile(name, seconds)
+    self._tell(name, compiled, seconds)
     return compiled
+
+  def _tell(self, name, compiled, seconds, waited=None):
+    size = compiled_bytes(compiled)
+    self._on_compile(Compiling(name, seconds, size, waited))
 
   def _compile(self, layout, name, arguments):
     kind = _KINDS[name]

@@ -73,6 +73,7 @@ def conclude(
       'wall_seconds': round(ledger.wall_seconds, 3),
       'compile_seconds': round(ledger.compile_seconds, 3),
       'compile_count': ledger.compile_count,
+      'memory': _memory(progress.history),
       'params_digest': checkpoint.digest(
           {'params': state.params, 'stats': state.stats}
       ),
@@ -180,6 +181,19 @@ def _controls(
       'floor': policies.format_depths(floor.depths),
       'null_band': dataclasses.asdict(band),
   }
+
+
+def _memory(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+  """Most bytes on a device, and who says so; None if nobody does.
+
+  A device says what was in use, proposals of the method included; otherwise it
+  is the largest of the run's own programs as the compiler states it.
+  """
+  for source, key in (('device', 'device_bytes'), ('compiler', 'bytes')):
+    sizes = [record[key] for record in history if key in record]
+    if sizes:
+      return {'peak_bytes': max(sizes), 'source': source}
+  return None
 
 
 def _method_name(setup: session.Setup) -> str:

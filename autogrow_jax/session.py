@@ -220,7 +220,7 @@ class Session:
     self.pause: Pause | None = None
     self._accounted = started
     self._saved = started
-    self._pending: list[dict[str, Any]] = []
+    self._pending: list[programs_lib.Compiling] = []
     self.history = logs.History(setup.workdir / 'history.jsonl')
     self.history.truncate_to(progress.history)
     self.tensorboard = logs.TensorBoard(
@@ -239,9 +239,7 @@ class Session:
     self.active = self.setup.task.method.active(
         architecture, state.stats['method']
     )
-    self.layout = view.layout(
-        architecture, spare=self._may_deepen(), active=self.active
-    )
+    self.layout = self._layout(architecture)
     if self.active is not None:
       self._canonical = state
       state = view.take(state, self.layout, self.active)
@@ -289,6 +287,46 @@ class Session:
         self.progress.architecture, self.own()[1]
     )
 
+  def predicted_bytes(self, architecture: Architecture | None = None) -> int:
+    """What a training step will need on each device.
+
+    Args:
+      architecture: of the network, if it is not the current one.
+
+    Returns:
+      Bytes, the data set included if it is there; of text for the batch as a
+      whole.
+    """
+    setup, layout = self.setup, self.layout
+    if architecture is not None:
+      layout = self._layout(architecture)
+    train = setup.dataset.train
+    devices = len(setup.task.parallel.devices)
+    if setup.dataset.is_text:  # Whose state has a row for every example.
+      devices = 1
+    return programs_lib.predicted_bytes(
+        setup.task,
+        layout,
+        batch_size=setup.config.batch_size // devices,
+        image_shape=train.images.shape[1:],
+        examples=(
+            len(train.labels) if setup.dataset.stream is None else None
+        ),
+    )
+
+  def device_bytes(self) -> int | None:
+    """Most bytes in use at a time so far on any device, None if none says."""
+    told = [
+        device.memory_stats() or {}
+        for device in self.setup.task.parallel.devices
+        if device.process_index == jax.process_index()
+    ]
+    return max(
+        (stats['peak_bytes_in_use'] for stats in told
+         if 'peak_bytes_in_use' in stats),
+        default=None,
+    )
+
   def record(self, event: str, **values: Any) -> None:
     """Writes a record everywhere."""
     self.progress = self.progress.recorded(event, self.step, **values)
@@ -307,9 +345,19 @@ class Session:
   def flush_compilations(self) -> None:
     """Records the compilations since the last call."""
     pending, self._pending = self._pending, []
-    for values in pending:
-      self.charge(self.progress.ledger.compiled(values['seconds']))
-      self.record('compile', **values)
+    for done in pending:
+      self.charge(self.progress.ledger.compiled(done.seconds))
+      values = {'bytes': done.bytes, 'waited': done.waited}
+      self.record(
+          'compile',
+          what=done.name,
+          seconds=round(done.seconds, 3),
+          **{
+              name: round(value, 3)
+              for name, value in values.items()
+              if value is not None
+          },
+      )
 
   def compile_ahead(self) -> None:
     """Begins to compile for the growth that is likely to come next."""
@@ -321,9 +369,7 @@ class Session:
     if decision is not None:
       now = progress.architecture
       appended = growth.append_all(now, decision.stages(now.depths))
-      self.programs.prepare(
-          view.layout(appended.architecture, spare=self._may_deepen())
-      )
+      self.programs.prepare(self._layout(appended.architecture))
 
   def record_compilations(
       self, what: str, spent: programs_lib.Compilations
@@ -399,6 +445,14 @@ class Session:
     self.tensorboard.close()
     self.history.close()
 
+  def _layout(self, architecture: Architecture) -> view.Layout:
+    return view.layout(
+        architecture,
+        spare=self._may_deepen(),
+        active=self.active,
+        remat=self.setup.config.devices.remat_of(len(architecture.stages)),
+    )
+
   def _may_deepen(self) -> bool:
     """Whether to leave room for blocks, so that growths seldom compile."""
     return (
@@ -407,13 +461,14 @@ class Session:
         and self.progress.phase == 'growing'
     )
 
-  def _on_compile(
-      self, name: str, seconds: float, waited: float | None = None
-  ) -> None:
-    values = {'what': name, 'seconds': round(seconds, 3)}
-    if waited is not None:
-      values['waited'] = round(waited, 3)
-    self._pending.append(values)
+  def _on_compile(self, done: programs_lib.Compiling) -> None:
+    if done.bytes is not None and done.name.startswith('evaluation'):
+      # Which is not given these, but they stay where they are.
+      held = self.packed.opt_state, self.feed.held
+      done = dataclasses.replace(
+          done, bytes=done.bytes + parallel_lib.bytes_on_device(held)
+      )
+    self._pending.append(done)
 
 
 def set_up(
@@ -579,7 +634,10 @@ def claim(config: RunConfig) -> pathlib.Path:
         **{name: item for name, item in value.items() if name not in neutral},
         'data': {**value['data'], 'data_dir': None},
         'devices': {
-            **value['devices'], 'decode_workers': 0, 'compile_ahead': True
+            **value['devices'],
+            'decode_workers': 0,
+            'compile_ahead': True,
+            'remat': 'none',
         },
     }
 

@@ -95,6 +95,7 @@ def run(
     stack.callback(session.close)
     session.signals = stack.enter_context(session_lib.catch_signals())
     session.screen.write(_headline(setup, progress, asked))
+    session.screen.write(_memory_line(session))
     session.record_compilations('initialisation', spent)
     while not _is_done(session.progress, config):
       pace = _train_epoch(session)
@@ -128,6 +129,31 @@ def _headline(
       f'{"windows" if dataset.is_text else "images"}, {selection}; '
       f'{len(devices)} {devices[0].platform} device'
       f'{"s" if len(devices) > 1 else ""}{rule}; results in {setup.workdir}'
+  )
+
+
+def _memory_line(session: session_lib.Session) -> str:
+  """The memory that a run will need, now and at the largest depths."""
+  now = session.predicted_bytes()
+  text = f'memory: {logs.format_count(now)}B on a device by prediction'
+  config, progress = session.setup.config, session.progress
+  depths = config.policy.max_depths or config.policy.target
+  if not (
+      progress.phase == 'growing'
+      and session.setup.task.method.deepens
+      and depths
+      and config.init_from is None
+  ):
+    return text
+  network = dataclasses.replace(config.network, depths=depths)
+  largest = session.predicted_bytes(
+      session_lib.seed_architecture(
+          dataclasses.replace(config, network=network), session.setup.dataset
+      )
+  )
+  return (
+      f'{text}, {logs.format_count(largest)}B at '
+      f'{policies.format_depths(depths)}'
   )
 
 
@@ -457,6 +483,7 @@ def _finish_epoch(
       compile_seconds=round(ledger.compile_seconds, 3),
       compile_count=ledger.compile_count,
       **_pace_values(setup, pace),
+      **_memory_values(session),
       **setup.task.method.metrics(before.architecture, aux, memory),
       **({'skipped': before.skipped} if before.skipped else {}),
   )
@@ -494,6 +521,12 @@ def _pace_values(
   if setup.dataset.stream is not None:
     values['input_wait_seconds'] = round(pace.input_wait_seconds, 3)
   return values
+
+
+def _memory_values(session: session_lib.Session) -> dict[str, int]:
+  """The key of an epoch's record that only some devices tell."""
+  size = session.device_bytes()
+  return {} if size is None else {'device_bytes': size}
 
 
 def _task_values(

@@ -97,6 +97,7 @@ def layout(
     fuse: bool = True,
     spare: bool = False,
     active: Active | None = None,
+    remat: frozenset[int] = frozenset(),
 ) -> Layout:
   """The layout of an architecture.
 
@@ -105,6 +106,7 @@ def layout(
     fuse: stack equal blocks; False is the exact reference.
     spare: stack them with room for more, see `networks.base.segments`.
     active: what of it is computed; None for all.
+    remat: stages computed again in the backward pass, likewise.
 
   Returns:
     The layout.
@@ -113,14 +115,20 @@ def layout(
   if active is not None and active.compact:
     names = _traded(architecture, active)
     computed = _compact(architecture, _with_names(active, names))
-  found = _layout(computed, fuse, spare)
+  found = _layout(computed, fuse, spare, remat)
   return dataclasses.replace(found, canonical=architecture)
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(architecture: Architecture, fuse: bool, spare: bool) -> Layout:
+def _layout(
+    architecture: Architecture, fuse: bool, spare: bool, remat: frozenset[int]
+) -> Layout:
   pairs = base.segments(
-      architecture, networks.parts(architecture), fuse=fuse, spare=spare
+      architecture,
+      networks.parts(architecture),
+      fuse=fuse,
+      spare=spare,
+      remat=remat,
   )
   return Layout(
       architecture,

@@ -33,6 +33,8 @@ def training(
     precision: str = 'float32',
     method: base.Method | None = None,
     memory: Callable[[Any], Any] = lambda memory: memory,
+    spare: bool = False,
+    remat: frozenset[int] = frozenset(),
 ) -> programs.TimedStep:
   """The training step of a run, augmentation included.
 
@@ -43,6 +45,8 @@ def training(
     method: in place of none.
     memory: changes the method's other leaves of a fresh state; they stay as
       they are by default.
+    spare: stack blocks with room for more, see `view.layout`.
+    remat: stages that are computed again in the backward pass.
 
   Returns:
     The step.
@@ -66,7 +70,9 @@ def training(
   changed = memory(state.stats['method'])
   state = state.replace(stats={**state.stats, 'method': changed})
   active = method.active(architecture, state.stats['method'])
-  layout = view.layout(architecture, active=active)
+  layout = view.layout(
+      architecture, spare=spare, active=active, remat=remat
+  )
   if active is not None:
     state = view.take(state, layout, active)
   return programs.timed_step(task, layout, state, batch)

@@ -217,9 +217,13 @@ def _any_data(run_config: config.RunConfig) -> data.Dataset:
   return dataset
 
 
+def _bytes(count: int | None) -> str:
+  return '-' if count is None else f'{logs.format_count(count)}B'
+
+
 def _tried(tried: dry_run.Tried) -> str:
   return (
-      f'  {logs.format_count(tried.memory):>10}B  '
+      f'  {_bytes(tried.memory):>11}  '
       f'{tried.compile_seconds:7.1f} s  {tried.loss:.3f}'
   )
 

@@ -213,6 +213,13 @@ RUN_FLAGS = {
         'bool',
         'Compile for the next growth, in a thread, while the network trains.',
     ),
+    'remat': (
+        'devices.remat',
+        'text',
+        'Stages whose blocks are computed again in the backward pass, for less '
+        'memory and more time: none, all, or their numbers from 0, as 0,1. A '
+        'run may be continued with another value.',
+    ),
     'checkpoint_every': (
         'checkpoints.every',
         'text',

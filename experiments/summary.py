@@ -78,6 +78,13 @@ def of_run(
       for name, item in rows
   ]
   lines += ['', *aligned(spent)]
+  if result.get('memory'):
+    size = logs.format_count(result['memory']['peak_bytes'])
+    lines += [
+        '',
+        f'  Peak memory: {size}B on a device, by the '
+        f'{result["memory"]["source"]}.',
+    ]
   if 'floor' in result:
     band = result['null_band']
     lines += [

@@ -19,6 +19,7 @@ ROWS = (
         '',
         'architecture',
         'controls',
+        'memory',
         'paired',
         'policies',
         'randomness',

@@ -52,7 +52,7 @@ def steps(parallelism, state, architecture, *, spare=False, ahead=False):
   )
   waited = []
   compiler = programs.Programs(
-      task, lambda name, seconds, waiting=None: waited.append(waiting)
+      task, lambda compiling: waited.append(compiling.waited)
   )
   images, labels, order = training_set()
   results = []

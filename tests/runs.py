@@ -146,7 +146,7 @@ def course(workdir: str | os.PathLike[str]) -> list[tuple[Any, ...]]:
   """All of a history that must not depend on time, machine or interruptions."""
   volatile = {
       'wall_seconds', 'compile_seconds', 'compile_count', 'images_per_second',
-      'pause_seconds', 'seconds',
+      'pause_seconds', 'device_bytes', 'seconds',
   }
   return [
       {name: item for name, item in record.items() if name not in volatile}

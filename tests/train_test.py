@@ -36,6 +36,7 @@ RESULT_KEYS = {
     'macs', 'layers', 'growths', 'growing_epochs', 'epochs', 'val_accuracy',
     'test_accuracy', 'select_on', 'train_macs', 'wall_seconds',
     'compile_seconds', 'compile_count', 'params_digest', 'versions',
+    'memory',
 }
 
 
@@ -111,6 +112,8 @@ class ResultTest(RunTest):
     self.assertEqual(RESULT['null_band']['submodules']['p10'], 5)
     self.assertEqual(RESULT['versions']['jax'], jax.__version__)
     self.assertGreater(RESULT['wall_seconds'], RESULT['compile_seconds'])
+    self.assertEqual(RESULT['memory']['source'], 'compiler')
+    self.assertGreater(RESULT['memory']['peak_bytes'], 8 * RESULT['params'])
 
   def test_result_agrees_with_the_history(self):
     epochs = runs.records(BASE, 'epoch')

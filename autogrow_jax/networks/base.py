@@ -11,7 +11,7 @@ Parameters and statistics are nested dictionaries `{part: {layer: {leaf}}}`.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, ClassVar
@@ -91,11 +91,14 @@ class Segment:
     module: their common module.
     length: of the stack, the number of parts or a capacity that it is filled up
       to; None for a single part that is not stacked.
+    remat: whether the backward pass computes each part again from its input,
+      rather than keep what it computed.
   """
 
   key: str
   module: Module
   length: int | None
+  remat: bool = False
 
 
 class Network(abc.ABC):
@@ -163,6 +166,7 @@ def segments(
     *,
     fuse: bool,
     spare: bool = False,
+    remat: Collection[int] = (),
 ) -> tuple[tuple[Segment, tuple[str, ...]], ...]:
   """Groups a chain into segments, with the names of the parts of each.
 
@@ -174,6 +178,8 @@ def segments(
     spare: stack a run that may still grow, the last one of its stage, to a
       capacity. The first block of a stage is a run of its own if it is unlike
       those that follow, so it never has one.
+    remat: stages whose blocks are computed again in the backward pass; only
+      where they are fused.
 
   Returns:
     (segment, part names) pairs in forward order.
@@ -212,7 +218,15 @@ def segments(
       if spare and is_last and (number or length):
         length = runs_lib.capacity(len(run))
       result.append(
-          (Segment(f'stage{stage}.{number}', run[0].module, length), names)
+          (
+              Segment(
+                  f'stage{stage}.{number}',
+                  run[0].module,
+                  length,
+                  remat=stage in remat,
+              ),
+              names,
+          )
       )
   return tuple(result)
 
@@ -272,6 +286,8 @@ def apply(
       )
       return y, changed.get('stats', {})
 
+    if segment.remat:
+      run = _rematerialized(run, in_loop=segment.length is not None)
     if segment.length is None:
       x, new_stats[name] = run(x, weights[name], stats[name], gate, position)
     elif name in depths:
@@ -293,6 +309,23 @@ def apply(
       )
     position += depths.get(name, segment.length or 1)
   return x, new_stats
+
+
+def _rematerialized(
+    run: Callable[..., Any], *, in_loop: bool
+) -> Callable[..., Any]:
+  """A block of which the backward pass finds its arguments alone."""
+
+  def again(*arguments, **rest):
+    static = {}
+    if isinstance(rest.get('train'), bool):  # Which must not become traced.
+      static['train'] = rest.pop('train')
+    # In a loop nothing else could be told to be the same.
+    return jax.checkpoint(
+        functools.partial(run, **static), prevent_cse=not in_loop
+    )(*arguments, **rest)
+
+  return again
 
 
 def rewound(stats: Tree) -> Tree:

@@ -1,0 +1,92 @@
+"""Memory of a training step: foretold, compiled, and with rematerialisation.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --networks=vgg16 --batch_size=64
+
+Each network is laid out as in a run that does not grow; `growing` has stacks
+with spare room (`--depth_buckets=powers`). Bytes are of one device, the batch
+included and a data set left out.
+"""
+
+from absl import flags
+
+from autogrow_jax import logs
+from autogrow_jax import networks
+from autogrow_jax import policies
+from benchmarks import common
+from benchmarks import steps
+from experiments import flags as run_flags
+
+NETWORKS = flags.DEFINE_list(
+    'networks',
+    ['basic3resnet:3-3-3', 'basic3resnet:9-9-9', 'vgg16'],
+    'Families, with depths or their own.',
+)
+BATCH = flags.DEFINE_integer('batch_size', 128, 'Images of a step.')
+LAYOUTS = flags.DEFINE_list(
+    'layouts', ['fixed', 'growing'], 'Of them: fixed, growing.'
+)
+SHAPE, CLASSES = (32, 32, 3), 10
+
+
+def main() -> None:
+  batch = steps.noise(SHAPE, CLASSES, BATCH.value)
+  figures = {}
+  for text in NETWORKS.value:
+    name, _, depths = text.partition(':')
+    network = networks.get(name)
+    architecture = network.seed(
+        policies.parse_depths(depths) if depths else network.seed_depths,
+        input_shape=SHAPE,
+        classes=CLASSES,
+        options={},
+    )
+    for kind in LAYOUTS.value:
+      figures |= {
+          f'{text} {kind}, {remat}': figure
+          for remat, figure in _measure(
+              architecture, batch, spare=kind == 'growing'
+          ).items()
+      }
+  common.report(
+      f'Memory of a training step, batch {BATCH.value}',
+      ('network, remat', 'predicted', 'compiled', 'ratio', 'of none',
+       'ms, median (range)', 'time of none'),
+      [
+          (name, f'{logs.format_count(item["predicted"])}B',
+           f'{logs.format_count(item["compiled"])}B',
+           f'{item["predicted"] / item["compiled"]:.2f}',
+           f'{item["memory_of_none"]:.2f}', item['milliseconds'],
+           f'{item["time_of_none"]:.2f}')
+          for name, item in figures.items()
+      ],
+      figures,
+  )
+
+
+def _measure(architecture, batch, *, spare):
+  """Figures without and with rematerialisation of all stages."""
+  chosen = {
+      'none': frozenset(), 'all': frozenset(range(len(architecture.stages)))
+  }
+  runs = {
+      name: steps.training(architecture, batch, spare=spare, remat=remat)
+      for name, remat in chosen.items()
+  }
+  spreads = common.in_turn(
+      {name: step.run for name, step in runs.items()}, common.REPEATS.value
+  )
+  return {
+      name: {
+          'predicted': step.predicted,
+          'compiled': step.bytes,
+          'memory_of_none': step.bytes / runs['none'].bytes,
+          'milliseconds': spreads[name],
+          'time_of_none': spreads[name].median / spreads['none'].median,
+      }
+      for name, step in runs.items()
+  }
+
+
+if __name__ == '__main__':
+  run_flags.run_main(main)
