@@ -353,7 +353,7 @@ def _carried_parts(
         for _, axis in part.axes
     ):
       carried[part.name] = jax.tree.map(
-          lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes
+          lambda leaf, was: np.zeros(leaf.shape, was.dtype), shapes, old
       )
   return carried
 

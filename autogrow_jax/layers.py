@@ -194,8 +194,9 @@ class Norm(nn.Module):
       x32 = widened(x)
       dims = tuple(range(x.ndim - 1))
       batch_mean = jnp.mean(x32, dims)
+      # Of jnp.square loops would keep 2 * x32, besides x, for the gradient.
       batch_var = jnp.maximum(
-          jnp.mean(jnp.square(x32), dims) - jnp.square(batch_mean), 0.0
+          jnp.mean(x32 * x32, dims) - batch_mean * batch_mean, 0.0
       )
       if train is True:
         keep = self.momentum

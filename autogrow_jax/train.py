@@ -136,23 +136,17 @@ def _memory_line(session: session_lib.Session) -> str:
   """The memory that a run will need, now and at the largest depths."""
   now = session.predicted_bytes()
   text = f'memory: {logs.format_count(now)}B on a device by prediction'
-  config, progress = session.setup.config, session.progress
-  depths = config.policy.max_depths or config.policy.target
-  if not (
-      progress.phase == 'growing'
-      and session.setup.task.method.deepens
-      and depths
-      and config.init_from is None
-  ):
+  policy, progress = session.setup.config.policy, session.progress
+  depths = policy.max_depths or policy.target
+  is_growing = progress.phase == 'growing' and session.setup.task.method.deepens
+  if not depths or not is_growing:
     return text
-  network = dataclasses.replace(config.network, depths=depths)
-  largest = session.predicted_bytes(
-      session_lib.seed_architecture(
-          dataclasses.replace(config, network=network), session.setup.dataset
-      )
+  stages = policies.Decision('grow', target=depths).stages(
+      progress.architecture.depths
   )
+  largest = growth.append_all(progress.architecture, stages).architecture
   return (
-      f'{text}, {logs.format_count(largest)}B at '
+      f'{text}, {logs.format_count(session.predicted_bytes(largest))}B at '
       f'{policies.format_depths(depths)}'
   )
 
