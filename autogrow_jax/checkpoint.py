@@ -1,9 +1,10 @@
 """Checkpoints: whole, verified, and never worse than the one before.
 
 `<directory>/<step>/` is an ordinary Orbax checkpoint: the item `state` holds
-the arrays as a flat {path: array} dictionary, and every document is a JSON
-item of its own name. Beside them `manifest.json` lists path, dtype and shape
-of every leaf, one SHA-256 over leaves and documents, and one of every file: a
+the arrays, those of one dtype and shape as a stack, since a deep network has
+thousands of small ones; every document is a JSON item of its own name. Beside
+them `manifest.json` lists path, dtype and shape of every leaf in the order of
+the stacks, one SHA-256 over leaves and documents, and one of every file: a
 damaged file is found before Orbax reads it. A checkpoint thus restores from
 its directory alone, in two phases: documents -> abstract state -> arrays.
 
@@ -36,7 +37,7 @@ import orbax.checkpoint as ocp
 
 PyTree = Any
 
-_FORMAT = 1
+_FORMAT = 2
 _STATE = 'state'
 _MANIFEST = 'manifest.json'
 _CHECKPOINT_NAME = re.compile(r'(0|[1-9]\d*)(\.old)?')
@@ -365,8 +366,10 @@ def _write(
     manifest: dict[str, Any],
     documents: Mapping[str, Any],
 ) -> None:
-  # Orbax refuses arrays of size zero: the manifest alone describes them.
-  stored = {name: array for name, array in arrays.items() if array.size}
+  stored = {
+      name: np.stack([arrays[path] for path in paths])
+      for name, paths in _stacks(manifest['leaves']).items()
+  }
   items = {
       name: ocp.args.JsonSave(document) for name, document in documents.items()
   }
@@ -397,23 +400,44 @@ def _read(path: pathlib.Path) -> _Contents:
     raise _Refused(f"format {manifest['format']}, not {_FORMAT}")
   _check_files(path, manifest['files'])
   leaves = manifest['leaves']
+  stacks = _stacks(leaves)
   items = {name: ocp.args.JsonRestore() for name in manifest['documents']}
-  if any(0 not in leaf['shape'] for leaf in leaves.values()):
+  if stacks:
     items[_STATE] = ocp.args.StandardRestore()
   with _checkpointer(manifest['documents']) as checkpointer:
     restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
   documents = {name: restored[name] for name in manifest['documents']}
-  arrays = dict(restored[_STATE]) if _STATE in items else {}
-  for name, leaf in leaves.items():
-    if 0 in leaf['shape']:
-      arrays[name] = _empty(leaf)
-  if arrays.keys() != leaves.keys():
+  stored = dict(restored[_STATE]) if _STATE in items else {}
+  if {name: len(stack) for name, stack in stored.items()} != {
+      name: len(paths) for name, paths in stacks.items()
+  }:
     raise _Refused('damaged: arrays are missing')
+  arrays = {
+      path: np.asarray(array)
+      for name, paths in stacks.items()
+      for path, array in zip(paths, np.asarray(stored[name]), strict=True)
+  } | {
+      path: _empty(leaf) for path, leaf in leaves.items() if 0 in leaf['shape']
+  }
   if _content_digest(arrays, leaves, documents) != manifest['digest']:
     raise _Refused('damaged: the contents do not have the recorded SHA-256')
-  return _Contents(
-      {name: np.asarray(arrays[name]) for name in leaves}, manifest, documents
-  )
+  return _Contents(arrays, manifest, documents)
+
+
+def _stacks(
+    leaves: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[str]]:
+  """The paths of the leaves of each stack, by its name.
+
+  Orbax refuses arrays of size zero: the manifest alone describes them.
+  """
+  alike = {}
+  for path, leaf in leaves.items():
+    if 0 not in leaf['shape']:
+      alike.setdefault((leaf['dtype'], *leaf['shape']), []).append(path)
+  return {
+      f'stack{number}': paths for number, paths in enumerate(alike.values())
+  }
 
 
 def _check_files(path: pathlib.Path, recorded: Mapping[str, str]) -> None:

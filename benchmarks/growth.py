@@ -110,7 +110,7 @@ def _run(workdir: str, cache: str, start: str) -> None:
       data=data.DataConfig(
           dataset=DATASET.value,
           data_dir=DATA_DIR.value,
-          fraction=FRACTION.value,
+          data_fraction=FRACTION.value,
       ),
       network=config.NetworkConfig(
           'basic3resnet',

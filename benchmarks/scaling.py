@@ -150,7 +150,9 @@ def _measure(depths: str) -> Case:
   architecture = _architecture(depths)
   batch = steps.noise((32, 32, 3), 10, BATCH.value)
   step = steps.training(architecture, batch)
-  tx = optimizers.make_optimizer(optimizers.OptimizerConfig())
+  tx = optimizers.make(
+      optimizers.OptimizerConfig(), aux=None, top_rate=0.1
+  )
   state = state_lib.create_state(architecture, tx, key=jax.random.key(0))
   change = growth.append(architecture, 0)
 

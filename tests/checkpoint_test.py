@@ -215,10 +215,10 @@ class CheckpointsTest(parameterized.TestCase):
     self._save(1, 2)
     path = self.directory / '2' / 'manifest.json'
     text = path.read_text()
-    for old, new in (('float32', 'float16'), ('"format": 1', '"format": 2')):
+    for old, new in (('float32', 'float16'), ('"format": 2', '"format": 1')):
       path.write_text(text.replace(old, new, 1))
       self.assertEqual(self._restore().step, 1)
-    for content in ('[]', 'null', '{}', '{"format": 1}'):
+    for content in ('[]', 'null', '{}', '{"format": 2}'):
       path.write_text(content)
       self.assertEqual(self._restore().step, 1)
 

@@ -76,7 +76,6 @@ class SequentialRunTest(RunTest):
     with mock.patch.object(policies.Sequential, 'update', watch):
       changes = json.loads(json.dumps(_SEQUENTIAL))
       changes['policy']['max_epochs'] = 3
-      changes['devices'] = {'compile_ahead': False}  # Which rehearses it.
       runs.quietly(runs.tiny(self.workdir, **changes))
     epochs = [
         item

@@ -32,6 +32,8 @@ _TINY = {
     'network': {'widths': [4, 8, 16]},
     'policy': {'interval': 1, 'window': 2, 'max_depths': [2, 2, 1]},
     'schedule': {'learning_rate': 0.05, 'finetune_epochs': 2},
+    # Not to compile what is not needed; binaries, that are killed, do.
+    'devices': {'compile_ahead': False},
     'batch_size': 64,
 }
 
