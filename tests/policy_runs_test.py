@@ -7,6 +7,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 import runs
 
 from autogrow_jax import logs
@@ -46,6 +47,7 @@ class RunTest(parameterized.TestCase):
 
 class SequentialRunTest(RunTest):
 
+  @pytest.mark.slow
   def test_killed_and_continued_bit_for_bit(self):
     whole = self.workdir.with_name('whole')
     expected = runs.quietly(runs.tiny(whole, **_SEQUENTIAL))

@@ -12,6 +12,7 @@ import unittest
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import pytest
 import runs
 
 from autogrow_jax import checkpoint
@@ -202,6 +203,7 @@ class ResumeTest(parameterized.TestCase):
       time.sleep(0.02)
     self.fail(f'It ended too early: {runs.finish(process)}')
 
+  @pytest.mark.slow
   def test_full_disk(self):
     # No room for the next checkpoint; then not even for the history.
     def at_step(count, unused_arguments):

@@ -451,6 +451,7 @@ class RunTest(parameterized.TestCase):
       self.assertNotIn('skipped', record)
 
 
+  @pytest.mark.slow
   def test_killed_with_a_worker_process(self):
     flags = [
         f'--workdir={self.workdir}', '--widths=4-8-16', '--grow_interval=1',
