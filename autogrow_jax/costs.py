@@ -85,7 +85,8 @@ class Ledger:
     backward_macs: of backward passes.
     eval_macs: of evaluations, receipts included.
     wall_seconds: time in `run`, over all restarts.
-    compile_seconds: tracing and compiling of steps and evaluations.
+    compile_seconds: tracing and compiling of steps and evaluations, some of
+      it while the network trains.
     compile_count: number of these compilations.
   """
 

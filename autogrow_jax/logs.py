@@ -13,10 +13,10 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   far); images_per_second (missing where an epoch's last step had been done
   before a restart); pause_seconds (between the last training step before the
   epoch and its first one, forward passes left out; missing after a start); of a
-  stream input_wait_seconds (for which the devices had
-  no batch to work on, since the restart); skipped (damaged training images, if
-  there were any); device_bytes (most that were in use on one device since the
-  restart; where devices say).
+  stream input_wait_seconds (for which the devices had no batch to work on,
+  since the restart); skipped (damaged training images, if there were any);
+  device_bytes (most that were in use on one device since the restart; where
+  devices say).
 * 'grow': stage, block, shape and depths (after), note; params, macs and loss,
   each with _before and _after; logits_change_eval and logits_change_train
   (largest absolute change on one fixed batch); optimizer (leaves {'kept',
@@ -51,6 +51,7 @@ Record = Mapping[str, Any]
 # Percent of the time; less is not worth mentioning.
 _MUCH_WAITING = 10
 
+# Between two looks at the numbers of a running epoch.
 _NUMBERS_SECONDS = 0.1
 
 

@@ -242,18 +242,10 @@ def trace_step(
       task, parallel=parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
   )
   shape = jax.ShapeDtypeStruct
-  computed = jax.eval_shape(
-      lambda state: view.pack(state, layout, stack=jnp.stack),
-      state_lib.abstract_state(
-          layout.architecture,
-          task.tx,
-          extra=lambda _: task.method.extra(layout.canonical),
-      ),
-  )
   is_text = task.preprocessing.kind == 'tokens'
   labels = image_shape if is_text else networks.label_shape(layout.architecture)
   rows = examples or batch_size
-  before = computed, jax.eval_shape(new_meters)
+  before = _packed_shapes(task, layout), jax.eval_shape(new_meters)
   program, after = jax.make_jaxpr(
       functools.partial(train_step, task, layout), return_shape=True
   )(
@@ -265,6 +257,18 @@ def trace_step(
       jax.eval_shape(lambda: layout.depths),
   )
   return Traced(program, before, after)
+
+
+def _packed_shapes(task: Task, layout: view.Layout) -> Any:
+  """Shapes and types of a layout's packed state."""
+  state = state_lib.abstract_state(
+      layout.architecture,
+      task.tx,
+      extra=lambda _: task.method.extra(layout.canonical),
+  )
+  return jax.eval_shape(
+      lambda state: view.pack(state, layout, stack=jnp.stack), state
+  )
 
 
 def predicted_bytes(task: Task, layout: view.Layout, **inputs: Any) -> int:
@@ -389,26 +393,23 @@ class _Kind:
     function: the program, with task and layout.
     state: what it takes of the packed state, as its first arguments; the last
       one is depths.
-    leading: how many of these first ones there are.
     outputs: how its results are placed.
     donate: positions of the arguments that it consumes.
   """
 
   function: Callable[..., Any]
   state: Callable[[Any], tuple[Any, ...]]
-  leading: int
   outputs: parallel_lib.Role
   donate: tuple[int, ...] = ()
 
 
 _KINDS = {
     'train step': _Kind(
-        train_step, lambda packed: (packed,), 1, 'replicated', donate=(0,)
+        train_step, lambda packed: (packed,), 'replicated', donate=(0,)
     ),
     'evaluation': _Kind(
         forward_batch,
         lambda packed: (packed.params, packed.stats),
-        2,
         'sharded',
     ),
 }
@@ -452,10 +453,10 @@ class Programs:
     """
     if layout.bucket in self._compiled:
       return
-    for name, rest in self._last.items():
+    for name, last in self._last.items():
       if (layout.bucket, name) not in self._ahead:
         self._ahead[layout.bucket, name] = self._thread.submit(
-            self._prepare, layout, name, rest
+            self._prepare, layout, name, last
         )
 
   def close(self) -> None:
@@ -467,18 +468,13 @@ class Programs:
         self._on_compile(Compiling(f'{name}, not needed', seconds, None, 0.0))
     self._ahead.clear()
 
-  def _prepare(self, layout, name, rest):
-    task = self._task
-    state = state_lib.abstract_state(
-        layout.architecture, task.tx, extra=task.method.extra
+  def _prepare(self, layout, name, last):
+    """A program for arguments like the last ones, but of another layout."""
+    packed, depths = self._task.parallel.abstract(
+        (_packed_shapes(self._task, layout), layout.depths)
     )
-    packed, depths = task.parallel.abstract((
-        jax.eval_shape(
-            lambda state: view.pack(state, layout, stack=jnp.stack), state
-        ),
-        layout.depths,
-    ))
-    arguments = (*_KINDS[name].state(packed), *rest, depths)
+    state = _KINDS[name].state(packed)
+    arguments = (*state, *last[len(state) : -1], depths)
     return _key(layout, name, arguments), *self._compile(
         layout, name, arguments
     )
@@ -495,8 +491,7 @@ class Programs:
 
   def _obtain(self, layout, name, arguments):
     """A program that is not there yet."""
-    rest = arguments[_KINDS[name].leading : -1]
-    self._last[name] = self._task.parallel.like(rest)
+    self._last[name] = self._task.parallel.like(arguments)
     ahead = self._ahead.pop((layout.bucket, name), None)
     if ahead is not None:
       started = time.perf_counter()

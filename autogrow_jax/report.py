@@ -483,7 +483,7 @@ def _costs_figure(epochs: Sequence[logs.Record]) -> 'mpl_figure.Figure':
       )),
       (right, 'seconds so far', (
           ('wall_seconds', _line('wall time', plots.INK, '-')),
-          ('compile_seconds', _line('of it compilation', plots.ORANGE, '--')),
+          ('compile_seconds', _line('compilation', plots.ORANGE, '--')),
       )),
   ):
     for key, style in lines:

@@ -172,6 +172,7 @@ class Pause:
 
   @contextlib.contextmanager
   def left_out(self) -> Iterator[None]:
+    """What happens within it is not counted."""
     started = time.perf_counter()
     yield
     self._since += time.perf_counter() - started

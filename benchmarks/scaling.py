@@ -55,6 +55,13 @@ LINK = flags.DEFINE_list(
     'link', ['2e11', '5e10'], 'Bytes per second between their devices.'
 )
 _IMAGES = 1_231_167  # ImageNet without its hold-out.
+# What is measured of a network -> what it grows with.
+_QUANTITIES = {
+    'step': 'macs',
+    'compiling': 'segments',
+    'growing': 'bytes',
+    'saving': 'bytes',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +89,16 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """An architecture, and what is measured of it, seconds.
+  """What is known of a network, and measured of it, in seconds.
 
   Attributes:
-    macs: of a step's images, forward and backward.
-    segments: that are compiled.
-    bytes: of its state.
-    step, compiling, growing, saving: seconds.
+    macs: multiply-adds of a step, forward and backward.
+    segments: runs of equal blocks, and single parts, that are compiled.
+    bytes: of the state.
+    step: of training.
+    compiling: the training step.
+    growing: by one block, until the grown state is on the device.
+    saving: a checkpoint.
   """
 
   macs: int
@@ -135,14 +145,6 @@ def main() -> None:
         f'{INTERVAL.value}, {FINETUNE.value} epochs at the end; predicted')
   for machine in zip(DEVICES.value, RATE.value, LINK.value, strict=True):
     print('  ' + _predict(lines, *map(float, machine)))
-
-
-_QUANTITIES = {
-    'step': 'macs',
-    'compiling': 'segments',
-    'growing': 'bytes',
-    'saving': 'bytes',
-}
 
 
 def _measure(depths: str) -> Case:
@@ -199,7 +201,17 @@ def _training_macs(architecture: Architecture, images: int) -> int:
 def _predict(
     lines: dict[str, Line], devices: float, rate: float, link: float
 ) -> str:
-  """One line about a run on ImageNet."""
+  """One line about a run on ImageNet.
+
+  Args:
+    lines: the model; the base of a step, which is this machine's, is left out.
+    devices: number of them.
+    rate: multiply-adds per second of each, in training.
+    link: bytes per second between them.
+
+  Returns:
+    The line.
+  """
   architecture = networks.get('basic4resnet').seed(
       (1, 1, 1, 1), input_shape=(224, 224, 3), classes=1000, options={}
   )
