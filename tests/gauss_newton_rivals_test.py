@@ -358,6 +358,22 @@ class RivalsTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(after, before, atol=1e-5)
 
+  def test_gradmax_keeps_its_new_channels_as_they_are_beside_others(self):
+    data = case('plain3net').only('s0b0.out', 's1b0.out')
+    splits = data.propose('gradmax').splits
+    units = {site.axis: np.array([0, 2]) for site in data.model.sites}
+    change = surgery.morph(data.architecture, splits, units, one_sided=True)
+    old, new = data.trees, grown(data, change)
+    site = data.site['s1b0.out']
+    layer, split = site.writers[0].layer, splits[site.axis]
+    found = np.asarray(old.kernel(layer) - split.u[0])
+    kernel = np.asarray(new.kernel(layer))
+    width, before = found.shape[-1], found.shape[-2]
+    np.testing.assert_allclose(
+        kernel[..., :before, width:], found[..., units[site.axis]], atol=1e-6
+    )
+    np.testing.assert_array_equal(kernel[..., before:, :], 0)
+
   @parameterized.parameters('plain3net', 'vgg16')
   def test_gradmax_has_the_largest_gradients(self, family):
     axis = 's1b0.out'

@@ -185,7 +185,8 @@ def _at_random(
     for_u, for_gains = jax.random.split(jax.random.fold_in(key, index))
     rows = jax.random.normal(for_u, (site.units, site.incoming))
     gains = np.asarray(jax.random.uniform(for_gains, (site.units,)))
-    split = _without_e(site, trees, _unit_rows(rows), length)
+    u = _relative(site, trees, _unit_rows(rows), length)
+    split = _without_e(site, trees, u)
     found[site.axis] = _Site(split, gains, np.ones(site.units, bool))
   return _proposal(model, trees, found, (), 0)
 
@@ -223,7 +224,7 @@ def _steepest(
     values, vectors = pairs[site.axis]
     lengths = np.linalg.norm(_incoming_weights(site, trees), axis=-1)
     found[site.axis] = _Site(
-        _without_e(site, trees, vectors, config.step),
+        _without_e(site, trees, _relative(site, trees, vectors, config.step)),
         -np.square(config.step * lengths) * values / 2,
         np.isfinite(values) & (values < 0),
     )
@@ -375,8 +376,7 @@ def _gradmax(
     new, gains = weights.copy(), np.zeros(site.units)
     new[:rank] = length * signs[:, None] * rows[:rank]
     gains[:rank] = np.square(factor * length * values[:rank])
-    e = tuple(trees.kernel(reader.layer) / 2 for reader in site.readers)
-    split = Split(_as_incoming(site, trees, weights - new), e)
+    split = _without_e(site, trees, weights - new)
     found[site.axis] = _Site(split, gains, gains > 0)
   passes = _steps(architecture, {
       reader: trees.kernel(reader.layer).size // site.units * site.incoming
@@ -417,7 +417,7 @@ def _nothing(site: Site, trees: Trees) -> _Site:
   """u = e = 0 for all units."""
   zeros = np.zeros((site.units, site.incoming))
   return _Site(
-      _without_e(site, trees, zeros, 0.0),
+      _without_e(site, trees, zeros),
       np.zeros(site.units),
       np.zeros(site.units, bool),
   )
@@ -701,17 +701,23 @@ def _unit_rows(rows: jax.Array) -> jax.Array:
 
 
 def _without_e(
-    site: Site, trees: Trees, rows: jax.typing.ArrayLike, length: float
+    site: Site, trees: Trees, rows: jax.typing.ArrayLike
 ) -> Split:
-  """e = 0, and u along rows of length 1, so long in units of |w|."""
-  weights = np.linalg.norm(_incoming_weights(site, trees), axis=-1)
-  rows = length * weights[:, None] * np.asarray(rows)
+  """The split of these u and no e."""
   return Split(
       _as_incoming(site, trees, rows),
       tuple(
           jnp.zeros_like(trees.kernel(reader.layer)) for reader in site.readers
       ),
   )
+
+
+def _relative(
+    site: Site, trees: Trees, rows: jax.typing.ArrayLike, length: float
+) -> np.ndarray:
+  """Rows of length 1, made so long in units of |w|."""
+  weights = np.linalg.norm(_incoming_weights(site, trees), axis=-1)
+  return length * weights[:, None] * np.asarray(rows)
 
 
 def _as_incoming(

@@ -108,9 +108,8 @@ def morph(
     optimizer_state: 'reset' to zero all moments, or 'carry' to give each child
       what the chain rule says its moments would have been: half the gradient
       and a quarter of its square on the incoming side, all on the outgoing one.
-    one_sided: leave the incoming weights of parents as they are, and give each
-      new unit w - u. With e = v/2 it adds new channels of incoming weights
-      w - u that nothing reads yet.
+    one_sided: leave parents as they are, and give each new unit w - u, and
+      nothing reads it yet; e is not looked at.
 
   Returns:
     The growth.
@@ -135,8 +134,10 @@ def morph(
       signs[axis] = _signs(sources[axis], chosen)
       notes.append(_note(axis, site.units, chosen, gone))
   moved = signs
+  kept = {axis: np.where(sign, 0.5, 1) for axis, sign in signs.items()}
   if one_sided:
     moved = {axis: np.minimum(sign, 0) for axis, sign in signs.items()}
+    kept = {axis: np.where(sign < 0, 0, 1) for axis, sign in signs.items()}
   wider = architecture.resized({a: len(s) for a, s in sources.items()})
   changed = {axis: sites[axis] for axis in sources}
 
@@ -152,11 +153,10 @@ def morph(
         )
     for axis, taken in removed.items():
       weights = deltas.add(weights, sites[axis].readers, taken.deltas)
-    halves = {axis: np.where(sign, 0.5, 1) for axis, sign in signs.items()}
-    weights = growth.scale_readers({'weights': weights}, table, halves)
+    weights = growth.scale_readers({'weights': weights}, table, kept)
     weights = weights['weights']
     for axis, site in changed.items():
-      if axis in units:
+      if axis in units and not one_sided:
         weights = deltas.add(
             weights, site.readers, splits[axis].e, along=(axis, signs[axis])
         )
