@@ -158,6 +158,9 @@ class DeviceConfig:
     compile_ahead: compile for the next growth while the network trains.
     remat: stages whose blocks the backward pass computes again, so that less
       memory is needed: 'none', 'all', or their numbers, from 0: '0,1'.
+    steps_per_call: training steps that the devices do by themselves before the
+      host gives them the next ones; at most an epoch of data in memory, and of
+      a stream 1. Results are equal to rounding.
   """
 
   parallel: str = 'auto'
@@ -167,6 +170,7 @@ class DeviceConfig:
   depth_buckets: str = 'powers'
   compile_ahead: bool = True
   remat: str = 'none'
+  steps_per_call: int = 1
 
   def __post_init__(self):
     common.check_choice('parallel', self.parallel, ('auto', 'pmap', 'jit'))
@@ -179,6 +183,10 @@ class DeviceConfig:
     if self.decode_workers < 0:
       raise ValueError(
           f'decode_workers is at least 0, got {self.decode_workers}.'
+      )
+    if self.steps_per_call < 1:
+      raise ValueError(
+          f'steps_per_call is at least 1, got {self.steps_per_call}.'
       )
     if not re.fullmatch(r'none|all|\d+(,\d+)*', self.remat):
       raise ValueError(

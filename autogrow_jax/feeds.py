@@ -31,7 +31,8 @@ class Examples(NamedTuple):
     images: uint8 (examples, height, width, channel), or int32 (examples, step),
       on the devices.
     labels: int32 (examples, ...), on the devices.
-    index: int32 (batch,), those of the batch; None if all are.
+    index: int32 (batch,), those of the batch; None if all are; of several
+      steps (steps, batch), with rows of -1 after the end of an epoch.
   """
 
   images: jax.Array
@@ -47,14 +48,17 @@ class Feed(Protocol):
       not there yet; whoever reads them sets them to zero.
     damaged: what is wrong with each image that was skipped; likewise.
     held: arrays that the devices hold all the time.
+    steps: that the examples are for which are given at a time; at the end of an
+      epoch only as many as are left.
   """
 
   waited: float
   damaged: list[str]
   held: Any
+  steps: int
 
   def take(self, step: int, running: Any = None) -> Examples:
-    """The examples of a step.
+    """The examples of a step, and of those that are given with it.
 
     Args:
       step: from 0, over all epochs.
@@ -75,6 +79,7 @@ def make(
     key: jax.Array,
     batch_size: int,
     workers: int = 0,
+    steps: int = 1,
 ) -> Feed:
   """The feed for a data set.
 
@@ -84,12 +89,13 @@ def make(
     key: decides the order of the examples.
     batch_size: number of examples, over all devices.
     workers: processes that decode a stream; 0 for threads.
+    steps: to give examples for at a time; at most an epoch, of a stream 1.
 
   Returns:
     The feed.
   """
   kind = _InMemory if dataset.stream is None else _Streamed
-  return kind(dataset, parallel, key, batch_size, workers)
+  return kind(dataset, parallel, key, batch_size, workers, steps)
 
 
 def order(
@@ -105,7 +111,7 @@ def order(
 class _InMemory:
   """A training set that the devices hold."""
 
-  def __init__(self, dataset, parallel, key, batch_size, workers):
+  def __init__(self, dataset, parallel, key, batch_size, workers, steps):
     del workers
     self.waited = 0.0
     self.damaged: list[str] = []
@@ -114,15 +120,21 @@ class _InMemory:
     self._count = len(train.labels)
     self.held = parallel.replicate((train.images, train.labels))
     self._epoch, self._permutation = -1, None
+    self.steps = min(steps, self._count // self._size)
 
   def take(self, step: int, running: Any = None) -> Examples:
     del running
-    epoch, index = divmod(step, self._count // self._size)
+    steps = self._count // self._size
+    epoch, first = divmod(step, steps)
     if epoch != self._epoch:
       self._epoch = epoch
       self._permutation = order(self._dataset, self._key, epoch, self._size)
-    chosen = data.batch_indices(self._permutation, index, self._size)
-    return Examples(*self.held, self._parallel.shard(chosen))
+    chosen = np.full((self.steps, self._size), -1, np.int32)
+    for row, index in enumerate(range(first, min(first + self.steps, steps))):
+      chosen[row] = data.batch_indices(self._permutation, index, self._size)
+    if self.steps == 1:
+      return Examples(*self.held, self._parallel.shard(chosen[0]))
+    return Examples(*self.held, self._parallel.shard(chosen, dim=1))
 
   def close(self) -> None:
     pass
@@ -131,7 +143,9 @@ class _InMemory:
 class _Streamed:
   """A training set that is decoded while it is needed."""
 
-  def __init__(self, dataset, parallel, key, batch_size, workers):
+  def __init__(self, dataset, parallel, key, batch_size, workers, steps):
+    del steps
+    self.steps = 1
     self.waited = 0.0
     self.damaged: list[str] = []
     self.held = ()

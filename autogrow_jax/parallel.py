@@ -103,14 +103,15 @@ class Parallel:
         tree,
     )
 
-  def shard(self, tree: Any) -> Any:
-    """Splits the leading dimension of a host tree among the devices."""
+  def shard(self, tree: Any, dim: int = 0) -> Any:
+    """Splits one dimension of a host tree among the devices."""
     if self.mode == 'pmap':
       count = len(self.devices)
       tree = jax.tree.map(
-          lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree
+          lambda leaf: np.stack(np.split(np.asarray(leaf), count, dim)), tree
       )
-    return self._put(tree, sharded=self.mode != 'single')
+      dim = 0
+    return self._put(tree, sharded=self.mode != 'single', dim=dim)
 
   def fetch(self, tree: Any) -> Any:
     """Copies a replicated tree to the host."""
@@ -165,15 +166,16 @@ class Parallel:
     compiled = mapped.lower(*arguments).compile()
     return compiled, time.perf_counter() - start
 
-  def _sharding(self, *, sharded: bool) -> jax.sharding.Sharding:
+  def _sharding(self, *, sharded: bool, dim: int = 0) -> jax.sharding.Sharding:
     if self.mode == 'single':
       return jax.sharding.SingleDeviceSharding(self.devices[0])
-    spec = jax.sharding.PartitionSpec(*([AXIS] if sharded else []))
+    dims = [None] * dim + [AXIS] if sharded else []
+    spec = jax.sharding.PartitionSpec(*dims)
     return jax.sharding.NamedSharding(_mesh(self.devices), spec)
 
-  def _put(self, tree: Any, *, sharded: bool) -> Any:
+  def _put(self, tree: Any, *, sharded: bool, dim: int = 0) -> Any:
     # `may_alias=False`: an alias of host memory could not be donated.
-    sharding = self._sharding(sharded=sharded)
+    sharding = self._sharding(sharded=sharded, dim=dim)
     return jax.device_put(tree, sharding, may_alias=False)
 
 

@@ -202,6 +202,46 @@ def train_step(
   }
 
 
+def train_steps(
+    task: Task,
+    layout: view.Layout,
+    packed: Any,
+    meters: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    index: jax.Array | None,
+    learning_rate: jax.Array,
+    depths: Any = None,
+) -> tuple[Any, Any]:
+  """`train_step`, or several of them without the host.
+
+  Args:
+    task: static.
+    layout: static.
+    packed: see `train_step`.
+    meters: see there.
+    images: see there.
+    labels: see there.
+    index: see there; or of several steps (steps, batch), of which rows of -1
+      are none.
+    learning_rate: see there.
+    depths: see there.
+
+  Returns:
+    The last packed state and meters.
+  """
+  step = functools.partial(train_step, task, layout)
+  rest = learning_rate, depths
+  if index is None or index.ndim == 1:
+    return step(packed, meters, images, labels, index, *rest)
+  return jax.lax.fori_loop(
+      0,
+      jnp.sum(index[:, 0] >= 0),
+      lambda i, now: step(*now, images, labels, index[i], *rest),
+      (packed, meters),
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Traced:
   """A training step that was traced, with shapes in place of arrays.
@@ -405,7 +445,7 @@ class _Kind:
 
 _KINDS = {
     'train step': _Kind(
-        train_step, lambda packed: (packed,), 'replicated', donate=(0,)
+        train_steps, lambda packed: (packed,), 'replicated', donate=(0,)
     ),
     'evaluation': _Kind(
         forward_batch,
@@ -438,7 +478,7 @@ class Programs:
     self._ahead: dict[tuple[view.Bucket, str], futures.Future] = {}
 
   def train_step(self, layout: view.Layout, arguments: Any) -> Compiled:
-    """`train_step` for arguments like these; consumes the packed state."""
+    """`train_steps` for arguments like these; consumes the packed state."""
     return self._get(layout, 'train step', arguments)
 
   def forward(self, layout: view.Layout, arguments: Any) -> Compiled:

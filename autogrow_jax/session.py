@@ -214,6 +214,7 @@ class Session:
         key=randomness.stream(jax.random.key(setup.config.seed), 'data'),
         batch_size=setup.config.batch_size,
         workers=setup.config.devices.decode_workers,
+        steps=setup.config.devices.steps_per_call,
     )
     self.load(state)
     self.meters = parallel.replicate(meters)
@@ -639,6 +640,7 @@ def claim(config: RunConfig) -> pathlib.Path:
             'decode_workers': 0,
             'compile_ahead': True,
             'remat': 'none',
+            'steps_per_call': 1,
         },
     }
 

@@ -385,7 +385,7 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
     session.rewind()
   late, paused, program = None, None, None
   started, session.feed.waited = time.perf_counter(), 0.0
-  for number in range(step, end):
+  for number in range(step, end, session.feed.steps):
     session.stop_if_asked()
     examples = session.feed.take(number, late)
     session.note_skipped()
@@ -402,11 +402,13 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
     session.packed, session.meters = program(*arguments)
     if late is None:
       session.compile_ahead()
-    else:  # One step late, so that the device never waits.
+    else:  # One call late, so that the device never waits.
       jax.block_until_ready(late)
-      session.screen.update(1, lambda: _running(parallel.fetch(late)))
+      session.screen.update(
+          session.feed.steps, lambda: _running(parallel.fetch(late))
+      )
     late = session.meters
-    if number + 1 < end:
+    if number + session.feed.steps < end:
       session.maybe_save(None)
   if late is None:
     return None

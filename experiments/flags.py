@@ -220,6 +220,13 @@ RUN_FLAGS = {
         'memory and more time: none, all, or their numbers from 0, as 0,1. A '
         'run may be continued with another value.',
     ),
+    'steps_per_call': (
+        'devices.steps_per_call',
+        'int',
+        'Training steps between two looks of the host, where steps are so '
+        'short that devices wait for it; at most an epoch, of streamed images '
+        '1. A run may be continued with another value.',
+    ),
     'checkpoint_every': (
         'checkpoints.every',
         'text',

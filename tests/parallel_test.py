@@ -81,6 +81,36 @@ def steps(parallelism, state, architecture, *, spare=False, ahead=False):
   return results
 
 
+def epoch(parallelism, state, architecture, *, at_once):
+  """(state, meters) after three steps, in one call or one by one."""
+  task = programs.Task(
+      method=methods_base.FixedArchitecture(),
+      tx=TX,
+      preprocessing=PREPROCESSING,
+      dtype=jnp.float32,
+      parallel=parallelism,
+  )
+  compiler = programs.Programs(task, lambda compiling: None)
+  images, labels, _ = training_set()
+  rows = np.random.default_rng(1).permutation(40).astype('i4')
+  rows = np.stack([rows[:BATCH], rows[-BATCH:], rows[1 : BATCH + 1]])
+  layout = view.layout(architecture)
+  place = parallelism.replicate
+  now = place((view.pack(state, layout), programs.new_meters()))
+  indices = [parallelism.shard(row) for row in rows]
+  if at_once:
+    none = np.full_like(rows[:2], -1)
+    indices = [parallelism.shard(np.concatenate([rows, none]), dim=1)]
+  for index in indices:
+    arguments = (
+        *now, *place((images, labels)), index, *place((RATE, layout.depths))
+    )
+    now = compiler.train_step(layout, arguments)(*arguments)
+  compiler.close()
+  packed, meters = parallelism.fetch(now)
+  return view.unpack(packed, layout), meters
+
+
 def grown(state, architecture):
   change = growth.append(architecture, 1)
   with mock.patch.object(base, 'init', tiny_networks.draw):
@@ -140,7 +170,7 @@ def device_norm_steps(state, architecture):
   return results
 
 
-class StepTest(absltest.TestCase):
+class StepTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
@@ -167,6 +197,18 @@ class StepTest(absltest.TestCase):
         ahead=True,
     )
     self.compare(many, one)
+
+  @parameterized.parameters(('auto', None), ('jit', DEVICES), ('pmap', DEVICES))
+  def test_steps_in_a_loop_equal_those_one_by_one(self, mode, count):
+    placement = parallel.make(mode, count)
+    (got, got_meters), (want, want_meters) = (
+        epoch(placement, self.state, self.architecture, at_once=at_once)
+        for at_once in (True, False)
+    )
+    tiny_networks.assert_close(got, want, 1e-5)
+    tiny_networks.assert_close(got_meters, want_meters, 1e-5)
+    self.assertEqual(got.step, 3)
+    self.assertEqual(got_meters['total'], 3 * BATCH)
 
   def test_nothing_changes_by_compiling_ahead(self):
     run = lambda ahead: steps(
@@ -209,6 +251,17 @@ class PlacementTest(parameterized.TestCase):
     self.assertEqual(
         {shard.data.size for shard in sharded.addressable_shards}, {2}
     )
+
+  @parameterized.parameters(('auto', None), ('jit', DEVICES), ('pmap', DEVICES))
+  def test_splits_any_dimension(self, mode, count):
+    rows = np.arange(48, dtype='i4').reshape(3, 16)
+    placed = parallel.make(mode, count).shard(rows, dim=1)
+    shares = [
+        np.asarray(shard.data).reshape(3, -1)
+        for shard in placed.addressable_shards
+    ]
+    self.assertLen(shares, count or 1)
+    np.testing.assert_array_equal(np.concatenate(shares, 1), rows)
 
   def test_pmap_knows_the_position_of_a_share(self):
     placement = parallel.make('pmap', DEVICES)

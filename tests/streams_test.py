@@ -291,7 +291,7 @@ class LazyImagesTest(absltest.TestCase):
 
 class FeedTest(parameterized.TestCase):
 
-  def feed(self, mode, records, *, streamed=True, batch_size=16):
+  def feed(self, mode, records, *, streamed=True, batch_size=16, steps=1):
     part = part_of(records)
     split = data.Split(records.pixels[part], records.labels[part])
     dataset = mock.Mock(
@@ -300,9 +300,29 @@ class FeedTest(parameterized.TestCase):
         is_text=False,
     )
     placement = parallel.make(mode, 1 if mode == 'auto' else 8)
-    feed = feeds.make(dataset, placement, key=KEY, batch_size=batch_size)
+    feed = feeds.make(
+        dataset, placement, key=KEY, batch_size=batch_size, steps=steps
+    )
     self.addCleanup(feed.close)
     return feed, placement
+
+  @parameterized.parameters('auto', 'pmap', 'jit')
+  def test_gives_several_batches_of_what_is_in_memory(self, mode):
+    records = Noise(100)
+    one, placement = self.feed(mode, records, streamed=False)
+    several, _ = self.feed(mode, records, streamed=False, steps=3)
+    streamed, _ = self.feed(mode, records, steps=3)
+    self.assertEqual([one.steps, several.steps, streamed.steps], [1, 3, 1])
+    last = len(part_of(records)) // 16 - 1
+    for step, count in ((0, 3), (1, 3), (last - 1, 2), (last, 1)):
+      index = several.take(step).index
+      rows = np.asarray(index)
+      if mode == 'pmap':
+        rows = rows.swapaxes(0, 1).reshape(3, -1)
+      for row in range(count):
+        want = placement.gather(one.take(step + row).index)
+        np.testing.assert_array_equal(rows[row], want)
+      np.testing.assert_array_equal(rows[count:], -1)
 
   @parameterized.parameters('auto', 'pmap', 'jit')
   def test_gives_the_batch_of_the_step(self, mode):
