@@ -7,6 +7,7 @@ are cast to it, statistics and their reductions are always float32.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -381,14 +382,56 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 def halve(x: jax.Array) -> jax.Array:
   """2x2 maximum at stride 2; odd sides are rounded up, so that none vanishes.
+
+  The result and its derivatives are those of `nn.max_pool`, whose gradient
+  takes 35 times as long on CPUs (64 against 2 ms for (64, 28, 28, 32)).
   """
-  return nn.max_pool(x, (2, 2), (2, 2), 'SAME')
+  height, width = x.shape[1:3]
+  pads = (0, 0), (0, height % 2), (0, width % 2), (0, 0)
+  return _halved(jnp.pad(x, pads, constant_values=-jnp.inf))
+
+
+@jax.custom_jvp
+def _halved(x):
+  return _largest(x)[0]
+
+
+@_halved.defjvp
+def _halved_derivative(primals, tangents):
+  (x,), (tangent,) = primals, tangents
+  y, chosen = _largest(x)
+  # One product and sum, whose transpose is a product: no pass for each place.
+  places = np.arange(4).reshape(1, 1, 2, 1, 2, 1)
+  is_chosen = chosen[:, :, None, :, None] == places
+  return y, jnp.where(is_chosen, _windows(tangent), 0).sum((2, 4))
+
+
+def _largest(x):
+  """Maxima of 2x2 windows, and of each the first place that has it, 0 to 3."""
+  windows = _windows(x)
+  y, chosen = windows[:, :, 0, :, 0], 0
+  for place in (1, 2, 3):
+    other = windows[:, :, place // 2, :, place % 2]
+    is_larger = (other > y) | jnp.isnan(other)
+    y = jnp.where(is_larger, other, y)
+    chosen = jnp.where(is_larger, jnp.uint8(place), chosen)
+  return y, chosen
+
+
+def _windows(x):
+  batch, height, width, channels = x.shape
+  return x.reshape(batch, height // 2, 2, width // 2, 2, channels)
 
 
 def plain_conv(
     x: jax.Array, kernel: jax.Array, stride: int, pad: int, dilation: int = 1
 ) -> jax.Array:
   """Convolution as XLA has it; depthwise if the kernel has one input."""
+  if pad and math.prod(kernel.shape[:2]) > math.prod(x.shape[1:3]):
+    # Or XLA exchanges them, and does that on CPUs on a slow generic path: 2400
+    # against 84 ms for (64, 2, 2, 512) and a kernel of 3x3.
+    pads = (0, 0), (pad, pad), (pad, pad), (0, 0)
+    x, pad = lax.optimization_barrier(jnp.pad(x, pads)), 0
   return lax.conv_general_dilated(
       x,
       kernel,
@@ -432,32 +475,84 @@ def _conv_forward(x, kernel, stride, pad, dilation):
 
 def _conv_backward(stride, pad, dilation, residuals, dy):
   x, kernel = residuals
-  plain = lambda x, kernel: plain_conv(x, kernel, stride, pad, dilation)
-  autodiff = lambda dy, kernel: jax.vjp(lambda x: plain(x, kernel), x)[1](dy)[0]
-  transposed = lambda dy, kernel: _transposed_input_gradient(
-      dy, kernel, x.shape[-1], pad, dilation
+  how = stride, pad, dilation
+  return (
+      conv_input_gradient(dy, kernel, x.shape, *how),
+      _kernel_gradient(x, dy, kernel, *how),
   )
-  dx = lax.platform_dependent(
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def conv_input_gradient(
+    dy: jax.Array,
+    kernel: jax.Array,
+    shape: tuple[int, ...],
+    stride: int,
+    pad: int,
+    dilation: int = 1,
+) -> jax.Array:
+  """The gradient of `conv` by its input, linear in both arguments.
+
+  Args:
+    dy: (batch, out height, out width, out), by what it gives.
+    kernel: of the convolution.
+    shape: (batch, height, width, in) of the input.
+    stride: of the convolution.
+    pad: of it.
+    dilation: of it.
+
+  Returns:
+    An array of that shape, whose own derivatives are as fast as those of
+    `conv`.
+  """
+  plain = lambda x, kernel: plain_conv(x, kernel, stride, pad, dilation)
+  autodiff = lambda dy, kernel: jax.linear_transpose(
+      lambda x: plain(x, kernel), jax.ShapeDtypeStruct(shape, dy.dtype)
+  )(dy)[0]
+  transposed = lambda dy, kernel: _transposed_input_gradient(
+      dy, kernel, shape[-1], pad, dilation
+  )
+  return lax.platform_dependent(
       dy,
       kernel,
       cpu=transposed if stride == 1 else autodiff,
       default=autodiff,
   )
+
+
+def _input_gradient_forward(dy, kernel, shape, stride, pad, dilation):
+  how = stride, pad, dilation
+  return conv_input_gradient(dy, kernel, shape, *how), (dy, kernel)
+
+
+def _input_gradient_backward(shape, stride, pad, dilation, residuals, dx):
+  del shape
+  dy, kernel = residuals
+  how = stride, pad, dilation
+  return conv(dx, kernel, *how), _kernel_gradient(dx, dy, kernel, *how)
+
+
+conv_input_gradient.defvjp(_input_gradient_forward, _input_gradient_backward)
+
+
+def _kernel_gradient(x, dy, kernel, stride, pad, dilation):
+  """The gradient of `conv` by its kernel; of that the shape counts."""
   on_cpu = (
       _transposed_kernel_gradient
       if kernel.shape[2] == x.shape[-1]
       else _depthwise_kernel_gradient
   )
-  dkernel = lax.platform_dependent(
+  return lax.platform_dependent(
       x,
       dy,
       cpu=lambda x, dy: on_cpu(x, dy, kernel.shape[0], stride, pad, dilation),
-      default=lambda x, dy: jax.vjp(lambda k: plain(x, k), kernel)[1](dy)[0],
+      default=lambda x, dy: jax.vjp(
+          lambda k: plain_conv(x, k, stride, pad, dilation), kernel
+      )[1](dy)[0],
   )
-  return dx, dkernel
-
-
-conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _transposed_input_gradient(dy, kernel, inputs, pad, dilation):

@@ -515,7 +515,7 @@ def hessians_of(data, site, x, labels):
 
   zeros = jnp.zeros(kernel.shape[:-1])
   hessian = jax.jit(
-      jax.vmap(jax.hessian(surrogate), in_axes=(None, 0))
+      jax.vmap(jax.jacrev(jax.grad(surrogate)), in_axes=(None, 0))
   )(zeros, jnp.arange(site.units))
   return np.asarray(hessian).reshape(site.units, zeros.size, zeros.size)
 

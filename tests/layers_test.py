@@ -66,6 +66,57 @@ class ConvTest(parameterized.TestCase):
           own[0][..., [channel]], alone, rtol=1e-5, atol=1e-5
       )
 
+  @parameterized.parameters((1, 2), (2, 2), (2, 1), (1, 1))
+  def test_images_smaller_than_the_kernel(self, height, width):
+    x, kernel = normal(2, height, width, 3), normal(3, 3, 3, 4, seed=1)
+
+    def by_hand(x, kernel):
+      x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+      return sum(
+          x[:, row : row + height, column : column + width]
+          @ kernel[row, column]
+          for row in range(3)
+          for column in range(3)
+      )
+
+    def results(function):
+      y, pullback = jax.vjp(function, x, kernel)
+      return y, *pullback(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+
+    own = jax.jit(lambda: results(lambda x, k: layers.conv(x, k, 1, 1)))()
+    for got, want in zip(own, results(by_hand), strict=True):
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    plain = lambda x: layers.plain_conv(x, kernel, 1, 1)
+    np.testing.assert_allclose(
+        jax.jvp(plain, [x], [x])[1], own[0], rtol=1e-5, atol=1e-5
+    )
+
+  @parameterized.parameters(
+      (3, 1, 1, 3), (3, 2, 1, 3), (3, 1, 2, 3), (3, 1, 1, 1)
+  )
+  def test_input_gradient_and_its_derivatives(
+      self, size, stride, dilation, inputs
+  ):
+    x, kernel = normal(2, 8, 7, 3), normal(size, size, inputs, 3, seed=1)
+    how = stride, dilation * (size // 2), dilation
+    plain = lambda x, kernel: layers.plain_conv(x, kernel, *how)
+    dy = normal(*jax.eval_shape(plain, x, kernel).shape, seed=2)
+
+    def results(function):
+      dx, pullback = jax.vjp(function, dy, kernel)
+      return dx, *pullback(x)
+
+    own = jax.jit(lambda: results(
+        lambda dy, kernel: layers.conv_input_gradient(
+            dy, kernel, x.shape, *how
+        )
+    ))()
+    want = jax.jit(lambda: results(
+        lambda dy, kernel: jax.vjp(lambda x: plain(x, kernel), x)[1](dy)[0]
+    ))()
+    for got, other in zip(own, want, strict=True):
+      np.testing.assert_allclose(got, other, rtol=1e-5, atol=1e-5)
+
   @parameterized.parameters(1, 2)
   def test_equals_plain_in_a_loop(self, dilation):
     how = 1, dilation, dilation
@@ -296,6 +347,24 @@ class DenseTest(absltest.TestCase):
 
 
 class PoolTest(parameterized.TestCase):
+
+  @parameterized.parameters((8, 6), (7, 5), (1, 1))
+  def test_halves_like_pooling(self, height, width):
+    """With its derivatives; of equal numbers the first one has the gradient."""
+    noise = jnp.asarray(normal(2, height, width, 3))
+    for x in (noise, nn.relu(noise), noise.at[0, 0, 0, 0].set(jnp.nan)):
+      y, pull = jax.vjp(layers.halve, x)
+      want, pull_plain = jax.vjp(
+          lambda x: nn.max_pool(x, (2, 2), (2, 2), 'SAME'), x
+      )
+      np.testing.assert_array_equal(y, want)
+      if np.isfinite(x).all():
+        dy = normal(*y.shape, seed=1)
+        np.testing.assert_array_equal(pull(dy)[0], pull_plain(dy)[0])
+        along = jax.jvp(layers.halve, [x], [noise])[1]
+        np.testing.assert_allclose(
+            jnp.vdot(along, dy), jnp.vdot(pull(dy)[0], noise), rtol=1e-5
+        )
 
   @parameterized.parameters(
       (4, [[-1, -3], [-9, -11]]), (3, [[-1, -3], [-7, -9]]), (1, [[-1]])

@@ -58,10 +58,18 @@ class Layer:
   def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution or matrix product with some kernel, without bias."""
     if self.kind in ('Conv', 'DepthwiseConv'):
-      return layers.plain_conv(
-          x, kernel, self.stride, self._pad, self.dilation
-      )
+      return layers.conv(x, kernel, self.stride, self._pad, self.dilation)
     return x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+  def transposed(
+      self, dy: jax.Array, kernel: jax.Array, shape: tuple[int, ...]
+  ) -> jax.Array:
+    """The gradient of `linear` by an input of this shape."""
+    if self.kind in ('Conv', 'DepthwiseConv'):
+      return layers.conv_input_gradient(
+          dy, kernel, shape, self.stride, self._pad, self.dilation
+      )
+    return (dy @ kernel.reshape(-1, kernel.shape[-1]).T).reshape(shape)
 
   def patches(self, x: jax.Array) -> jax.Array:
     """What each output position reads: (batch, ..., taps, in)."""

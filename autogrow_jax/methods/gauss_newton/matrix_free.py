@@ -61,10 +61,7 @@ class Linear:
       if self.dim == sites_lib.WRITTEN:
         product = layer.linear(x, kernel) * gradient
       else:
-        (at_x,) = jax.linear_transpose(
-            lambda a, layer=layer, kernel=kernel: layer.linear(a, kernel), x
-        )(gradient)
-        product = at_x * x
+        product = layer.transposed(gradient, kernel, x.shape) * x
       total = total + product.sum(tuple(range(1, product.ndim - 1)))
     return total
 
@@ -90,7 +87,8 @@ class Linear:
 
   def transposed(self, c: jax.Array, like: Kernels) -> Kernels:
     """The kernels that (batch, units) comes back to."""
-    (kernels,) = jax.linear_transpose(self, like)(c)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    (kernels,) = jax.vjp(self, zeros)[1](c)
     return kernels
 
 

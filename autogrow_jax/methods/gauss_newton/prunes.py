@@ -412,10 +412,7 @@ def _received(layer, kernel, shape, gradient):
     (batch, positions, units); (batch, units) of a constant at every position of
     the output, also at the border.
   """
-  like = jax.ShapeDtypeStruct((*shape[:-1], kernel.shape[-2]), gradient.dtype)
-  (own,) = jax.linear_transpose(lambda a: layer.linear(a, kernel), like)(
-      gradient
-  )
+  own = layer.transposed(gradient, kernel, (*shape[:-1], kernel.shape[-2]))
   constant = jnp.einsum(
       'bpo,co->bc', _flat(gradient), outgoing_sum(kernel), precision=_EXACT
   )

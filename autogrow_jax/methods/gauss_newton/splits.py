@@ -723,13 +723,9 @@ def _project(site, trees, e, both, gradients):
   ):
     kernels = trees.kernel(reader.layer), own
     for difference, kernel in zip(differences_, kernels, strict=True):
-      (at_reader,) = jax.linear_transpose(
-          lambda a, reader=reader, kernel=kernel: reader.layer.linear(
-              a, kernel
-          ),
-          difference,
-      )(gradient)
-      product = at_reader * difference
+      product = difference * reader.layer.transposed(
+          gradient, kernel, difference.shape
+      )
       total = total + product.sum(tuple(range(1, product.ndim - 1)))
   return total
 
