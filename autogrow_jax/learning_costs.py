@@ -1,20 +1,14 @@
 """What it costs to learn splits: seconds and bytes, beside a plain step.
 
-Bytes of float32 that a network's sites will need, for a batch of B, with M
-channels in all, d weights of a channel on either side, and P positions of h:
+Bytes for the sites of a network and a batch of B, with M channels in all and d
+weights of a channel on either side:
 
-  adam       4 (MAPS B sum_channels P + COPIES sum_channels (d_in + d_out))
-             ten maps of every pre-activation's size (x, h, T(h), both
-             gradients at the reader and pulled back by v and by e, r), and
-             (u, e) with gradient, both moments, and all three anew
+  adam       of a step on all splits, foretold from its trace (see `memory`)
   als        4 sum_channels d^2 for the side where that is more, without the
              layers that are solved without a matrix
   estimates  4 M^2, the Gram matrix of all candidates
 
-The compiler knows better what a program needs at the same time; its figure is
-given beside the first for a network that is there. (Of VGG-19 and a batch of
-128 on a CPU, the first was 24 % too small with 16 channels in all layers and
-30 % too large at full width.)
+The compiler's figure for the first is given beside it.
 """
 
 from collections.abc import Callable
@@ -22,6 +16,7 @@ import dataclasses
 import functools
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +24,7 @@ import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
+from autogrow_jax import memory
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import parallel as parallel_lib
@@ -36,17 +32,14 @@ from autogrow_jax import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import trained
 from autogrow_jax import view
-from autogrow_jax.methods import base
+from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
-from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from autogrow_jax.networks import taps
+from autogrow_jax.networks import base
 
 Architecture = architecture_lib.Architecture
 
-MAPS = 10
-COPIES = 7
 FULL_VGG = 'vgg19'
 
 
@@ -56,7 +49,7 @@ class Memory:
 
   Attributes:
     channels: that can be split.
-    adam: of a step that learns all splits.
+    adam: of a step that learns all splits, on a CPU.
     als: of the products of one block.
     estimates: of the Gram matrix.
   """
@@ -104,11 +97,11 @@ class Steps:
     return self.learning.seconds / self.plain.seconds
 
 
-def predict(architecture: Architecture, batch_size: int) -> Memory:
+def predict(
+    architecture: Architecture, batch_size: int, curvature: str
+) -> Memory:
   """Memory for learning on an architecture, which need not exist."""
-  sites, positions = _shapes(architecture)
-  channels = sum(site.units for site in sites)
-  weights = sum(site.units * (site.incoming + site.outgoing) for site in sites)
+  sites = method_lib.model_of(architecture).sites
   products = {
       block: sum(
           4 * site.units * size(site) ** 2
@@ -119,12 +112,23 @@ def predict(architecture: Architecture, batch_size: int) -> Memory:
           ('u', lambda site: site.incoming), ('e', lambda site: site.outgoing)
       )
   }
+  channels = sum(site.units for site in sites)
+  step, arguments = _abstract_step(architecture, batch_size, curvature)
   return Memory(
       channels=channels,
-      adam=4 * (MAPS * batch_size * positions + COPIES * weights),
+      adam=memory.peak(jax.make_jaxpr(step)(*arguments), 'cpu'),
       als=max(products.values()),
       estimates=4 * channels**2,
   )
+
+
+def compiled_bytes(
+    architecture: Architecture, batch_size: int, curvature: str
+) -> int | None:
+  """What the compiler says of a step that learns all splits."""
+  step, arguments = _abstract_step(architecture, batch_size, curvature)
+  compiled = jax.jit(step).lower(*arguments).compile()
+  return programs.compiled_bytes(compiled)
 
 
 def full_vgg() -> Architecture:
@@ -187,7 +191,7 @@ def _plain_step(
   """A training step as in the network's own run."""
   config = network.config
   task = programs.Task(
-      method=base.FixedArchitecture(),
+      method=methods_base.FixedArchitecture(),
       tx=optimizers.make(config.optimizer),
       preprocessing=network.preprocessing,
       dtype=jnp.dtype(config.devices.precision),
@@ -230,40 +234,28 @@ def _learning_step(
   return run, programs.compiled_bytes(compiled)
 
 
-def _shapes(
-    architecture: Architecture,
-) -> tuple[list[sites_lib.Site], int]:
-  """Sites with their sizes, and numbers in all pre-activations of an example.
-
-  Sites are found by running the network, so a narrow one is run.
-  """
-  inner = [a for a, _ in architecture.sizes if a not in ('image', 'classes')]
-  narrow = method_lib.model_of(architecture.resized(dict.fromkeys(inner, 2)))
+def _abstract_step(
+    architecture: Architecture, batch_size: int, curvature: str
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+  """A step of Adam on all splits, and shapes in place of its arguments."""
+  model = method_lib.model_of(architecture)
+  config = splits_lib.LearnConfig(curvature=curvature, solver='adam')
   parts = networks.parts(architecture)
-  state = state_lib.abstract_state(
-      architecture, optimizers.make(optimizers.OptimizerConfig())
+  shapes = {part.name: base.shapes(part) for part in parts}
+  trees = signals_lib.Trees(
+      *({name: own[which] for name, own in shapes.items()} for which in (0, 1))
   )
-  trees = signals_lib.Trees(state.params['weights'], state.stats['network'])
-  outputs = jax.eval_shape(
-      lambda trees, x: taps.run(
-          taps.chain_of(parts), trees.weights, trees.stats, x
-      ).outputs,
+  key = jax.random.key(0)
+  splits = jax.eval_shape(
+      functools.partial(splits_lib.start, model), trees, key
+  )
+  shape = jax.ShapeDtypeStruct
+  return functools.partial(splits_lib.adam_step, model, config), (
       trees,
-      jax.ShapeDtypeStruct((1, *parts[0].input_shape), jnp.float32),
+      splits,
+      jax.eval_shape(splits_lib.adam(config).init, splits),
+      {site.axis: shape((), np.float32) for site in model.sites},
+      shape((batch_size, *parts[0].input_shape), np.float32),
+      shape((batch_size,), np.int32),
+      key,
   )
-  sites = []
-  for site in narrow.sites:
-    units = architecture.size(site.axis)
-    per_unit = lambda ends, units=units: sum(
-        trees.kernel(end.layer).size // units for end in ends
-    )
-    sites.append(
-        dataclasses.replace(
-            site,
-            units=units,
-            incoming=per_unit(site.writers),
-            outgoing=per_unit(site.readers),
-        )
-    )
-  tops = {writer.top for site in sites for writer in site.writers}
-  return sites, sum(outputs[top].size for top in tops)

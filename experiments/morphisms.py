@@ -291,11 +291,17 @@ def cost(
       repeats=REPEATS.value,
       say=say,
   )
-  say('surveying a full VGG-19')
-  full = learning_costs.full_vgg()
+  say('compiling it for a full VGG-19')
+  full, curvature = learning_costs.full_vgg(), method.learn.curvature
   predicted = {
-      'this network': learning_costs.predict(network.architecture, batch_size),
-      'full VGG-19': learning_costs.predict(full, batch_size),
+      name: learning_costs.predict(architecture, batch_size, curvature)
+      for name, architecture in (
+          ('this network', network.architecture), ('full VGG-19', full)
+      )
+  }
+  compiled = {
+      'this network': steps.learning.bytes,
+      'full VGG-19': learning_costs.compiled_bytes(full, batch_size, curvature),
   }
   size = lambda count: f'{logs.format_count(count)}B' if count else '-'
   seconds = [('', 'median', 'fastest', 'over plain', 'memory')] + [
@@ -308,15 +314,16 @@ def cost(
       )
   ]
   memory = [
-      ('memory, predicted', *predicted),
+      ('memory', *predicted),
       *(
           (name, *(size(getattr(one, field)) for one in predicted.values()))
           for name, field in (
-              ('learning splits, adam', 'adam'),
+              ('learning splits, adam, predicted', 'adam'),
               ('learning splits, als: matrices', 'als'),
               ('estimates: Gram matrix', 'estimates'),
           )
       ),
+      ('learning splits, adam, compiled', *map(size, compiled.values())),
       ('channels', *(str(one.channels) for one in predicted.values())),
   ]
   lines = [
@@ -339,6 +346,7 @@ def cost(
       'predicted': {
           name: dataclasses.asdict(one) for name, one in predicted.items()
       },
+      'compiled': compiled,
   }
   return Answer('\n'.join(lines), numbers, None)
 

@@ -144,13 +144,22 @@ class PredictionTest(absltest.TestCase):
     architecture = network.seed(
         (1, 1), input_shape=(2, 2, 1), classes=3, options={'widths': (5, 4)}
     )
-    found = learning_costs.predict(architecture, 7)
+    found = learning_costs.predict(architecture, 7, 'mc')
     # 4 inputs, then 5, 4 and 3 units.
-    weights = 5 * (4 + 4) + 4 * (5 + 3)
     self.assertEqual(found.channels, 9)
-    self.assertEqual(found.adam, 4 * (10 * 7 * 9 + 7 * weights))
     self.assertEqual(found.als, 4 * max(5 * 16 + 4 * 25, 5 * 16 + 4 * 9))
     self.assertEqual(found.estimates, 4 * 81)
+
+  def test_of_a_step_it_is_near_the_compilers(self):
+    architecture = networks.get('vgg19').seed(
+        (1, 1, 1, 1, 1),
+        input_shape=(32, 32, 3),
+        classes=10,
+        options={'widths': (8,) * 5},
+    )
+    predicted = learning_costs.predict(architecture, 32, 'mc').adam
+    compiled = learning_costs.compiled_bytes(architecture, 32, 'mc')
+    self.assertBetween(predicted / compiled, 0.8, 1.2)
 
 
 class BinaryTest(absltest.TestCase):
@@ -221,6 +230,11 @@ class BinaryTest(absltest.TestCase):
       self.assertGreater(found['steps']['plain']['seconds'], 0)
       self.assertGreater(found['steps']['learning']['bytes'], 0)
       self.assertEqual(found['predicted']['full VGG-19']['channels'], 5504)
+      ratio = (
+          found['predicted']['full VGG-19']['adam']
+          / found['compiled']['full VGG-19']
+      )
+      self.assertBetween(ratio, 0.8, 1.2)
     for name in ('estimates', 'strategies'):
       text = pathlib.Path(self.run_dir, 'morphisms', f'{name}.svg').read_text()
       self.assertStartsWith(text, '<svg')
