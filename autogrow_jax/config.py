@@ -159,8 +159,9 @@ class DeviceConfig:
     remat: stages whose blocks the backward pass computes again, so that less
       memory is needed: 'none', 'all', or their numbers, from 0: '0,1'.
     steps_per_call: training steps that the devices do by themselves before the
-      host gives them the next ones; at most an epoch of data in memory, and of
-      a stream 1. Results are equal to rounding.
+      host gives them the next ones, which memory is not foretold for; at most
+      an epoch of data in memory, and of a stream 1. Results are equal to
+      rounding.
   """
 
   parallel: str = 'auto'

@@ -48,14 +48,14 @@ class Feed(Protocol):
       not there yet; whoever reads them sets them to zero.
     damaged: what is wrong with each image that was skipped; likewise.
     held: arrays that the devices hold all the time.
-    steps: that the examples are for which are given at a time; at the end of an
-      epoch only as many as are left.
+    steps_per_call: training steps that `take` gives examples for; the last call
+      of an epoch may hold fewer, filled up with rows of -1.
   """
 
   waited: float
   damaged: list[str]
   held: Any
-  steps: int
+  steps_per_call: int
 
   def take(self, step: int, running: Any = None) -> Examples:
     """The examples of a step, and of those that are given with it.
@@ -79,7 +79,7 @@ def make(
     key: jax.Array,
     batch_size: int,
     workers: int = 0,
-    steps: int = 1,
+    steps_per_call: int = 1,
 ) -> Feed:
   """The feed for a data set.
 
@@ -89,13 +89,14 @@ def make(
     key: decides the order of the examples.
     batch_size: number of examples, over all devices.
     workers: processes that decode a stream; 0 for threads.
-    steps: to give examples for at a time; at most an epoch, of a stream 1.
+    steps_per_call: to give examples for at a time; at most an epoch, of a
+      stream 1.
 
   Returns:
     The feed.
   """
   kind = _InMemory if dataset.stream is None else _Streamed
-  return kind(dataset, parallel, key, batch_size, workers, steps)
+  return kind(dataset, parallel, key, batch_size, workers, steps_per_call)
 
 
 def order(
@@ -111,28 +112,30 @@ def order(
 class _InMemory:
   """A training set that the devices hold."""
 
-  def __init__(self, dataset, parallel, key, batch_size, workers, steps):
+  def __init__(
+      self, dataset, parallel, key, batch_size, workers, steps_per_call
+  ):
     del workers
     self.waited = 0.0
     self.damaged: list[str] = []
     self._parallel, self._key, self._size = parallel, key, batch_size
     self._dataset, train = dataset, dataset.train
-    self._count = len(train.labels)
+    self._steps_per_epoch = len(train.labels) // batch_size
     self.held = parallel.replicate((train.images, train.labels))
     self._epoch, self._permutation = -1, None
-    self.steps = min(steps, self._count // self._size)
+    self.steps_per_call = min(steps_per_call, self._steps_per_epoch)
 
   def take(self, step: int, running: Any = None) -> Examples:
     del running
-    steps = self._count // self._size
-    epoch, first = divmod(step, steps)
+    epoch, first = divmod(step, self._steps_per_epoch)
     if epoch != self._epoch:
       self._epoch = epoch
       self._permutation = order(self._dataset, self._key, epoch, self._size)
-    chosen = np.full((self.steps, self._size), -1, np.int32)
-    for row, index in enumerate(range(first, min(first + self.steps, steps))):
+    chosen = np.full((self.steps_per_call, self._size), -1, np.int32)
+    end = min(first + self.steps_per_call, self._steps_per_epoch)
+    for row, index in enumerate(range(first, end)):
       chosen[row] = data.batch_indices(self._permutation, index, self._size)
-    if self.steps == 1:
+    if self.steps_per_call == 1:
       return Examples(*self.held, self._parallel.shard(chosen[0]))
     return Examples(*self.held, self._parallel.shard(chosen, dim=1))
 
@@ -143,9 +146,11 @@ class _InMemory:
 class _Streamed:
   """A training set that is decoded while it is needed."""
 
-  def __init__(self, dataset, parallel, key, batch_size, workers, steps):
-    del steps
-    self.steps = 1
+  def __init__(
+      self, dataset, parallel, key, batch_size, workers, steps_per_call
+  ):
+    del steps_per_call
+    self.steps_per_call = 1
     self.waited = 0.0
     self.damaged: list[str] = []
     self.held = ()

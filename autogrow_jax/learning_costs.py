@@ -1,7 +1,7 @@
 """What it costs to learn splits: seconds and bytes, beside a plain step.
 
-Bytes for the sites of a network and a batch of B, with M channels in all and d
-weights of a channel on either side:
+Bytes for the sites of a network with M channels in all and d weights of a
+channel on either side:
 
   adam       of a step on all splits, foretold from its trace (see `memory`)
   als        4 sum_channels d^2 for the side where that is more, without the
@@ -49,7 +49,7 @@ class Memory:
 
   Attributes:
     channels: that can be split.
-    adam: of a step that learns all splits, on a CPU.
+    adam: of a step that learns all splits.
     als: of the products of one block.
     estimates: of the Gram matrix.
   """
@@ -113,10 +113,12 @@ def predict(
       )
   }
   channels = sum(site.units for site in sites)
-  step, arguments = _abstract_step(architecture, batch_size, curvature)
+  program = jax.make_jaxpr(_step(architecture, curvature))(
+      *_shapes(architecture, batch_size)
+  )
   return Memory(
       channels=channels,
-      adam=memory.peak(jax.make_jaxpr(step)(*arguments), 'cpu'),
+      adam=memory.peak(program, jax.devices()[0].platform),
       als=max(products.values()),
       estimates=4 * channels**2,
   )
@@ -126,8 +128,8 @@ def compiled_bytes(
     architecture: Architecture, batch_size: int, curvature: str
 ) -> int | None:
   """What the compiler says of a step that learns all splits."""
-  step, arguments = _abstract_step(architecture, batch_size, curvature)
-  compiled = jax.jit(step).lower(*arguments).compile()
+  step = jax.jit(_step(architecture, curvature))
+  compiled = step.lower(*_shapes(architecture, batch_size)).compile()
   return programs.compiled_bytes(compiled)
 
 
@@ -213,19 +215,15 @@ def _learning_step(
     network: trained.TrainedNetwork, batch: data.Split, curvature: str
 ) -> tuple[Callable[[], None], int | None]:
   """A step of Adam on all splits that goes on from the last, and its bytes."""
-  model = method_lib.model_of(network.architecture)
-  config = splits_lib.LearnConfig(curvature=curvature, solver='adam')
-  trees = jax.device_put(signals_lib.Trees(network.weights, network.stats))
-  x = data.preprocess(batch.images, network.preprocessing)
-  labels = jnp.asarray(batch.labels)
-  factors = {site.axis: jnp.ones(()) for site in model.sites}
-  key = jax.random.key(network.config.seed)
-  splits = splits_lib.start(model, trees, key)
-  now = [splits, splits_lib.adam(config).init(splits)]
-  step = functools.partial(splits_lib.adam_step, model, config)
-  compiled = (
-      jax.jit(step).lower(trees, *now, factors, x, labels, key).compile()
+  arguments = _arguments(
+      method_lib.model_of(network.architecture),
+      jax.device_put(signals_lib.Trees(network.weights, network.stats)),
+      data.preprocess(batch.images, network.preprocessing),
+      jnp.asarray(batch.labels),
   )
+  trees, *now, factors, x, labels, key = arguments
+  step = _step(network.architecture, curvature)
+  compiled = jax.jit(step).lower(*arguments).compile()
 
   def run():
     now[:] = compiled(trees, *now, factors, x, labels, key)
@@ -234,28 +232,39 @@ def _learning_step(
   return run, programs.compiled_bytes(compiled)
 
 
-def _abstract_step(
-    architecture: Architecture, batch_size: int, curvature: str
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-  """A step of Adam on all splits, and shapes in place of its arguments."""
-  model = method_lib.model_of(architecture)
-  config = splits_lib.LearnConfig(curvature=curvature, solver='adam')
-  parts = networks.parts(architecture)
-  shapes = {part.name: base.shapes(part) for part in parts}
-  trees = signals_lib.Trees(
-      *({name: own[which] for name, own in shapes.items()} for which in (0, 1))
+def _step(architecture: Architecture, curvature: str) -> Callable[..., Any]:
+  """A step of Adam on all splits."""
+  return functools.partial(
+      splits_lib.adam_step,
+      method_lib.model_of(architecture),
+      splits_lib.LearnConfig(curvature=curvature, solver='adam'),
   )
+
+
+def _arguments(
+    model: signals_lib.Model,
+    trees: signals_lib.Trees,
+    x: jax.Array,
+    labels: jax.Array,
+) -> tuple[Any, ...]:
+  """What `_step` takes at the start."""
   key = jax.random.key(0)
-  splits = jax.eval_shape(
-      functools.partial(splits_lib.start, model), trees, key
+  splits = splits_lib.start(model, trees, key)
+  state = splits_lib.adam(splits_lib.LearnConfig()).init(splits)
+  factors = {site.axis: jnp.ones(()) for site in model.sites}
+  return trees, splits, state, factors, x, labels, key
+
+
+def _shapes(architecture: Architecture, batch_size: int) -> tuple[Any, ...]:
+  """Those of `_arguments`; nothing is computed."""
+  parts = networks.parts(architecture)
+  known = {part.name: base.shapes(part) for part in parts}
+  weights, stats = (
+      {name: own[which] for name, own in known.items()} for which in (0, 1)
   )
-  shape = jax.ShapeDtypeStruct
-  return functools.partial(splits_lib.adam_step, model, config), (
-      trees,
-      splits,
-      jax.eval_shape(splits_lib.adam(config).init, splits),
-      {site.axis: shape((), np.float32) for site in model.sites},
-      shape((batch_size, *parts[0].input_shape), np.float32),
-      shape((batch_size,), np.int32),
-      key,
+  return jax.eval_shape(
+      functools.partial(_arguments, method_lib.model_of(architecture)),
+      signals_lib.Trees(weights, stats),
+      jax.ShapeDtypeStruct((batch_size, *parts[0].input_shape), np.float32),
+      jax.ShapeDtypeStruct((batch_size,), np.int32),
   )

@@ -108,7 +108,14 @@ class Parallel:
     if self.mode == 'pmap':
       count = len(self.devices)
       tree = jax.tree.map(
-          lambda leaf: np.stack(np.split(np.asarray(leaf), count, dim)), tree
+          lambda leaf: np.moveaxis(
+              leaf.reshape(
+                  *leaf.shape[:dim], count, -1, *leaf.shape[dim + 1 :]
+              ),
+              dim,
+              0,
+          ),
+          tree,
       )
       dim = 0
     return self._put(tree, sharded=self.mode != 'single', dim=dim)

@@ -214,7 +214,7 @@ class Session:
         key=randomness.stream(jax.random.key(setup.config.seed), 'data'),
         batch_size=setup.config.batch_size,
         workers=setup.config.devices.decode_workers,
-        steps=setup.config.devices.steps_per_call,
+        steps_per_call=setup.config.devices.steps_per_call,
     )
     self.load(state)
     self.meters = parallel.replicate(meters)

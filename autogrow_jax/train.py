@@ -385,7 +385,7 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
     session.rewind()
   late, paused, program = None, None, None
   started, session.feed.waited = time.perf_counter(), 0.0
-  for number in range(step, end, session.feed.steps):
+  for number in range(step, end, session.feed.steps_per_call):
     session.stop_if_asked()
     examples = session.feed.take(number, late)
     session.note_skipped()
@@ -405,10 +405,10 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
     else:  # One call late, so that the device never waits.
       jax.block_until_ready(late)
       session.screen.update(
-          session.feed.steps, lambda: _running(parallel.fetch(late))
+          session.feed.steps_per_call, lambda: _running(parallel.fetch(late))
       )
     late = session.meters
-    if number + session.feed.steps < end:
+    if number + session.feed.steps_per_call < end:
       session.maybe_save(None)
   if late is None:
     return None

@@ -6,8 +6,8 @@ Trains fixed networks on images in memory, as a run does (batches, meters,
 progress, records), step by step and with --steps_per_call as large as an epoch,
 and compares their pace with the bare compiled step on a batch of the same size.
 A perceptron, whose step takes next to nothing, shows what input, metrics and
-Python take where nothing hides them: they are done while the device computes, so
-that a step that takes longer does not wait.
+Python take where nothing hides them: they are done while the device computes,
+so that a step that takes longer does not wait.
 """
 
 import contextlib

@@ -41,7 +41,7 @@ SETTINGS = (
     GROWTHS, INTERVAL, DEPTHS, WIDTHS, DATASET, DATA_DIR, FRACTION, BATCH
 )
 KINDS = ('first', 'second', 'waiting', 'exact')
-STARTS = flags.DEFINE_list('starts', KINDS, 'Which runs.')
+STARTS = flags.DEFINE_list('starts', [*KINDS], 'Which runs.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Used by the benchmark itself.')
 START = flags.DEFINE_string('start', None, 'Used by the benchmark itself.')
 CACHE = flags.DEFINE_string('cache', None, 'Used by the benchmark itself.')
@@ -55,11 +55,12 @@ def main() -> None:
     raise ValueError(
         f'--starts are of {", ".join(KINDS)}, got {", ".join(unknown)}.'
     )
-  if STARTS.value and STARTS.value[0] == 'second':
+  starts = STARTS.value
+  if 'second' in starts and 'first' not in starts[: starts.index('second')]:
     raise ValueError('--starts=second needs first before it.')
   figures = {}
   with tempfile.TemporaryDirectory() as directory:
-    for name in STARTS.value:
+    for name in starts:
       workdir = os.path.join(directory, name)
       shared = 'first' if name == 'second' else name
       done = subprocess.run(
@@ -79,7 +80,7 @@ def main() -> None:
       if done.returncode:  # It has said why.
         sys.exit(done.returncode)
       figures[name] = _figures(workdir)
-  base = figures[STARTS.value[0]]['compile_seconds']
+  base = figures[starts[0]]['compile_seconds']
   common.report(
       f'p-AutoGrow over {GROWTHS.value} growths from {DEPTHS.value}, widths '
       f'{WIDTHS.value}, {DATASET.value} ({FRACTION.value}), K = '

@@ -224,8 +224,10 @@ RUN_FLAGS = {
         'devices.steps_per_call',
         'int',
         'Training steps between two looks of the host, where steps are so '
-        'short that devices wait for it; at most an epoch, of streamed images '
-        '1. A run may be continued with another value.',
+        'short that devices wait for it; signals, checkpoints and progress '
+        'wait for them. At most an epoch; 1 of streamed images. Slower on CPUs '
+        'where convolutions have strides. A run may be continued with another '
+        'value.',
     ),
     'checkpoint_every': (
         'checkpoints.every',

@@ -130,7 +130,8 @@ COMPARISONS = ('full', 'direct', 'cost')
 
 # Multiply-adds of training between two samples from which on a compact network
 # saves more than the compilations that it costs. On two CPU cores, which do
-# 2e10 a second, ResNet-20 breaks even at 3e11.
+# 2e10 a second, ResNet-20 breaks even at 3e11; the rest is a margin, since
+# other machines compile no faster but train faster.
 _WORTH_COMPILING = 5e11
 
 

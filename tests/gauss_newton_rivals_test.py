@@ -366,6 +366,8 @@ class RivalsTest(parameterized.TestCase):
     old, new = data.trees, grown(data, change)
     site = data.site['s1b0.out']
     layer, split = site.writers[0].layer, splits[site.axis]
+    is_found = np.any(np.asarray(split.u[0]), axis=(0, 1, 2))
+    self.assertTrue(is_found[units[site.axis]].all())
     found = np.asarray(old.kernel(layer) - split.u[0])
     kernel = np.asarray(new.kernel(layer))
     width, before = found.shape[-1], found.shape[-2]

@@ -187,6 +187,10 @@ class SplitTest(parameterized.TestCase):
         )
         for kind in surgery.OPTIMIZER_STATES
     }
+    one_sided = surgery.morph(
+        architecture, learned, units, optimizer_state='carry', one_sided=True
+    )
+    new = tiny_networks.leaves(grow(state, one_sided, tx).opt_state)
     kernels = [path for path in before if path.endswith('s0b0/dense/kernel')]
     self.assertLen(kernels, {'sgd': 1, 'adamw': 2}[name])
     for path in kernels:
@@ -199,6 +203,10 @@ class SplitTest(parameterized.TestCase):
           after['carry'][reader], before[reader][[0, 1, 2, 3, 4, 1]]
       )
       np.testing.assert_array_equal(after['reset'][path], 0)
+      np.testing.assert_array_equal(new[path][..., :5], before[path])
+      np.testing.assert_array_equal(new[path][..., 5], 0)
+      np.testing.assert_array_equal(new[reader][:5], before[reader])
+      np.testing.assert_array_equal(new[reader][5], 0)
     for path, leaf in after['reset'].items():
       if path.endswith('learning_rate'):
         np.testing.assert_array_equal(leaf, before[path])

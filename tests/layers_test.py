@@ -66,27 +66,32 @@ class ConvTest(parameterized.TestCase):
           own[0][..., [channel]], alone, rtol=1e-5, atol=1e-5
       )
 
-  @parameterized.parameters((1, 2), (2, 2), (2, 1), (1, 1))
-  def test_images_smaller_than_the_kernel(self, height, width):
+  @parameterized.product(
+      size=((1, 2), (2, 2), (1, 1)), stride=(1, 2), dilation=(1, 2)
+  )
+  def test_images_smaller_than_the_kernel(self, size, stride, dilation):
+    height, width = size
     x, kernel = normal(2, height, width, 3), normal(3, 3, 3, 4, seed=1)
+    how = stride, dilation, dilation
 
     def by_hand(x, kernel):
-      x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+      pads = (dilation, dilation)
+      x = jnp.pad(x, ((0, 0), pads, pads, (0, 0)))
       return sum(
-          x[:, row : row + height, column : column + width]
-          @ kernel[row, column]
-          for row in range(3)
-          for column in range(3)
+          x[:, row : row + height : stride, column : column + width : stride]
+          @ kernel[row // dilation, column // dilation]
+          for row in range(0, 3 * dilation, dilation)
+          for column in range(0, 3 * dilation, dilation)
       )
 
     def results(function):
       y, pullback = jax.vjp(function, x, kernel)
       return y, *pullback(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
 
-    own = jax.jit(lambda: results(lambda x, k: layers.conv(x, k, 1, 1)))()
+    own = jax.jit(lambda: results(lambda x, k: layers.conv(x, k, *how)))()
     for got, want in zip(own, results(by_hand), strict=True):
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
-    plain = lambda x: layers.plain_conv(x, kernel, 1, 1)
+    plain = lambda x: layers.plain_conv(x, kernel, *how)
     np.testing.assert_allclose(
         jax.jvp(plain, [x], [x])[1], own[0], rtol=1e-5, atol=1e-5
     )

@@ -301,7 +301,11 @@ class FeedTest(parameterized.TestCase):
     )
     placement = parallel.make(mode, 1 if mode == 'auto' else 8)
     feed = feeds.make(
-        dataset, placement, key=KEY, batch_size=batch_size, steps=steps
+        dataset,
+        placement,
+        key=KEY,
+        batch_size=batch_size,
+        steps_per_call=steps,
     )
     self.addCleanup(feed.close)
     return feed, placement
@@ -312,7 +316,9 @@ class FeedTest(parameterized.TestCase):
     one, placement = self.feed(mode, records, streamed=False)
     several, _ = self.feed(mode, records, streamed=False, steps=3)
     streamed, _ = self.feed(mode, records, steps=3)
-    self.assertEqual([one.steps, several.steps, streamed.steps], [1, 3, 1])
+    self.assertEqual(
+        [feed.steps_per_call for feed in (one, several, streamed)], [1, 3, 1]
+    )
     last = len(part_of(records)) // 16 - 1
     for step, count in ((0, 3), (1, 3), (last - 1, 2), (last, 1)):
       index = several.take(step).index

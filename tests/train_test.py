@@ -705,7 +705,8 @@ class StopTest(RunTest):
     with runs.watch_steps(at_call):
       with self.assertRaisesRegex(train.Interrupted, 'step 26 '):
         self.run_tiny(**fixed, **several)
-    got = self.run_tiny(**fixed)  # Continued step by step.
+    several['devices']['steps_per_call'] = 4  # From step 10 of an epoch.
+    got = self.run_tiny(**fixed, **several)
     other = self.workdir.with_name('other')
     want = runs.quietly(runs.tiny(other, **fixed))
     self.assertEqual(got['train_macs'], want['train_macs'])

@@ -56,7 +56,10 @@ class Layer:
   dilation: int = 1
 
   def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution or matrix product with some kernel, without bias."""
+    """Convolution or matrix product with some kernel, without bias.
+
+    It has no forward mode, see `layers.conv`.
+    """
     if self.kind in ('Conv', 'DepthwiseConv'):
       return layers.conv(x, kernel, self.stride, self._pad, self.dilation)
     return x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[-1])

@@ -1,11 +1,12 @@
 """Chosen splits and prunes as one `growth.Growth`.
 
 Splitting is an index map (each child copies its parent), the halving of all
-readers of the axis, and a patch that adds the learned u and e with a plus for
-the child in the parent's place and a minus for the new one. Pruning leaves
-units out, and a patch adds what makes up for them. Axes that change together
-need no order: every delta is gathered along all axes of its kernel. What splits
-and prunes shift in norms is left to `norms`.
+readers of the axis (but nothing reads the new unit of a one-sided split), and a
+patch that adds the learned u and e with a plus for the child in the parent's
+place and a minus for the new one. Pruning leaves units out, and a patch adds
+what makes up for them. Axes that change together need no order: every delta is
+gathered along all axes of its kernel. What splits and prunes shift in norms is
+left to `norms`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,8 +109,8 @@ def morph(
     optimizer_state: 'reset' to zero all moments, or 'carry' to give each child
       what the chain rule says its moments would have been: half the gradient
       and a quarter of its square on the incoming side, all on the outgoing one.
-    one_sided: leave parents as they are, and give each new unit w - u, and
-      nothing reads it yet; e is not looked at.
+    one_sided: leave parents as they are, and give each new unit w - u, which
+      nothing reads yet; e is not looked at.
 
   Returns:
     The growth.
@@ -164,11 +165,14 @@ def morph(
       weights, network = _with_constants(
           weights, network, sites[axis], taken, deltas
       )
-    settle = _reset if optimizer_state == 'reset' else _carried
+    if optimizer_state == 'reset':
+      opt_state = _reset(state.opt_state, table)
+    else:
+      opt_state = _carried(state.opt_state, table, signs, one_sided)
     return state.replace(
         params={**state.params, 'weights': weights},
         stats={**state.stats, 'network': network},
-        opt_state=settle(state.opt_state, table, signs),
+        opt_state=opt_state,
     ), {}
 
   return growth.Growth(wider, sources, patch, '; '.join(notes))
@@ -285,11 +289,8 @@ def _with_leaves(tree: base.Tree, path: taps.Path, **changes: Any) -> base.Tree:
   return {**tree, **changed}
 
 
-def _reset(
-    opt_state: Any, table: state_lib.AxisTable, signs: Mapping[str, np.ndarray]
-) -> Any:
+def _reset(opt_state: Any, table: state_lib.AxisTable) -> Any:
   """All moments and step counts zero; learning rates stay."""
-  del signs
 
   def zero(path, leaf):
     path = state_lib.names(path)
@@ -300,9 +301,15 @@ def _reset(
 
 
 def _carried(
-    opt_state: Any, table: state_lib.AxisTable, signs: Mapping[str, np.ndarray]
+    opt_state: Any,
+    table: state_lib.AxisTable,
+    signs: Mapping[str, np.ndarray],
+    one_sided: bool,
 ) -> Any:
-  """Moments of each child, by the chain rule at the moment of the split."""
+  """Moments of each child, by the chain rule at the moment of the split.
+
+  If it is one-sided parents keep theirs, and new units have none.
+  """
 
   def scale(path, leaf):
     path = state_lib.names(path)
@@ -311,9 +318,14 @@ def _carried(
     for dim, axis in enumerate(axes):
       if axis is None or axis.name not in signs:
         continue
-      if axis.role in ('writes', 'both'):
-        factor = np.where(signs[axis.name], part, 1).astype(leaf.dtype)
-        leaf = leaf * _along(factor, dim, leaf)
+      sign = signs[axis.name]
+      if one_sided:
+        factor = np.where(sign < 0, 0, 1)
+      elif axis.role in ('writes', 'both'):
+        factor = np.where(sign, part, 1)
+      else:
+        continue
+      leaf = leaf * _along(factor.astype(leaf.dtype), dim, leaf)
     return leaf
 
   return jax.tree_util.tree_map_with_path(scale, opt_state)
