@@ -13,6 +13,7 @@ that pay most per parameter or multiply-add.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import pathlib
 import sys
 from typing import Any
@@ -316,6 +317,8 @@ def _of_estimates(pairs: Sequence[tuple[float, float]]) -> list[str]:
   if len(pairs) < 3:
     return []
   found = calibration.calibration(*zip(*pairs, strict=True))
+  if math.isnan(found.pearson):  # New channels that change nothing at first.
+    return []
   return [
       '',
       f'  estimates of {found.count} growth steps: Pearson {found.pearson:.3f},'
