@@ -358,11 +358,11 @@ def strategies(
 ) -> dict[str, Decreases]:
   """What the split of each unit of a layer gains, by how it was found.
 
-  All see the same images. 'gauss_newton' takes the scale that its model says is
-  best, 'oracle' is optimised on the true loss with that split alone, by as many
-  steps as Adam would take on the model. The others know no step: 'steepest' and
-  'random' take the best of `STEPS` by the true loss, and 'random' the best of
-  several directions.
+  All see the same images; 'gauss_newton' takes the scale that its model says is
+  best on those judged by, as a run does. 'oracle' is optimised on the true loss
+  with that split alone, by as many steps as Adam would take on the model. The
+  others know no step: 'steepest' and 'random' take the best of `STEPS` by the
+  true loss, and 'random' the best of several directions.
 
   Args:
     about: the network.
@@ -422,13 +422,13 @@ def _decreases(
 def _by_model(
     about: Subject, learn: splits_lib.LearnConfig, key: jax.Array
 ) -> Split:
-  """Learned splits, each at the scale that its estimate says is best."""
+  """Learned splits, each at the scale that is best on other images."""
   keys = [jax.random.fold_in(key, number) for number in range(2)]
   learned = splits_lib.learn(
       about.model, about.trees, about.learning, keys[0], learn
   )
   estimates = estimates_lib.estimate(
-      about.model, about.trees, learned.splits, about.learning, keys[1],
+      about.model, about.trees, learned.splits, about.judging, keys[1],
       curvature=learn.curvature,
   )
   scaled = estimates_lib.scaled(
