@@ -158,10 +158,9 @@ class DeviceConfig:
     compile_ahead: compile for the next growth while the network trains.
     remat: stages whose blocks the backward pass computes again, so that less
       memory is needed: 'none', 'all', or their numbers, from 0: '0,1'.
-    steps_per_call: training steps that the devices do by themselves before the
-      host gives them the next ones, which memory is not foretold for; at most
-      an epoch of data in memory, and of a stream 1. Results are equal to
-      rounding.
+    steps_per_call: training steps that the devices do in a loop before the host
+      gives them the next ones; at most an epoch, and 1 of a stream. Results are
+      equal to rounding; memory is foretold for a single step.
   """
 
   parallel: str = 'auto'

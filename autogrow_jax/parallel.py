@@ -104,7 +104,15 @@ class Parallel:
     )
 
   def shard(self, tree: Any, dim: int = 0) -> Any:
-    """Splits one dimension of a host tree among the devices."""
+    """Splits one dimension of a host tree, the first by default.
+
+    Args:
+      tree: arrays whose size in that dimension the devices divide.
+      dim: the dimension.
+
+    Returns:
+      The tree on the devices; in `pmap` mode with a first dimension of devices.
+    """
     if self.mode == 'pmap':
       count = len(self.devices)
       tree = jax.tree.map(

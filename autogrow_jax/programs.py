@@ -210,28 +210,14 @@ def train_steps(
     images: jax.Array,
     labels: jax.Array,
     index: jax.Array | None,
-    learning_rate: jax.Array,
-    depths: Any = None,
+    *rest: Any,
 ) -> tuple[Any, Any]:
-  """`train_step`, or several of them without the host.
+  """`train_step`, or with (steps, batch) indices several of them in a loop.
 
-  Args:
-    task: static.
-    layout: static.
-    packed: see `train_step`.
-    meters: see there.
-    images: see there.
-    labels: see there.
-    index: see there; or of several steps (steps, batch), of which rows of -1
-      are none.
-    learning_rate: see there.
-    depths: see there.
-
-  Returns:
-    The last packed state and meters.
+  Arguments and results are those of `train_step`; rows of -1, after the end of
+  an epoch, are no steps.
   """
   step = functools.partial(train_step, task, layout)
-  rest = learning_rate, depths
   if index is None or index.ndim == 1:
     return step(packed, meters, images, labels, index, *rest)
   return jax.lax.fori_loop(

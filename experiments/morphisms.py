@@ -255,7 +255,9 @@ def strategies(
       'ratio: to the',
       '  oracle, median over the channels. steepest, random: the best of '
       f'{len(studies.STEPS)} steps by',
-      f'  the true loss, and of {TRIES.value} random directions.',
+      f'  the true loss, and of {TRIES.value} random directions. gauss_newton: '
+      'at the scale that its',
+      '  estimate on the others says is best.',
   ]
   numbers = {
       'examples': about.examples,

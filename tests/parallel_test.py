@@ -38,11 +38,7 @@ def training_set():
   return images, labels, order
 
 
-def steps(parallelism, state, architecture, *, spare=False, ahead=False):
-  """One step, a growth and another step; (state, meters) after either step.
-
-  `ahead` compiles for the second network before it is there.
-  """
+def compiler_for(parallelism, on_compile=lambda compiling: None):
   task = programs.Task(
       method=methods_base.FixedArchitecture(),
       tx=TX,
@@ -50,9 +46,17 @@ def steps(parallelism, state, architecture, *, spare=False, ahead=False):
       dtype=jnp.float32,
       parallel=parallelism,
   )
+  return programs.Programs(task, on_compile)
+
+
+def steps(parallelism, state, architecture, *, spare=False, ahead=False):
+  """One step, a growth and another step; (state, meters) after either step.
+
+  `ahead` compiles for the second network before it is there.
+  """
   waited = []
-  compiler = programs.Programs(
-      task, lambda compiling: waited.append(compiling.waited)
+  compiler = compiler_for(
+      parallelism, lambda compiling: waited.append(compiling.waited)
   )
   images, labels, order = training_set()
   results = []
@@ -83,14 +87,7 @@ def steps(parallelism, state, architecture, *, spare=False, ahead=False):
 
 def epoch(parallelism, state, architecture, *, at_once):
   """(state, meters) after three steps, in one call or one by one."""
-  task = programs.Task(
-      method=methods_base.FixedArchitecture(),
-      tx=TX,
-      preprocessing=PREPROCESSING,
-      dtype=jnp.float32,
-      parallel=parallelism,
-  )
-  compiler = programs.Programs(task, lambda compiling: None)
+  compiler = compiler_for(parallelism)
   images, labels, _ = training_set()
   rows = np.random.default_rng(1).permutation(40).astype('i4')
   rows = np.stack([rows[:BATCH], rows[-BATCH:], rows[1 : BATCH + 1]])

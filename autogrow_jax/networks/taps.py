@@ -67,7 +67,16 @@ class Layer:
   def transposed(
       self, dy: jax.Array, kernel: jax.Array, shape: tuple[int, ...]
   ) -> jax.Array:
-    """The gradient of `linear` by an input of this shape."""
+    """The gradient of `linear` by its input.
+
+    Args:
+      dy: (batch, ..., out), by what the layer writes.
+      kernel: any of the layer's shape.
+      shape: (batch, ..., in) of the input.
+
+    Returns:
+      An array of that shape.
+    """
     if self.kind in ('Conv', 'DepthwiseConv'):
       return layers.conv_input_gradient(
           dy, kernel, shape, self.stride, self._pad, self.dilation
