@@ -33,6 +33,7 @@ from autogrow_jax import state as state_lib
 from autogrow_jax import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
+from autogrow_jax.methods.gauss_newton import joint as joint_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
@@ -84,12 +85,14 @@ class Steps:
     repeats: of each step, in turn.
     plain: a training step as in a run, augmentation included.
     learning: a step of Adam on all splits, for frozen weights.
+    joint: a training step with a step of Adam on all splits beside it.
   """
 
   batch_size: int
   repeats: int
   plain: Step
   learning: Step
+  joint: Step
 
   @property
   def ratio(self) -> float:
@@ -150,7 +153,7 @@ def measure(
     repeats: int,
     say: Callable[[str], None],
 ) -> Steps:
-  """Times both steps on one device, in turn, after each ran once.
+  """Times all steps on one device, in turn, after each ran once.
 
   Args:
     network: the network.
@@ -168,32 +171,43 @@ def measure(
   """
   data.steps_per_epoch(len(dataset.train.labels), batch_size)
   batch = dataset.train.take(np.arange(batch_size))
+  joint = method_lib.GaussNewton(
+      learning='joint',
+      timing=joint_lib.Timing(phase=repeats + 1, end=repeats + 1),
+      learn=splits_lib.LearnConfig(curvature=curvature, solver='adam'),
+  )
   say('compiling a plain step')
-  plain = _plain_step(network, batch)
+  plain = _training_step(network, batch, methods_base.FixedArchitecture())
   say('compiling a step of learning')
   learning, learning_bytes = _learning_step(network, batch, curvature)
+  say('compiling a step of both')
+  both = _training_step(network, batch, joint)
   say(f'timing {repeats} of each')
-  seconds: dict[str, list[float]] = {'plain': [], 'learning': []}
+  runs = {'plain': plain.run, 'learning': learning, 'joint': both.run}
+  sizes = {'plain': plain.bytes, 'learning': learning_bytes, 'joint': both.bytes}
+  seconds: dict[str, list[float]] = {name: [] for name in runs}
   for repeat in range(repeats + 1):
-    for name, run in (('plain', plain.run), ('learning', learning)):
+    for name, run in runs.items():
       start = time.perf_counter()
       run()
       if repeat:
         seconds[name].append(time.perf_counter() - start)
   steps = {
-      name: Step(statistics.median(seconds[name]), min(seconds[name]), size)
-      for name, size in (('plain', plain.bytes), ('learning', learning_bytes))
+      name: Step(statistics.median(each), min(each), sizes[name])
+      for name, each in seconds.items()
   }
-  return Steps(batch_size, repeats, steps['plain'], steps['learning'])
+  return Steps(batch_size, repeats, **steps)
 
 
-def _plain_step(
-    network: trained.TrainedNetwork, batch: data.Split
+def _training_step(
+    network: trained.TrainedNetwork,
+    batch: data.Split,
+    method: methods_base.Method,
 ) -> programs.TimedStep:
-  """A training step as in the network's own run."""
+  """A training step as in the network's own run, but for the method."""
   config = network.config
   task = programs.Task(
-      method=methods_base.FixedArchitecture(),
+      method=method,
       tx=optimizers.make(config.optimizer),
       preprocessing=network.preprocessing,
       dtype=jnp.dtype(config.devices.precision),
@@ -204,6 +218,7 @@ def _plain_step(
       network.architecture,
       task.tx,
       key=jax.random.key(config.seed),
+      extra=method.extra,
       known=network.parts(),
   )
   return programs.timed_step(

@@ -312,7 +312,9 @@ def cost(
           f'{step.seconds / steps.plain.seconds:.2f}', size(step.bytes),
       )
       for name, step in (
-          ('plain step', steps.plain), ('learning splits', steps.learning)
+          ('plain step', steps.plain),
+          ('learning splits', steps.learning),
+          ('both: joint learning', steps.joint),
       )
   ]
   memory = [

@@ -74,33 +74,33 @@ def _run(block, depth, x, parts, same):
 
 def _forward(block, depth, x, parts, same):
   length = len(jax.tree.leaves(parts)[0])
-  differentiate = functools.partial(_differentiate, block, parts, same)
-  needed = jax.eval_shape(differentiate, 0, x)[2]
+  # Traced once, for the shape of the pullback and for the loop.
+  differentiate = jax.jit(
+      functools.partial(_differentiate, block), inline=True
+  )
+  first = jnp.int32(0)  # Not 0, whose type is weak: another trace.
+  needed = jax.eval_shape(differentiate, parts, same, first, x)[2]
 
   def step(index, carry):
     x, stats, saved = carry
-    y, new, pullback = differentiate(index, x)
+    y, new, pullback = differentiate(parts, same, index, x)
     saved = _put(saved, jax.tree.leaves(pullback), index)
     return y, _put(stats, new, index), saved
 
-  saved = [
-      jnp.zeros((length, *leaf.shape), leaf.dtype)
-      for leaf in jax.tree.leaves(needed)
-  ]
-  y, stats, saved = lax.fori_loop(0, depth, step, (x, parts[1], saved))
-  return (y, stats), (depth, saved, x, parts, same)
+  leaves, structure = jax.tree.flatten(needed)
+  saved = [jnp.zeros((length, *leaf.shape), leaf.dtype) for leaf in leaves]
+  y, stats, saved = lax.fori_loop(first, depth, step, (x, parts[1], saved))
+  return (y, stats), (depth, jax.tree.unflatten(structure, saved), parts)
 
 
 def _backward(block, residuals, cotangents):
-  depth, saved, x, parts, same = residuals
-  differentiate = functools.partial(_differentiate, block, parts, same)
-  structure = jax.tree.structure(jax.eval_shape(differentiate, 0, x)[2])
+  del block
+  depth, saved, parts = residuals
 
   def step(count, carry):
     dy, gradients = carry
     index = depth - 1 - count
-    pullback = jax.tree.unflatten(structure, _take(saved, index))
-    dx, gradient = pullback(dy)
+    dx, gradient = _take(saved, index)(dy)
     return dx, _put(gradients, gradient, index)
 
   dx, gradients = lax.fori_loop(
