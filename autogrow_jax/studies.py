@@ -360,7 +360,8 @@ def strategies(
 
   All see the same images; 'gauss_newton' takes the scale that its model says is
   best on those judged by, as a run does. 'oracle' is optimised on the true loss
-  with that split alone, by as many steps as Adam would take on the model. The
+  with that split alone, from the same start, by as many steps as Adam would
+  take on the model. The
   others know no step: 'steepest' and 'random' take the best of `STEPS` by the
   true loss, and 'random' the best of several directions.
 
@@ -383,12 +384,12 @@ def strategies(
   result = {}
   for number, strategy in enumerate(STRATEGIES):
     say(f'{strategy}: splits of {units} channels of {site.axis}')
-    key = jax.random.fold_in(about.key, 10 + number)
     if strategy == 'gauss_newton':
-      split = _by_model(about, learn, key)
+      split = _by_model(about, learn)
     elif strategy == 'oracle':
-      split = _by_truth(about, learn, units, key)
+      split = _by_truth(about, learn, units)
     else:
+      key = jax.random.fold_in(about.key, 10 + number)
       proposals = [
           rivals.propose(
               strategy, about.architecture, about.model, about.trees,
@@ -419,11 +420,9 @@ def _decreases(
   )
 
 
-def _by_model(
-    about: Subject, learn: splits_lib.LearnConfig, key: jax.Array
-) -> Split:
+def _by_model(about: Subject, learn: splits_lib.LearnConfig) -> Split:
   """Learned splits, each at the scale that is best on other images."""
-  keys = [jax.random.fold_in(key, number) for number in range(2)]
+  keys = [jax.random.fold_in(about.key, number) for number in range(2)]
   learned = splits_lib.learn(
       about.model, about.trees, about.learning, keys[0], learn
   )
@@ -439,10 +438,11 @@ def _by_model(
 
 
 def _by_truth(
-    about: Subject, learn: splits_lib.LearnConfig, units: int, key: jax.Array
+    about: Subject, learn: splits_lib.LearnConfig, units: int
 ) -> Split:
-  """Splits that were optimised on the true loss."""
+  """Splits that were optimised on the true loss, from where `learn` starts."""
   (site,) = about.model.sites
+  start_key = jax.random.fold_in(jax.random.fold_in(about.key, 0), 0)
   return trials.oracle(
       about.architecture,
       about.model,
@@ -450,7 +450,7 @@ def _by_truth(
       site.axis,
       range(units),
       about.learning,
-      key,
+      start_key,
       steps=learn.epochs * len(about.learning),
       learning_rate=learn.learning_rate,
   ).split

@@ -583,12 +583,13 @@ def _decide(
     _, macs = session.cost()
     images = change.images * setup.dataset.train.length
     session.charge(session.progress.ledger.trained(macs, images))
-    session.record('skip', reason=change.reason)
+    session.record('skip', reason=change.reason, **change.report)
   elif change is not None:
     _apply(session, change, situation.state, decision)
   for stage in decision.capped:
     session.record('stop', stage=stage, reason='cap')
-  if policy.finished:
+  is_final = isinstance(change, base.Skip) and change.is_final
+  if policy.finished or is_final:
     session.progress = dataclasses.replace(
         session.progress, phase='finetuning', phase_epoch=0
     )

@@ -97,10 +97,14 @@ FIELDS = {
     },
 }
 # Flag -> the strategies that it means something to: the one that learns.
-STRATEGY_FLAGS = dict.fromkeys(
-    ('curvature', 'solver', *flags.SOLVER_FLAGS, 'compensation', 'prune'),
-    ('gauss_newton',),
-)
+STRATEGY_FLAGS = {
+    **dict.fromkeys(
+        ('curvature', 'solver', *flags.SOLVER_FLAGS, 'compensation', 'prune'),
+        ('gauss_newton',),
+    ),
+    'price': ('gauss_newton', 'steepest', 'firefly'),  # Whose gains are nats.
+    'norms': tuple(s for s in rivals.STRATEGIES if s != 'gradmax'),
+}
 SEED_WIDTH_DEFAULT = 16
 FINALS = ('continue', 'scratch', 'both')
 
@@ -135,8 +139,10 @@ PHASES = absl_flags.DEFINE_integer(
     None,
     "Growth steps; the preset's by default, of digits 6.",
 )
-PRUNE = absl_flags.DEFINE_bool(
-    'prune', True, 'Prune cheap channels as well (gauss_newton only).'
+PRUNE = absl_flags.DEFINE_string(
+    'prune',
+    'on',
+    'on or off: prune cheap channels as well (gauss_newton only).',
 )
 FINAL = absl_flags.DEFINE_string(
     'final',
@@ -159,7 +165,7 @@ def main() -> None:
   _check_own_flags()
   run_config = complete(flags.make_config(FIELDS, growing))
   dataset = data.load(run_config.data, seed=run_config.seed)
-  _check_learning(run_config.method)
+  _check_learning(run_config)
   run_config = with_timing(run_config, len(dataset.train.labels))
   _check_examples(run_config, len(dataset.train.labels))
   architecture = session.seed_architecture(run_config, dataset)
@@ -188,7 +194,7 @@ def complete(run_config: config.RunConfig) -> config.RunConfig:
   preset = growing(presets.get(flags.FLAGS.preset)).policy
   phases = PHASES.value or preset.max_epochs // preset.interval
   method, schedule = run_config.method, run_config.schedule
-  if not PRUNE.value:
+  if PRUNE.value == 'off':
     method = dataclasses.replace(method, compensation='off')
   if FINAL.value == 'scratch':
     schedule = dataclasses.replace(schedule, finetune_epochs=0)
@@ -301,6 +307,7 @@ def of_growth(result: Mapping[str, Any], workdir: str) -> str:
     line = f'  phase {phase:2}, epoch {record["epoch"]:3}: '
     if record['event'] == 'skip':
       lines.append(f'{line}no growth, {record["reason"]}')
+      pairs += record.get('attempts', [])
       continue
     report = record['initializer']
     pairs += report['attempts']
@@ -321,8 +328,9 @@ def _of_estimates(pairs: Sequence[tuple[float, float]]) -> list[str]:
     return []
   return [
       '',
-      f'  estimates of {found.count} growth steps: Pearson {found.pearson:.3f},'
-      f' Spearman {found.spearman:.3f}, slope {found.slope:.2f} (measured over '
+      f'  estimates of {found.count} growth steps, taken or not: Pearson '
+      f'{found.pearson:.3f},',
+      f'  Spearman {found.spearman:.3f}, slope {found.slope:.2f} (measured over '
       'estimated)',
   ]
 
@@ -342,10 +350,12 @@ def _check_own_flags() -> None:
         '--final=scratch has no final phase for --finetune_epochs; leave out '
         'the one or the other.'
     )
-  if not PRUNE.value and given('compensation'):
+  if PRUNE.value not in ('on', 'off'):
+    raise ValueError(f'--prune is on or off, got {PRUNE.value!r}.')
+  if PRUNE.value == 'off' and given('compensation'):
     raise ValueError(
-        '--compensation is of prunes, which --noprune excludes; leave out the '
-        'one or the other.'
+        '--compensation is of prunes, which --prune=off excludes; leave out '
+        'the one or the other.'
     )
   if unknown := set(COMPARE.value) - {'seed', 'uniform'}:
     raise ValueError(
@@ -353,10 +363,16 @@ def _check_own_flags() -> None:
     )
 
 
-def _check_learning(method: method_lib.GaussNewton) -> None:
+def _check_learning(run_config: config.RunConfig) -> None:
   """Refuses flags of learning that mean nothing to how splits are learned."""
+  method = run_config.method
   flags.refuse_unused(STRATEGY_FLAGS, 'strategy', method.strategy)
   if method.learning == 'joint':
+    if run_config.devices.parallel == 'pmap':
+      raise ValueError(
+          'In pmap mode each device would learn splits of its own; use '
+          '--parallel=jit with --learn=joint.'
+      )
     flags.refuse_unused(
         {name: ('frozen',) for name in ('sweeps', 'damping')}, 'learn', 'joint'
     )
@@ -367,10 +383,14 @@ def _check_learning(method: method_lib.GaussNewton) -> None:
 def _check_examples(run_config: config.RunConfig, available: int) -> None:
   """Refuses statistics of more examples than there are."""
   wanted, size = run_config.method.examples, run_config.batch_size
-  if wanted is None:
-    return
   batches = available // size
-  if 2 * -(-wanted // size) > batches:
+  if batches < 2:
+    raise ValueError(
+        'Statistics and judgement take a batch each, and an epoch of '
+        f'{available} training images has {batches} of {size}; take a smaller '
+        '--batch_size.'
+    )
+  if wanted is not None and 2 * -(-wanted // size) > batches:
     raise ValueError(
         f'--examples={wanted}, and as many to judge by, in whole batches of '
         f'{size}, are more than the {available} training images; take at most '

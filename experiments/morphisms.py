@@ -236,7 +236,7 @@ def strategies(
       own = getattr(decreases, images)
       ratio = _ratio(own, getattr(found['oracle'], images))
       cells += [
-          f'{np.median(own):+.2e}', f'{own.mean():+.2e}', f'{ratio:.2f}'
+          f'{np.median(own):+.2e}', f'{own.mean():+.2e}', ratio
       ]
     rows.append(cells)
   steps = method.learn.epochs * len(about.learning)
@@ -251,13 +251,13 @@ def strategies(
           *rows,
       ]),
       '',
-      f'  oracle: {steps} steps of Adam on the true loss of each split alone. '
-      'ratio: to the',
-      '  oracle, median over the channels. steepest, random: the best of '
-      f'{len(studies.STEPS)} steps by',
-      f'  the true loss, and of {TRIES.value} random directions. gauss_newton: '
-      'at the scale that its',
-      '  estimate on the others says is best.',
+      f'  oracle: {steps} steps of Adam on the true loss of each split alone, '
+      'from the start of',
+      '  gauss_newton. ratio: of the medians, to the oracle. steepest, random: '
+      f'the best of {len(studies.STEPS)}',
+      f'  steps by the true loss, and of {TRIES.value} random directions. '
+      'gauss_newton: at the scale',
+      '  that its estimate on the others says is best.',
   ]
   numbers = {
       'examples': about.examples,
@@ -400,12 +400,10 @@ def say(text: str) -> None:
 _STARTED = time.monotonic()
 
 
-def _ratio(decreases: np.ndarray, best: np.ndarray) -> float:
-  """Median over the channels that the oracle can split with a gain."""
-  gains = best > 0
-  if not gains.any():
-    return float('nan')
-  return float(np.median(decreases[gains] / best[gains]))
+def _ratio(decreases: np.ndarray, best: np.ndarray) -> str:
+  """Of the medians, where the oracle's is a gain."""
+  gain = np.median(best)
+  return f'{np.median(decreases) / gain:.2f}' if gain > 0 else '-'
 
 
 def _subsets(

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
+import signal
 import tempfile
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +19,13 @@ from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
+from autogrow_jax import train
 from autogrow_jax import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import joint
 from autogrow_jax.methods.gauss_newton import method
+from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
@@ -154,7 +159,56 @@ class JointTest(absltest.TestCase):
       untimed.extra(self.architecture)
 
 
-class RunTest(absltest.TestCase):
+def tiny(workdir, **settings):
+  """Two phases of two epochs."""
+  return dataclasses.replace(
+      runs.tiny(workdir),
+      network=config_lib.NetworkConfig('mlp', widths=(4, 4)),
+      policy=config_lib.PolicyConfig('every', interval=2, max_epochs=4),
+      method=method.GaussNewton(compensation='off', **settings),
+  )
+
+
+class RunTest(parameterized.TestCase):
+
+  def test_growing_ends_when_nothing_more_may_grow(self):
+    with tempfile.TemporaryDirectory() as workdir:
+      config = tiny(workdir, limits=selection.Limits(growth_cap=1e-9))
+      runs.quietly(config)
+      (skip,) = runs.records(workdir, 'skip')
+      (phase,) = runs.records(workdir, 'phase')
+      epochs = runs.records(workdir, 'epoch')
+    self.assertEqual((skip['epoch'], phase['epoch']), (2, 2))
+    self.assertLen(epochs, 2 + config.schedule.finetune_epochs)
+
+  @parameterized.parameters(
+      {'learning': 'frozen'},
+      {
+          'learning': 'joint',
+          'timing': joint.Timing(2 * runs.STEPS, 0, 4 * runs.STEPS),
+          'learn': splits.LearnConfig(solver='adam', learning_rate=0.05),
+      },
+  )
+  @pytest.mark.slow
+  def test_continues_bit_for_bit(self, **settings):
+    """After a stop while splits are learned, and after one behind a growth."""
+    with tempfile.TemporaryDirectory() as folder:
+      digests = []
+      for name, stops in (('all', ()), ('parts', (20, 40))):
+        config = tiny(os.path.join(folder, name), **settings)
+        for stop in stops:
+
+          def at_step(number, arguments, stop=stop):
+            del number
+            if int(arguments[0].step) == stop:
+              os.kill(os.getpid(), signal.SIGTERM)
+
+          with runs.watch_steps(at_step):
+            with self.assertRaises(train.Interrupted):
+              runs.quietly(config)
+        digests.append(runs.quietly(config)['params_digest'])
+        self.assertNotEmpty(runs.records(config.workdir, 'grow'))
+    self.assertEqual(*digests)
 
   @pytest.mark.slow
   def test_learns_beside_the_weights(self):

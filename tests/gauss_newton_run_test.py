@@ -20,6 +20,7 @@ from autogrow_jax import state as state_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import estimates
 from autogrow_jax.methods.gauss_newton import method
+from autogrow_jax.methods.gauss_newton import norms
 from autogrow_jax.methods.gauss_newton import prunes
 from autogrow_jax.methods.gauss_newton import rivals
 from autogrow_jax.methods.gauss_newton import selection
@@ -323,7 +324,9 @@ class MethodTest(parameterized.TestCase):
     )
     self.assertEqual(
         limits(size).propose(policies.grow(), now),
-        base.Skip('no unit more is allowed (budget, growth cap)'),
+        base.Skip(
+            'no unit more is allowed (budget, growth cap)', is_final=True
+        ),
     )
     with self.assertRaisesRegex(ValueError, f'budget is {size - 1} params'):
       limits(size - 1).propose(policies.grow(), now)
@@ -350,8 +353,47 @@ class MethodTest(parameterized.TestCase):
     now = dataclasses.replace(now, state=broken)
     skipped = method.GaussNewton().propose(policies.grow(), now)
     self.assertIsInstance(skipped, base.Skip)
-    self.assertEqual(skipped.reason, 'no split or prune is worth it')
+    self.assertEqual(
+        skipped.reason,
+        'no split or prune is worth it; 22 candidates cannot be used',
+    )
     self.assertGreater(skipped.images, 0)
+
+  def test_nothing_more_is_allowed(self):
+    limits = selection.Limits(growth_cap=1e-9)
+    skipped = method.GaussNewton(limits=limits).propose(
+        policies.grow(), situation()
+    )
+    self.assertTrue(skipped.is_final)
+
+  def test_a_network_with_norms(self):
+    """What is done to the loss lasts when norms get statistics anew."""
+    architecture = networks.get('plain3net').seed(
+        (1, 1, 1), input_shape=(8, 8, 1), classes=10,
+        options={'widths': (4, 4, 4)},
+    )
+    state = state_lib.create_state(architecture, SGD, key=jax.random.key(0))
+    now = dataclasses.replace(
+        situation(), architecture=architecture, state=state
+    )
+    change = method.GaussNewton().propose(policies.grow(), now)
+    grown, carried = grow(state, change)
+    report = carried.report
+    self.assertLess(report['actual_change'], 0)
+    self.assertBetween(
+        report['actual_change'] / report['estimated_change'], 0.5, 2
+    )
+    self.assertBetween(
+        report['settled_change'] / report['actual_change'], 0.7, 1.4
+    )
+    # Of the grown network as it is left, and on all images.
+    model = method.model_of(architecture)
+    before = estimates.mean_loss(
+        model.chain,
+        norms.measured(model.chain, trees_of(state), digits()),
+        digits(),
+    )
+    self.assertLess(loss_of(change.architecture, grown) - before, 0)
 
   @parameterized.parameters(
       ({'compensation': 'magic'}, 'compensation is one of off, none'),

@@ -1,6 +1,6 @@
 """`Method`: what is minimised and what is changed, as pure functions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -99,10 +99,14 @@ class Skip:
   Attributes:
     reason: why, for people.
     images: that looking for a change trained on, as of a `growth.Growth`.
+    report: what else is recorded of it.
+    is_final: no later decision would be carried out either; growing ends.
   """
 
   reason: str
   images: int = 0
+  report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  is_final: bool = False
 
 
 class Method(Protocol):

@@ -168,7 +168,9 @@ class GaussNewton(base.FixedArchitecture):
       batch = len(learning[0][1])
       images = (STEPS_PER_PASS - 1) * self.timing.steps * batch
     if not self.limits.allowance(architecture):
-      return base.Skip('no unit more is allowed (budget, growth cap)', images)
+      return base.Skip(
+          'no unit more is allowed (budget, growth cap)', images, is_final=True
+      )
     model = model_of(architecture)
     trees = norms_lib.measured(
         model.chain, jax.device_put(_trees_of(situation.state)), learning
@@ -211,11 +213,10 @@ class GaussNewton(base.FixedArchitecture):
     """The step, or a shorter one, if it does about what is estimated."""
     selected = step.selected
     if not selected.splits and not selected.prunes:
-      return base.Skip('no split or prune is worth it', step.images)
+      return step.skipped('no split or prune is worth it')
     if selected.splits and step.must_help and not selected.change < 0:
-      return base.Skip(
-          'what had been selected would not lower the loss as a whole',
-          step.images,
+      return step.skipped(
+          'what had been selected would not lower the loss as a whole'
       )
     attempts = []
     for number in range(ATTEMPTS):
@@ -229,13 +230,13 @@ class GaussNewton(base.FixedArchitecture):
       ):
         return _Taken(step, change, attempts)
       if not selected.splits:
-        return base.Skip(
-            'the prunes would cost more than estimated', step.images
+        return step.skipped(
+            'the prunes would cost more than estimated', attempts
         )
       key = jax.random.fold_in(scene.key, 4 + number)
       step = self._halved(step, scene, key)
     tried = ', '.join(f'{measured:+.2g}' for _, measured in attempts)
-    return base.Skip(f'the loss would change by {tried} nats', step.images)
+    return step.skipped(f'the loss would change by {tried} nats', attempts)
 
   def _morph(
       self, architecture: Architecture, step: '_Step'
@@ -340,7 +341,7 @@ class GaussNewton(base.FixedArchitecture):
         splits,
         surgery.absorbed(model, trees, selected.prunes),
         estimates.candidates,
-        estimates.dropped,
+        estimates.dropped + prunes.dropped,
         images,
     )
 
@@ -533,7 +534,7 @@ class _Step:
     splits: scaled; u = 0 where nothing is split.
     removed: the prunes, by axis.
     candidates: all (axis, unit) pairs.
-    dropped: how many splits could not be used.
+    dropped: how many splits and prunes could not be used.
     images: what it cost, in images of training steps.
     one_sided: whether the splits are, see `surgery.morph`.
     must_help: whether it is not taken unless it lowers the loss.
@@ -553,6 +554,16 @@ class _Step:
   def charged(self, images: int) -> '_Step':
     """The step with a higher cost."""
     return dataclasses.replace(self, images=self.images + images)
+
+  def skipped(
+      self, reason: str, attempts: Sequence[tuple[float, float]] = ()
+  ) -> base.Skip:
+    """Why it is not taken, with what could not be used, and what was tried."""
+    if self.refused:
+      reason += f'; not {self.refused}'
+    if self.dropped:
+      reason += f'; {self.dropped} candidates cannot be used'
+    return base.Skip(reason, self.images, {'attempts': attempts})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -575,8 +586,15 @@ def model_of(architecture: Architecture) -> signals_lib.Model:
   """What programs are compiled for.
 
   Raises:
-    ValueError: nothing can be split.
+    ValueError: nothing can be split, or the loss is not the negative
+      log-likelihood of one label for each example.
   """
+  if networks.label_shape(architecture):
+    raise ValueError(
+        'Estimates sample a label of each example from its likelihood, but '
+        f'{architecture.family} predicts a label for each word or pixel; take '
+        'another network.'
+    )
   chain = taps.chain_of(networks.parts(architecture))
   return signals_lib.model_of(sites_lib.survey(architecture), chain)
 

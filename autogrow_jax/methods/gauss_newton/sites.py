@@ -9,6 +9,7 @@ convolutions). An axis that is none is named, with the reason.
 from collections.abc import Sequence
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -120,12 +121,14 @@ def survey(architecture: Architecture) -> Survey:
   along = _layers_along(parts)
   sites, uncovered = [], []
   for axis, units in architecture.sizes:
+    paths = {kind: along[kind].get(axis, ()) for kind in along}
+    if unknown := {*itertools.chain(*paths.values())} - set(layers):
+      names = ', '.join(sorted('.'.join(path) for path in unknown))
+      uncovered.append((axis, f'{names} is of an unknown kind'))
+      continue
     ends = {
-        kind: tuple(
-            layers[path]
-            for path in sorted(along[kind].get(axis, ()), key=order.get)
-        )
-        for kind in along
+        kind: tuple(layers[path] for path in sorted(found, key=order.get))
+        for kind, found in paths.items()
     }
     if not ends['writes'] or not ends['reads']:
       continue  # The network's input or output.
