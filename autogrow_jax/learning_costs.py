@@ -184,7 +184,9 @@ def measure(
   both = _training_step(network, batch, joint)
   say(f'timing {repeats} of each')
   runs = {'plain': plain.run, 'learning': learning, 'joint': both.run}
-  sizes = {'plain': plain.bytes, 'learning': learning_bytes, 'joint': both.bytes}
+  sizes = {
+      'plain': plain.bytes, 'learning': learning_bytes, 'joint': both.bytes
+  }
   seconds: dict[str, list[float]] = {name: [] for name in runs}
   for repeat in range(repeats + 1):
     for name, run in runs.items():

@@ -330,8 +330,8 @@ def _of_estimates(pairs: Sequence[tuple[float, float]]) -> list[str]:
       '',
       f'  estimates of {found.count} growth steps, taken or not: Pearson '
       f'{found.pearson:.3f},',
-      f'  Spearman {found.spearman:.3f}, slope {found.slope:.2f} (measured over '
-      'estimated)',
+      f'  Spearman {found.spearman:.3f}, slope {found.slope:.2f} (measured '
+      'over estimated)',
   ]
 
 
