@@ -4,6 +4,7 @@ import os
 import tempfile
 
 from absl.testing import absltest
+import pytest
 import runs
 
 from autogrow_jax import train
@@ -97,6 +98,7 @@ class BinaryTest(absltest.TestCase):
       self.assertRegex(other.stderr, r'holds another run \(.*sweeps: 2 -> 1\)')
       self.assertTrue(os.path.exists(os.path.join(workdir, 'result.json')))
 
+  @pytest.mark.slow
   def test_learns_jointly(self):
     with tempfile.TemporaryDirectory() as workdir:
       (outcome,) = runs.call(

@@ -8,6 +8,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from autogrow_jax import data
 from autogrow_jax import memory
@@ -108,7 +109,7 @@ class PredictionTest(parameterized.TestCase):
     self.assertEqual(peak(stack, x), (1 + 1 + 5) * size)
 
 
-class RematTest(parameterized.TestCase):
+class RematTest(absltest.TestCase):
 
   def test_less_memory(self):
     architecture = build('basic3resnet', (1, 4, 1))
@@ -120,11 +121,16 @@ class RematTest(parameterized.TestCase):
     for predicted, compiled in (kept, again):
       self.assertBetween(predicted / compiled, 0.8, 1.2)
 
-  @parameterized.named_parameters(
-      ('spare', True, None),
-      ('exact_gates', False, sparsify.Sparsify(grow='both')),
-  )
-  def test_same_steps(self, spare, method):
+  def test_same_steps(self):
+    self.assert_same_steps(spare=True, method=None)
+
+  @pytest.mark.slow
+  def test_same_steps_with_gates(self):
+    self.assert_same_steps(
+        spare=False, method=sparsify.Sparsify(grow='both')
+    )
+
+  def assert_same_steps(self, spare, method):
     architecture = build('basic3resnet', (1, 3, 1), (4, 6, 8), (8, 8, 3))
     task = task_of(architecture, method)
     state = state_lib.create_state(

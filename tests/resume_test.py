@@ -163,6 +163,7 @@ class ResumeTest(parameterized.TestCase):
         ('logs.History._write', 4, 'half', False),
     )
 
+  @pytest.mark.slow
   def test_killed_within_epochs_and_at_the_end(self):
     self.die(
         # As with a cadence of minutes: checkpoints within an epoch.

@@ -16,6 +16,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 import runs
 
 from autogrow_jax import architecture as architecture_lib
@@ -432,6 +433,7 @@ class VariantTest(RunTest):
     self.assertLess(gains[-1], 1)
     self.assertGreaterEqual(min(gains[:-1]), 1)
 
+  @pytest.mark.slow
   def test_adam_initializer(self):
     changes = {
         'method': {'initializer': 'adam'},
@@ -475,6 +477,7 @@ class VariantTest(RunTest):
     self.assertEqual(result['params_digest'], undisturbed)
     self.assertEqual(runs.course(self.workdir), course)
 
+  @pytest.mark.slow
   def test_plain_network(self):
     result = self.run_tiny(
         network={'name': 'plain3net'},
@@ -514,6 +517,7 @@ class VariantTest(RunTest):
         runs.course(BASE)[0]['train_loss'],
     )
 
+  @pytest.mark.slow
   def test_accumulate(self):
     weights = []
     watch = runs.watch_steps(

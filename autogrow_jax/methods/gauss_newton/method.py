@@ -431,12 +431,13 @@ class GaussNewton(base.FixedArchitecture):
           }
       )
       return state, {
-          **report,
+          'estimated_change': report['estimated_change'],
           'actual_change': after - before,
           'settled_change': estimates_lib.mean_loss(
               grown, settled, scene.judging
           )
           - before,
+          **report,
       }
 
     return patch
