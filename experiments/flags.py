@@ -347,7 +347,8 @@ LEARNING_FLAGS = {
     'curvature': (
         'method.learn.curvature',
         'text',
-        f'Of the model: {", ".join(signals.CURVATURES)}.',
+        f'Of the model: {", ".join(signals.CURVATURES)}; a step as a whole is '
+        'always confirmed by mc.',
     ),
     'examples': (
         'method.examples',

@@ -76,7 +76,8 @@ FIELDS = {
     'budget': (
         'method.limits.budget',
         'int',
-        'Largest resource of the network; none by default.',
+        'Largest resource of the network, at which growing ends; none by '
+        'default.',
     ),
     'optimizer_state': (
         'method.optimizer_state',

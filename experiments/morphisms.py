@@ -198,6 +198,16 @@ def estimates(
       'trusted:',
       '  those that a run may choose.',
   ]
+  logarithmic = {
+      which: _on_logarithmic_axes(*pair)
+      for kind, points in found.items() if kind == 'prunes'
+      for which, pair in _pairs(points, slice(None)).items()
+  }
+  lines += [
+      f'  prunes on logarithmic axes, {which}: Pearson {pearson:.3f} of the '
+      f'{count} that cost by both.'
+      for which, (pearson, count) in logarithmic.items()
+  ]
   numbers = {
       'examples': about.examples,
       'learn': dataclasses.asdict(method.learn),
@@ -208,6 +218,7 @@ def estimates(
           {'of': kind, 'on': which, **dataclasses.asdict(one)}
           for kind, which, one in comparisons
       ],
+      'prunes_on_logarithmic_axes': logarithmic,
       'points': {
           kind: dataclasses.asdict(points) for kind, points in found.items()
       },
@@ -234,9 +245,10 @@ def strategies(
     cells = [name]
     for images in ('learning', 'judging'):
       own = getattr(decreases, images)
-      ratio = _ratio(own, getattr(found['oracle'], images))
       cells += [
-          f'{np.median(own):+.2e}', f'{own.mean():+.2e}', ratio
+          f'{np.median(own):+.2e}',
+          f'{own.mean():+.2e}',
+          *_ratios(own, getattr(found['oracle'], images)),
       ]
     rows.append(cells)
   steps = method.learn.epochs * len(about.learning)
@@ -246,18 +258,20 @@ def strategies(
       f'of {site.axis} is split, found with {about.examples} training images.',
       '',
       *summary.aligned([
-          ('', 'on these:', '', '', 'on others:', '', ''),
-          ('', *('median', 'mean', 'ratio') * 2),
+          ('', 'on these:', '', '', '', 'on others:', '', '', ''),
+          ('', *('median', 'mean', 'ratio', 'each') * 2),
           *rows,
       ]),
       '',
       f'  oracle: {steps} steps of Adam on the true loss of each split alone, '
       'from the start of',
-      '  gauss_newton. ratio: of the medians, to the oracle. steepest, random: '
-      f'the best of {len(studies.STEPS)}',
-      f'  steps by the true loss, and of {TRIES.value} random directions. '
-      'gauss_newton: at the scale',
-      '  that its estimate on the others says is best.',
+      '  gauss_newton. ratio: of the medians, to the oracle; each: median of '
+      'the ratios of the',
+      '  channels that gain by the oracle. steepest, random: the best of '
+      f'{len(studies.STEPS)} steps by the',
+      f'  true loss, and of {TRIES.value} random directions. gauss_newton: at '
+      'the scale that its',
+      '  estimate on the others says is best.',
   ]
   numbers = {
       'examples': about.examples,
@@ -400,10 +414,25 @@ def say(text: str) -> None:
 _STARTED = time.monotonic()
 
 
-def _ratio(decreases: np.ndarray, best: np.ndarray) -> str:
-  """Of the medians, where the oracle's is a gain."""
-  gain = np.median(best)
-  return f'{np.median(decreases) / gain:.2f}' if gain > 0 else '-'
+def _ratios(decreases: np.ndarray, best: np.ndarray) -> tuple[str, str]:
+  """Of the medians, and the median of those of channels; '-' without gains."""
+  gains = best > 0
+  middle = np.median(best)
+  return (
+      f'{np.median(decreases) / middle:.2f}' if middle > 0 else '-',
+      f'{np.median(decreases[gains] / best[gains]):.2f}' if any(gains) else '-',
+  )
+
+
+def _on_logarithmic_axes(
+    estimated: np.ndarray, measured: np.ndarray
+) -> tuple[float, int]:
+  """Pearson's correlation of the pairs of two costs, and their number."""
+  both = (estimated > 0) & (measured > 0)
+  found = calibration.calibration(
+      np.log(estimated[both]), np.log(measured[both])
+  )
+  return found.pearson, found.count
 
 
 def _subsets(

@@ -214,6 +214,11 @@ class BinaryTest(absltest.TestCase):
       self.assertBetween(rows['splits', 'training']['slope'], 0.9, 1.1)
       self.assertLen(found['points']['prunes']['held_out'], CHANNELS)
       self.assertIn('learning splits of 7 channels', outcomes[0].stderr)
+      pearson, count = found['prunes_on_logarithmic_axes']['training']
+      self.assertBetween(pearson, 0.9, 1)
+      self.assertIn(
+          f'Pearson {pearson:.3f} of the {count} that cost', outcomes[0].stdout
+      )
       self.assertIn(
           f'{rows["splits", "training"]["slope"]:.3f}', outcomes[0].stdout
       )
@@ -229,6 +234,9 @@ class BinaryTest(absltest.TestCase):
       found = self.answer('cost.json')
       self.assertGreater(found['steps']['plain']['seconds'], 0)
       self.assertGreater(found['steps']['learning']['bytes'], 0)
+      self.assertGreater(
+          found['steps']['joint']['bytes'], found['steps']['plain']['bytes']
+      )
       self.assertEqual(found['predicted']['full VGG-19']['channels'], 5504)
       ratio = (
           found['predicted']['full VGG-19']['adam']
