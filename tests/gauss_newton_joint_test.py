@@ -104,6 +104,7 @@ class JointTest(absltest.TestCase):
         np.testing.assert_allclose(one, other, atol=2e-5)
     self.assertTrue(any(np.any(leaf) for leaf in got['s0b0.mid'].u))
 
+  @pytest.mark.slow
   def test_learns_at_the_end_of_each_phase(self):
     """Steps 1 and 3 of phases of 2, each from a start; none from step 4 on."""
     timing = joint.Timing(phase=2, begin=1, end=4)

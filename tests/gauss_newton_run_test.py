@@ -9,6 +9,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import sklearn.datasets
 
 from autogrow_jax import costs
@@ -221,8 +222,14 @@ class MethodTest(parameterized.TestCase):
     again = grow(now.state, grower.propose(policies.grow(), now))[1].report
     self.assertEqual(again, report)
 
-  @parameterized.parameters(('least_squares', 5), ('gauss_newton', 3))
-  def test_prunes_one_of_each_pair_of_twins(self, compensation, fewest):
+  def test_prunes_one_of_each_pair_of_twins(self):
+    self.assert_prunes_twins('gauss_newton', 3)
+
+  @pytest.mark.slow
+  def test_prunes_one_of_each_pair_of_twins_exactly(self):
+    self.assert_prunes_twins('least_squares', 5)
+
+  def assert_prunes_twins(self, compensation, fewest):
     """Half of all units in one step, and the loss hardly notices."""
     now = situation()
     architecture, state = now.architecture, now.state
@@ -353,9 +360,9 @@ class MethodTest(parameterized.TestCase):
     now = dataclasses.replace(now, state=broken)
     skipped = method.GaussNewton().propose(policies.grow(), now)
     self.assertIsInstance(skipped, base.Skip)
-    self.assertEqual(
+    self.assertRegex(
         skipped.reason,
-        'no split or prune is worth it; 22 candidates cannot be used',
+        r'no split or prune is worth it; \d+ candidates cannot be used',
     )
     self.assertGreater(skipped.images, 0)
 

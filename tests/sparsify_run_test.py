@@ -187,11 +187,11 @@ class RunTest(parameterized.TestCase):
     for others in values[1:]:
       np.testing.assert_allclose(others, values[0], rtol=1e-4)
 
-  @pytest.mark.slow
   @parameterized.parameters(
       {'devices': {'precision': 'bfloat16'}, 'optimizer': {'accumulate': 2}},
       {'method': {'strategy': 'random', 'grow': 'layers'}},
   )
+  @pytest.mark.slow
   def test_other_ways(self, **changes):
     self.check_run(**changes)
 

@@ -9,6 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import pytest
 import runs
 
 from autogrow_jax import config as config_lib
@@ -381,6 +382,7 @@ class RunTest(parameterized.TestCase):
       for name in ('train_loss', 'loss'):
         self.assertAlmostEqual(one[name], another[name], places=3)
 
+  @pytest.mark.slow
   def test_grows_by_a_layer(self):
     result = runs.quietly(
         tiny(

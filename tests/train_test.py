@@ -402,6 +402,7 @@ def copy_of_head(packed):
 class VariantTest(RunTest):
   """One run of every other kind."""
 
+  @pytest.mark.slow
   def test_staircase(self):
     self.run_tiny(
         policy={'interval': 4, 'window': 4, 'max_epochs': 8},
@@ -413,6 +414,7 @@ class VariantTest(RunTest):
     np.testing.assert_allclose(rates, [0.05, 0.05, 0.005, 0.0005] * 3)
     self.assertEqual(runs.records(self.workdir, 'grow')[0]['epoch'], 4)
 
+  @pytest.mark.slow
   def test_convergent(self):
     # A point in an epoch is progress at first, later it is none.
     result = self.run_tiny(
@@ -487,6 +489,7 @@ class VariantTest(RunTest):
     self.assertEqual(result['found'], '2-1-1')
     self.assert_learns(result)
 
+  @pytest.mark.slow
   def test_perceptron(self):
     result = self.run_tiny(
         network={'name': 'mlp', 'widths': [32, 16]},
@@ -507,6 +510,7 @@ class VariantTest(RunTest):
     self.assertEqual(again['params_digest'], result['params_digest'])
     self.assertEqual(again['test_accuracy'], result['test_accuracy'])
 
+  @pytest.mark.slow
   def test_bfloat16(self):
     result = self.run_tiny(
         devices={'precision': 'bfloat16'}, policy={'name': 'fixed'}
