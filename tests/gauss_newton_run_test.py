@@ -221,6 +221,9 @@ class MethodTest(parameterized.TestCase):
     self.assertTrue(all(not moment.any() for moment in moments))
     again = grow(now.state, grower.propose(policies.grow(), now))[1].report
     self.assertEqual(again, report)
+    # What follows is drawn as if nothing had grown.
+    np.testing.assert_array_equal(state.key, now.state.key)
+    self.assertEqual(state.step, now.state.step)
 
   def test_prunes_one_of_each_pair_of_twins(self):
     self.assert_prunes_twins('gauss_newton', 3)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 import tiny_networks
+from autogrow_jax import costs
 from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax.methods.gauss_newton import norms
@@ -137,6 +138,25 @@ class SplitTest(parameterized.TestCase):
         self.assertGreater(
             np.abs(kernel[..., 2, :] - kernel[..., site.units, :]).max(), 0.01
         )
+
+  @parameterized.parameters(('mlp', 1), ('plain3net', 2))
+  def test_neighbours_cost_their_product_on_top(self, family, vectors):
+    """Of p and q more units, with a bias, or the scale and bias of a norm."""
+    architecture, _, model, trees = network(family)
+    *_, a, b = model.sites
+    self.assertEqual(a.readers[0].layer, b.writers[0].layer)
+    p, q = 2, 3
+    change = surgery.morph(
+        architecture,
+        random_splits(model, trees),
+        {a.axis: np.arange(p), b.axis: np.arange(q)},
+    )
+    self.assertEqual(
+        costs.params(change.architecture) - costs.params(architecture),
+        p * (a.incoming + a.outgoing + vectors)
+        + q * (b.incoming + b.outgoing + vectors)
+        + p * q * b.incoming // a.units,
+    )
 
   def test_neighbours_are_as_if_split_from_last_to_first(self):
     architecture, state, model, trees = network('plain3net')
