@@ -1,5 +1,6 @@
 """What all tests share: 8 simulated CPU devices and strict checks."""
 
+import gc
 import getpass
 import os
 import sys
@@ -23,6 +24,9 @@ for _flag in (
   if _flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+# Traces are many small objects: looking for garbage takes a tenth of the time.
+gc.set_threshold(200_000, 20, 100)
 
 from absl import flags  # pylint: disable=g-import-not-at-top
 import jax
