@@ -76,8 +76,8 @@ FIELDS = {
     'budget': (
         'method.limits.budget',
         'int',
-        'Largest resource of the network, at which growing ends; none by '
-        'default.',
+        'Largest resource of the network, at which growing (learn=frozen) '
+        'ends; none by default.',
     ),
     'optimizer_state': (
         'method.optimizer_state',
@@ -97,7 +97,7 @@ FIELDS = {
         if name not in ('widths', 'paper_compat', 'init_from', 'reinitialize')
     },
 }
-# Flag -> the strategies that it means something to: the one that learns.
+# Flag -> the strategies that it means something to.
 STRATEGY_FLAGS = {
     **dict.fromkeys(
         ('curvature', 'solver', *flags.SOLVER_FLAGS, 'compensation', 'prune'),
@@ -365,7 +365,7 @@ def _check_own_flags() -> None:
 
 
 def _check_learning(run_config: config.RunConfig) -> None:
-  """Refuses flags of learning that mean nothing to how splits are learned."""
+  """Refuses flags that mean nothing to, or exclude, how splits are learned."""
   method = run_config.method
   flags.refuse_unused(STRATEGY_FLAGS, 'strategy', method.strategy)
   if method.learning == 'joint':

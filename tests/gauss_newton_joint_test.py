@@ -175,6 +175,14 @@ class RunTest(parameterized.TestCase):
   def test_growing_ends_when_nothing_more_may_grow(self):
     with tempfile.TemporaryDirectory() as workdir:
       config = tiny(workdir, limits=selection.Limits(growth_cap=1e-9))
+
+      def at_step(number, arguments):
+        del arguments
+        if number == 40:  # Of the third epoch, after the end of growing.
+          os.kill(os.getpid(), signal.SIGTERM)
+
+      with runs.watch_steps(at_step), self.assertRaises(train.Interrupted):
+        runs.quietly(config)
       runs.quietly(config)
       (skip,) = runs.records(workdir, 'skip')
       (phase,) = runs.records(workdir, 'phase')

@@ -169,7 +169,10 @@ class GaussNewton(base.FixedArchitecture):
       images = (STEPS_PER_PASS - 1) * self.timing.steps * batch
     if not self.limits.allowance(architecture):
       return base.Skip(
-          'no unit more is allowed (budget, growth cap)', images, is_final=True
+          'no unit more is allowed (budget, growth cap)',
+          images,
+          # Joint learning goes on by its timing, and is charged by phase.
+          is_final=self.learning == 'frozen',
       )
     model = model_of(architecture)
     trees = norms_lib.measured(
@@ -431,6 +434,7 @@ class GaussNewton(base.FixedArchitecture):
           }
       )
       return state, {
+          # Side by side in the receipt.
           'estimated_change': report['estimated_change'],
           'actual_change': after - before,
           'settled_change': estimates_lib.mean_loss(
