@@ -167,7 +167,8 @@ def measure(
     Medians, and the compiler's bytes.
 
   Raises:
-    ValueError: the training images do not make a batch.
+    ValueError: the training images do not make a batch, or there is no joint
+      learning with this curvature.
   """
   data.steps_per_epoch(len(dataset.train.labels), batch_size)
   batch = dataset.train.take(np.arange(batch_size))

@@ -23,7 +23,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   'changed', 'new', 'dropped'}); initializer (its report); seconds.
 * 'sample': the keys of 'grow'; other channels and blocks of the same network
   are there (initializer counts them).
-* 'skip': reason; the policy asked for a growth, and the method had none.
+* 'skip': reason; the policy asked for a growth, and the method had none; what
+  the method reports of it, such as attempts.
 * 'stop': stage, reason ('window' or 'cap').
 * 'phase': name.
 * 'compile': what, seconds; count where several programs were compiled; waited

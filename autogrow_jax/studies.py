@@ -361,9 +361,8 @@ def strategies(
   All see the same images; 'gauss_newton' takes the scale that its model says is
   best on those judged by, as a run does. 'oracle' is optimised on the true loss
   with that split alone, from the same start, by as many steps as Adam would
-  take on the model. The
-  others know no step: 'steepest' and 'random' take the best of `STEPS` by the
-  true loss, and 'random' the best of several directions.
+  take on the model. The others know no step: 'steepest' and 'random' take the
+  best of `STEPS` by the true loss, and 'random' the best of several directions.
 
   Args:
     about: the network.

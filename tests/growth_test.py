@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import optax
+import pytest
 import tiny_networks
 
 from autogrow_jax import architecture as architecture_lib
@@ -79,6 +79,16 @@ def streams_of(architecture):
   chain = networks.parts(architecture)
   ends = {'stem', *(names[-1] for names in architecture.stages)}
   return sorted({dict(p.axes)['out'] for p in chain if p.name in ends})
+
+
+def splits(streams, block):
+  """(family, options, axis): some streams and a block's own axis of each."""
+  for family, options in tiny_networks.VARIANTS:
+    architecture = tiny_networks.seed(family, **options)
+    for axis in (
+        *streams_of(architecture)[streams], private_axis(architecture, block)
+    ):
+      yield family, options, axis
 
 
 def resize_all(architecture, change):
@@ -490,31 +500,11 @@ def draw_change(choices, architecture):
 
 class FunctionTest(parameterized.TestCase):
 
-  @parameterized.parameters(
-      *(
-          (family, options, axis)
-          for family, options in tiny_networks.VARIANTS
-          for architecture in [tiny_networks.seed(family, **options)]
-          for axis in (
-              *streams_of(architecture)[-2:],
-              private_axis(architecture, 's1b0'),
-          )
-      )
-  )
+  @parameterized.parameters(*splits(slice(-2, None), 's1b0'))
   def test_split_preserves(self, family, options, axis):
     self.assert_split_preserves(family, options, axis)
 
-  @parameterized.parameters(
-      *(
-          (family, options, axis)
-          for family, options in tiny_networks.VARIANTS
-          for architecture in [tiny_networks.seed(family, **options)]
-          for axis in (
-              *streams_of(architecture)[:-2],
-              private_axis(architecture, 's1b1'),
-          )
-      )
-  )
+  @parameterized.parameters(*splits(slice(-2), 's1b1'))
   @pytest.mark.slow
   def test_split_of_other_axes_preserves(self, family, options, axis):
     self.assert_split_preserves(family, options, axis)
