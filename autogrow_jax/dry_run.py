@@ -253,14 +253,18 @@ class _Full:
     )
 
   def _examples(self) -> feeds.Examples:
-    """A batch, placed as in training."""
+    """A batch, placed as in training; a call of several steps has no others."""
     parallel, size = self._setup.task.parallel, self._setup.config.batch_size
+    devices = self._setup.config.devices
     dataset = self._setup.dataset
     batch = dataset.train.images[:size], dataset.train.labels[:size]
     if dataset.stream is not None:
       return feeds.Examples(*parallel.shard(batch), None)
-    index = np.arange(size, dtype=np.int32)
-    return feeds.Examples(*parallel.replicate(batch), parallel.shard(index))
+    steps = min(devices.steps_per_call, self._setup.steps_per_epoch)
+    rows = np.full((steps, size), -1, np.int32)
+    rows[0] = np.arange(size)
+    index = feeds.place_index(parallel, rows)
+    return feeds.Examples(*parallel.replicate(batch), index)
 
   def try_checkpoint(
       self, architecture: Architecture, state: state_lib.TrainState

@@ -109,6 +109,15 @@ def order(
   return np.asarray(data.epoch_permutation(key, epoch, examples))
 
 
+def place_index(
+    parallel: parallel_lib.Parallel, rows: np.ndarray
+) -> jax.Array:
+  """The indices of a call, int32 (steps, batch), as `Examples` has them."""
+  if len(rows) == 1:
+    return parallel.shard(rows[0])
+  return parallel.shard(rows, dim=1)
+
+
 class _InMemory:
   """A training set that the devices hold."""
 
@@ -135,9 +144,7 @@ class _InMemory:
     end = min(first + self.steps_per_call, self._steps_per_epoch)
     for row, index in enumerate(range(first, end)):
       chosen[row] = data.batch_indices(self._permutation, index, self._size)
-    if self.steps_per_call == 1:
-      return Examples(*self.held, self._parallel.shard(chosen[0]))
-    return Examples(*self.held, self._parallel.shard(chosen, dim=1))
+    return Examples(*self.held, place_index(self._parallel, chosen))
 
   def close(self) -> None:
     pass

@@ -42,6 +42,7 @@ from autogrow_jax import results
 from autogrow_jax import session as session_lib
 from autogrow_jax import state as state_lib
 from autogrow_jax import trained
+from autogrow_jax import view
 from autogrow_jax.methods import base
 
 RunConfig = config_lib.RunConfig
@@ -611,10 +612,11 @@ def _apply(
       randomness.stream(jax.random.key(setup.config.seed), 'growth'),
       session.progress.epoch,
   )
+  tx = view.with_stacked_init(setup.task.tx, change.architecture)
   started = time.perf_counter()
   with programs_lib.compilations() as spent:
     state, carried = growth.grow(
-        state, change, setup.task.tx, key=key, extra=setup.task.method.extra
+        state, change, tx, key=key, extra=setup.task.method.extra
     )
   seconds = time.perf_counter() - started
   session.progress = dataclasses.replace(

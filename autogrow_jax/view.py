@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import networks
@@ -295,6 +296,23 @@ def unpack(tree: Any, layout: Layout) -> Any:
     return result
 
   return _replace_dictionaries(tree, keys, unstack)
+
+
+def with_stacked_init(
+    tx: optax.GradientTransformation, architecture: Architecture
+) -> optax.GradientTransformation:
+  """The same transformation; its init stacks equal blocks, as training does.
+
+  Optimizers initialise leaf by leaf, at a third of a millisecond each: a
+  quarter of a second of every growth where there are hundreds.
+  """
+  stacked = layout(architecture)
+
+  def init(params):
+    opt_state = tx.init(pack(params, stacked))
+    return unpack(state_lib.to_host(opt_state), stacked)
+
+  return optax.GradientTransformation(init, tx.update)
 
 
 def _compact(architecture: Architecture, active: Active) -> Architecture:

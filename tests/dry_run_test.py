@@ -35,6 +35,26 @@ class WalkTest(parameterized.TestCase):
       self.assertGreater(stop.tried.memory, 4 * stop.params)
       self.assertGreater(stop.tried.loss, 0)
 
+  def test_the_loop_of_several_steps(self):
+    train.cache_compilations(runs.CACHE)
+    single = dataclasses.replace(
+        CONFIG, policy=dataclasses.replace(CONFIG.policy, name='fixed')
+    )
+    config = dataclasses.replace(
+        single, devices=dataclasses.replace(single.devices, steps_per_call=3)
+    )
+    with mock.patch.object(
+        programs.Programs, 'train_step', autospec=True,
+        side_effect=programs.Programs.train_step,
+    ) as train_step:
+      (loop,) = dry_run.walk(config, stand_in())
+    *_, (_, _, arguments) = [call.args for call in train_step.mock_calls]
+    self.assertIn((3, CONFIG.batch_size), [
+        leaf.shape for leaf in arguments[2:] if hasattr(leaf, 'shape')
+    ])
+    (stop,) = dry_run.walk(single, stand_in())
+    self.assertAlmostEqual(loop.tried.loss, stop.tried.loss, places=5)
+
   def test_shapes_compute_nothing(self):
     with programs.compilations() as spent:
       stops = list(

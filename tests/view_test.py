@@ -53,6 +53,19 @@ class PackTest(parameterized.TestCase):
     tiny_networks.assert_same(view.unpack(packed, layout), state)
     self.assertLess(len(jax.tree.leaves(packed)), len(jax.tree.leaves(state)))
 
+  @parameterized.product(
+      family=('basic3resnet', 'vgg16'),
+      optimizer=tuple(tiny_networks.OPTIMIZERS),
+  )
+  def test_an_optimizer_starts_the_same(self, family, optimizer):
+    architecture = deep(family)
+    tx = tiny_networks.OPTIMIZERS[optimizer]
+    params = tiny_networks.state(architecture, tx).params
+    tiny_networks.assert_same(
+        view.with_stacked_init(tx, architecture).init(params),
+        state_lib.to_host(tx.init(params)),
+    )
+
   def test_stacks_in_forward_order(self):
     architecture = tiny_networks.seed('basic3resnet', (1, 4, 1))
     state = tiny_networks.state(architecture)
