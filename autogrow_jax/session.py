@@ -561,7 +561,7 @@ def start(setup: Setup) -> tuple[Architecture, state_lib.TrainState]:
     known = None if setup.config.reinitialize else network.parts()
   state = state_lib.create_state(
       architecture,
-      setup.task.tx,
+      view.with_stacked_init(setup.task.tx, architecture),
       key=jax.random.key(setup.config.seed),
       extra=setup.task.method.extra,
       known=known,
