@@ -11,6 +11,7 @@ import tiny_networks
 from autogrow_jax import costs
 from autogrow_jax import growth
 from autogrow_jax import networks
+from autogrow_jax import state as state_lib
 from autogrow_jax.methods.gauss_newton import norms
 from autogrow_jax.methods.gauss_newton import prunes
 from autogrow_jax.methods.gauss_newton import signals
@@ -68,6 +69,22 @@ def random_splits(model, trees, scale=0.3, still=False):
 
 def grow(state, change, tx=SGD):
   return growth.grow(state, change, tx, key=jax.random.key(0))[0]
+
+
+def wide(tree):
+  """With float64 in place of float32."""
+  return jax.tree.map(
+      lambda leaf: leaf.astype('f8') if leaf.dtype == np.float32 else leaf, tree
+  )
+
+
+def grow_wide(state, change):
+  """As `grow`, which has float32 alone, in float64."""
+  key = jax.random.key(0)
+  fresh = state_lib.create_state(change.architecture, SGD, key=key)
+  table = state_lib.axis_table(change.architecture)
+  carried, _ = growth.carry(wide(state), wide(fresh), table, change.sources)
+  return change.patch(carried, key)[0]
 
 
 def only(split, unit):
@@ -132,6 +149,17 @@ class SplitTest(parameterized.TestCase):
         change.architecture, grown, x, train=train
     )
     np.testing.assert_allclose(after, before, atol=2e-5)
+    with jax.enable_x64(True):
+      exact = [
+          tiny_networks.forward(
+              of, wide(trees), x.astype('f8'), train=train
+          )[0]
+          for of, trees in (
+              (architecture, state),
+              (change.architecture, grow_wide(state, change)),
+          )
+      ]
+    np.testing.assert_allclose(*exact, atol=1e-12)
     for site in model.sites:  # The children do differ.
       for reader in site.readers:
         kernel = trees_of(grown).kernel(reader.layer)

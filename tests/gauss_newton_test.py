@@ -12,6 +12,8 @@ import numpy as np
 
 from autogrow_jax import networks
 from autogrow_jax.methods import base as methods_base
+from autogrow_jax.methods.gauss_newton import estimates
+from autogrow_jax.methods.gauss_newton import prunes
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
@@ -46,6 +48,10 @@ class Case:
 def case(family, dtype='f8'):
   depths = (1,) * len(FAMILIES[family]['widths'])
   architecture = tiny_networks.seed(family, depths, **FAMILIES[family])
+  return case_of(architecture, tiny_networks.images(EXAMPLES), dtype)
+
+
+def case_of(architecture, x, dtype='f8'):
   state = tiny_networks.state(architecture)
   survey = sites.survey(architecture)
   cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
@@ -57,7 +63,7 @@ def case(family, dtype='f8'):
       signals.Trees(
           cast(state.params['weights']), cast(state.stats['network'])
       ),
-      cast(tiny_networks.images(EXAMPLES)),
+      cast(x),
       generator.integers(0, tiny_networks.CLASSES, EXAMPLES),
   )
 
@@ -103,6 +109,100 @@ def logits_with(case, changes, plain=False):
           for path, change in changes.items()
       },
   ).output
+
+
+class OneByOneTest(absltest.TestCase):
+
+  def test_dense_layers_are_convolutions_of_one_pixel(self):
+    """Invariant 11: splits and prunes are estimated alike."""
+    with jax.enable_x64(True):
+      dense, convolutional = perceptron(), its_convolutional_twin()
+      found = []
+      for data in (dense, convolutional):
+        batches = [(jnp.asarray(data.x), jnp.asarray(data.labels))]
+        key = jax.random.key(3)
+        found.append((
+            estimates.estimate(
+                data.model, data.trees, centred(data), batches, key
+            ),
+            prunes.estimate(data.model, data.trees, batches, key),
+        ))
+    (splits_a, prunes_a), (splits_b, prunes_b) = found
+    self.assertLen(splits_a.candidates, 3 + 3 + 4 + 4)
+    self.assertGreater(np.median(np.abs(splits_a.slopes)), 1e-3)
+    np.testing.assert_allclose(splits_b.slopes, splits_a.slopes, atol=1e-9)
+    np.testing.assert_allclose(splits_b.gram, splits_a.gram, atol=1e-9)
+    self.assertGreater(np.median(np.abs(prunes_a.changes)), 1e-3)
+    np.testing.assert_allclose(prunes_b.changes, prunes_a.changes, atol=1e-9)
+    for a, b in zip(
+        prunes_a.weights.values(), prunes_b.weights.values(), strict=True
+    ):
+      np.testing.assert_allclose(b, a, atol=1e-9)
+
+
+# Of the convolutional network, and of the perceptron.
+LAYERS = {'stem': 's0b0', 's0b0': 's0b1', 's1b0': 's1b0', 's2b0': 's1b1'}
+
+
+def on_one_pixel(family, depths=(1, 1, 1), **options):
+  x = tiny_networks.images(EXAMPLES)[:, :1, :1]
+  architecture = networks.get(family).seed(
+      depths,
+      input_shape=x.shape[1:],
+      classes=tiny_networks.CLASSES,
+      options=options,
+  )
+  has_stem = 'stem' in dict(architecture.sizes)
+  return case_of(architecture.resized({'stem': 3} if has_stem else {}), x)
+
+
+def perceptron():
+  """Its layers have no bias under their norms, as convolutions have none."""
+  data = on_one_pixel('mlp', depths=(2, 2), widths=(3, 4), norm='batch')
+  weights = dict(data.trees.weights)
+  for name in LAYERS.values():
+    kernel = weights[name]['dense']['kernel']
+    dense = {'kernel': kernel, 'bias': np.zeros(kernel.shape[-1])}
+    weights[name] = {**weights[name], 'dense': dense}
+  return dataclasses.replace(data, trees=data.trees.replace(weights=weights))
+
+
+def middle(matrix):
+  """A 3x3 kernel that is zero but for its middle."""
+  return np.pad(matrix[None, None], ((1, 1), (1, 1), (0, 0), (0, 0)))
+
+
+def its_convolutional_twin():
+  """Convolutions with the perceptron's kernels in the middle."""
+  twin, dense = on_one_pixel('plain3net', widths=(3, 4, 4)), perceptron()
+  weights, stats = dict(twin.trees.weights), dict(twin.trees.stats)
+  for name, own in LAYERS.items():
+    kernel = middle(np.squeeze(dense.trees.weights[own]['dense']['kernel']))
+    norm = dense.trees.weights[own]['norm']
+    weights[name] = {'conv': {'kernel': kernel}, 'norm': norm}
+    stats[name] = dense.trees.stats[own]
+  weights['head'] = dense.trees.weights['head']
+  return dataclasses.replace(twin, trees=signals.Trees(weights, stats))
+
+
+def centred(data):
+  """Random splits; those of convolutions change the pixel in the middle."""
+
+  def draw(end, generator):
+    kernel = data.trees.kernel(end.layer)
+    delta = generator.normal(size=kernel.shape[-2:])
+    if kernel.ndim == 2 or kernel.shape[0] == 1:
+      return delta.reshape(kernel.shape)
+    return middle(delta)
+
+  generator = np.random.default_rng(1)
+  return {
+      site.axis: splits.Split(
+          tuple(draw(end, generator) for end in site.writers),
+          tuple(draw(end, generator) for end in site.readers),
+      )
+      for site in data.model.sites
+  }
 
 
 class SitesTest(parameterized.TestCase):
