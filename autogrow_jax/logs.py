@@ -16,7 +16,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   stream input_wait_seconds (for which the devices had no batch to work on,
   since the restart); skipped (damaged training images, if there were any);
   device_bytes (most that were in use on one device since the restart; where
-  devices say).
+  devices say); estimated_change and actual_change (of the loss, by the last
+  growth, nats; where the method estimates it).
 * 'grow': stage, block, shape and depths (after), note; params, macs and loss,
   each with _before and _after; logits_change_eval and logits_change_train
   (largest absolute change on one fixed batch); optimizer (leaves {'kept',
@@ -335,7 +336,7 @@ def format_record(record: Record) -> str:
 
 
 def format_epoch(record: Record) -> str:
-  """One line of at most 100 columns, unless the depths are very many."""
+  """One line of at most 100 columns, unless the shape is very long."""
   phases = {'growing': 'grow', 'finetuning': 'tune', 'training': 'train'}
   phase = record.get('phase', '')
   columns = [
@@ -361,6 +362,13 @@ def format_epoch(record: Record) -> str:
     columns[-1] += ' ON TEST'
     if record.get('protocol') == 'paper_compat':
       columns[-1] += ' (paper_compat)'
+  if 'estimated_change' in record:
+    changes = '/'.join(
+        f'{float(record[key]):+.3f}'.replace('0.', '.', 1)
+        for key in ('estimated_change', 'actual_change')
+    )
+    columns.append(f'grew {changes}')
+  kept = len(columns)
   if (waiting := _waiting(record)) > _MUCH_WAITING:
     columns.append(f'{waiting:.0f}% waiting')
   if record.get('skipped'):
@@ -370,7 +378,7 @@ def format_epoch(record: Record) -> str:
   if record.get('params') is not None:
     columns.append(f"{format_count(record['params']).replace(' ', '')} params")
   line = '  '.join(columns)
-  while len(line) > 100 and len(columns) > 6:
+  while len(line) > 100 and len(columns) > kept:
     columns.pop()
     line = '  '.join(columns)
   return line

@@ -114,7 +114,6 @@ def add_comparisons(
     workdir: of the finished run.
     comparisons: results by name.
   """
-  workdir = pathlib.Path(workdir)
   keys = (
       'found', 'params', 'macs', 'epochs', 'val_accuracy', 'test_accuracy',
       'best_test_accuracy', 'val_miou', 'test_miou', 'val_perplexity',
@@ -124,11 +123,17 @@ def add_comparisons(
       name: {key: result[key] for key in keys if key in result}
       for name, result in comparisons.items()
   }
+  add(workdir, comparison=comparison)
+
+
+def add(workdir: str | os.PathLike[str], **values: Any) -> None:
+  """Adds what a binary found to a finished run's result and report."""
+  workdir = pathlib.Path(workdir)
   _write_result(
       workdir,
       logs.read_json(workdir / 'config.json'),
       logs.read(workdir / 'history.jsonl'),
-      {**read_result(workdir), 'comparison': comparison},
+      {**read_result(workdir), **values},
   )
 
 

@@ -78,7 +78,7 @@ def run(
   started = time.monotonic()
   dataset = dataset or data.load(config.data, seed=config.seed)
   config = _naming(config, dataset, policy, method)
-  asked, config = config, resolve(config, dataset)
+  asked, config = config, resolve(config, dataset, method)
   if policy is None:
     policy = config.make_policy(config.network.depths)
     if method is not None:
@@ -152,12 +152,17 @@ def _memory_line(session: session_lib.Session) -> str:
   )
 
 
-def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
-  """Fills in every default, and checks what depends on the data.
+def resolve(
+    config: RunConfig,
+    dataset: data.Dataset,
+    method: base.Method | None = None,
+) -> RunConfig:
+  """Fills in every default, and checks what depends on data and devices.
 
   Args:
     config: a configuration that may leave things open.
     dataset: the data.
+    method: one's own in place of `config.method`.
 
   Returns:
     The fully resolved configuration.
@@ -189,6 +194,12 @@ def resolve(config: RunConfig, dataset: data.Dataset) -> RunConfig:
         f'{len(parallel.devices)} devices.'
     )
   _check_task(architecture, dataset)
+  is_divided = parallel.mode == 'pmap' and len(parallel.devices) > 1
+  if is_divided and (method or config.method).needs_whole_batches:
+    raise ValueError(
+        'In pmap mode each device would learn on its part of a batch what the '
+        'method learns beside the weights; use --parallel=jit.'
+    )
   _check_text_devices(config, dataset, parallel)
   rate = config.schedule.learning_rate
   resolved = dataclasses.replace(
@@ -481,6 +492,7 @@ def _finish_epoch(
       compile_count=ledger.compile_count,
       **_pace_values(setup, pace),
       **_memory_values(session),
+      **_growth_values(before),
       **setup.task.method.metrics(before.architecture, aux, memory),
       **({'skipped': before.skipped} if before.skipped else {}),
   )
@@ -524,6 +536,20 @@ def _memory_values(session: session_lib.Session) -> dict[str, int]:
   """The key of an epoch's record that only some devices tell."""
   size = session.device_bytes()
   return {} if size is None else {'device_bytes': size}
+
+
+def _growth_values(progress: session_lib.Progress) -> dict[str, float]:
+  """The keys of an epoch's record that tell what the last growth did."""
+  if progress.phase != 'growing':
+    return {}
+  grown = (
+      record
+      for record in reversed(progress.history)
+      if record['event'] == 'grow'
+  )
+  report = next(grown, {}).get('initializer', {})
+  keys = ('estimated_change', 'actual_change')
+  return {key: report[key] for key in keys if key in report}
 
 
 def _task_values(

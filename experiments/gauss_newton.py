@@ -169,6 +169,7 @@ def main() -> None:
   _check_learning(run_config)
   run_config = with_timing(run_config, len(dataset.train.labels))
   _check_examples(run_config, len(dataset.train.labels))
+  train.resolve(run_config, dataset)  # Refuses before anything is said.
   architecture = session.seed_architecture(run_config, dataset)
   # Refuses a network beyond the budget.
   run_config.method.limits.allowance(architecture)
@@ -180,8 +181,16 @@ def main() -> None:
   ]
   if comparisons:
     results.add_comparisons(run_config.workdir, dict(comparisons))
+  growths = [
+      record
+      for record in logs.read(pathlib.Path(run_config.workdir, 'history.jsonl'))
+      if record['event'] in ('grow', 'skip')
+  ]
+  found = calibration_of(growths)
+  if found is not None:
+    results.add(run_config.workdir, calibration=dataclasses.asdict(found))
   print(summary.of_run(result, run_config.workdir, comparisons))
-  print(of_growth(result, run_config.workdir))
+  print(of_growth(result, growths, found))
 
 
 def complete(run_config: config.RunConfig) -> config.RunConfig:
@@ -293,47 +302,51 @@ def coverage(architecture: architecture_lib.Architecture) -> str:
   return '\n'.join(lines)
 
 
-def of_growth(result: Mapping[str, Any], workdir: str) -> str:
+def of_growth(
+    result: Mapping[str, Any],
+    growths: Sequence[logs.Record],
+    found: calibration.Calibration | None,
+) -> str:
   """Widths per layer, and the estimates beside what was measured."""
   sizes = result['architecture']['sizes']
   inner = {a: n for a, n in sizes.items() if a not in ('image', 'classes')}
   lines = ['  widths ' + ', '.join(f'{a} {n}' for a, n in inner.items()), '']
-  growths = [
-      record
-      for record in logs.read(pathlib.Path(workdir) / 'history.jsonl')
-      if record['event'] in ('grow', 'skip')
-  ]
-  pairs = []
   for phase, record in enumerate(growths, start=1):
     line = f'  phase {phase:2}, epoch {record["epoch"]:3}: '
     if record['event'] == 'skip':
       lines.append(f'{line}no growth, {record["reason"]}')
-      pairs += record.get('attempts', [])
       continue
     report = record['initializer']
-    pairs += report['attempts']
     lines.append(
         f'{line}loss by {report["estimated_change"]:+.4f} nats estimated, '
         f'{report["actual_change"]:+.4f} measured; {record["params_before"]} '
         f'-> {record["params_after"]} parameters'
     )
-  return '\n'.join([*lines, *_of_estimates(pairs)])
+  if found is not None:
+    lines += [
+        '',
+        f'  estimates of {found.count} growth steps, taken or not: Pearson '
+        f'{found.pearson:.3f},',
+        f'  Spearman {found.spearman:.3f}, slope {found.slope:.2f} (measured '
+        'over estimated)',
+    ]
+  return '\n'.join(lines)
 
 
-def _of_estimates(pairs: Sequence[tuple[float, float]]) -> list[str]:
-  """How good the estimates of whole growth steps were."""
+def calibration_of(
+    growths: Sequence[logs.Record],
+) -> calibration.Calibration | None:
+  """How good the estimates of whole growth steps were, taken or not.
+
+  None for fewer than three, and for new channels that change nothing at first.
+  """
+  pairs = []
+  for record in growths:
+    pairs += record.get('initializer', record).get('attempts', [])
   if len(pairs) < 3:
-    return []
+    return None
   found = calibration.calibration(*zip(*pairs, strict=True))
-  if math.isnan(found.pearson):  # New channels that change nothing at first.
-    return []
-  return [
-      '',
-      f'  estimates of {found.count} growth steps, taken or not: Pearson '
-      f'{found.pearson:.3f},',
-      f'  Spearman {found.spearman:.3f}, slope {found.slope:.2f} (measured '
-      'over estimated)',
-  ]
+  return None if math.isnan(found.pearson) else found
 
 
 def _check_own_flags() -> None:
@@ -369,11 +382,6 @@ def _check_learning(run_config: config.RunConfig) -> None:
   method = run_config.method
   flags.refuse_unused(STRATEGY_FLAGS, 'strategy', method.strategy)
   if method.learning == 'joint':
-    if run_config.devices.parallel == 'pmap':
-      raise ValueError(
-          'In pmap mode each device would learn splits of its own; use '
-          '--parallel=jit with --learn=joint.'
-      )
     flags.refuse_unused(
         {name: ('frozen',) for name in ('sweeps', 'damping')}, 'learn', 'joint'
     )

@@ -42,8 +42,8 @@ BAD = (
     ('--strategy=gradmax --norms=measured', 'norms means .*strategy=gradmax'),
     ('--prune=no', 'prune is on or off, got .no'),
     ('--batch_size=600', 'an epoch of 1077 training images has 1 of 600'),
-    ('--learn=joint --parallel=pmap', 'use --parallel=jit with --learn=joint'),
-    ('--network=deeplab', 'predicts a label for each word or pixel'),
+    ('--learn=joint --parallel=pmap --num_devices=2', 'use --parallel=jit'),
+    ('--network=deeplab', 'predicts a class for each pixel, but digits has'),
     ('--dataset=topics --network=lstm2', 'a label for each word or pixel'),
     ('--learn=joint --damping=1', 'damping means .*learn=joint, only to froz'),
     ('--finetune_epochs=1 --final=scratch', 'no final phase'),
@@ -102,10 +102,15 @@ class BinaryTest(absltest.TestCase):
   def test_learns_jointly(self):
     with tempfile.TemporaryDirectory() as workdir:
       (outcome,) = runs.call(
-          'gauss_newton', [[*TINY, '--learn=joint', f'--workdir={workdir}']]
+          'gauss_newton',
+          [[*TINY, '--phases=4', '--learn=joint', f'--workdir={workdir}']],
       )
       self.assertEqual(outcome.status, 0, outcome.stderr)
       self.assertIn('nats estimated', outcome.stdout)
+      # Of at least three attempts.
+      found = train.read_result(workdir)['calibration']
+      self.assertGreaterEqual(found['count'], 3)
+      self.assertIn(f'Pearson {found["pearson"]:.3f}', outcome.stdout)
 
   def test_bad_input(self):
     with tempfile.TemporaryDirectory() as empty:

@@ -167,9 +167,17 @@ class FormatTest(parameterized.TestCase):
       ({'epoch': 12345, 'train_loss': 'nan', 'loss': 1e30},),
       ({'learning_rate': 1.23456e-5, 'params': 123_456_789},),
       ({'train_correct': None, 'total': 0},),
+      ({'shape': '28-21-23-17-51', 'estimated_change': -0.0704,
+        'actual_change': -0.0431},),
   )
   def test_epoch_fits_100_columns(self, changes):
     self.assertLessEqual(len(logs.format_epoch({**_EPOCH, **changes})), 100)
+
+  def test_epoch_after_an_estimated_growth(self):
+    changes = {'estimated_change': -0.0704, 'actual_change': 0.0431}
+    line = logs.format_epoch({**_EPOCH, 'shape': '28-21-23-17-51', **changes})
+    self.assertIn('28-21-23-17-51', line)
+    self.assertTrue(line.endswith('best 86.10%  grew -.070/+.043'), line)
 
   def test_epoch_with_required_keys_only(self):
     record = {'event': 'epoch', 'epoch': 0, 'step': 0, 'depths': [1]}

@@ -118,9 +118,15 @@ class Method(Protocol):
       its programs: it has no leaves of theirs, and nothing that runs inside jit
       unpacks a tree.
     aux: how its trainable leaves are trained; None if it has none.
+    needs_whole_batches: whether its objective changes leaves by what it sees of
+      a batch, so that devices with a part each would disagree about them.
   """
 
   deepens: ClassVar[bool]
+
+  @property
+  def needs_whole_batches(self) -> bool:
+    ...
 
   @property
   def aux(self) -> optimizers.AuxConfig | None:
@@ -207,6 +213,10 @@ class FixedArchitecture:
   """Trains a network as it is; the baseline."""
 
   deepens: ClassVar[bool] = False
+
+  @property
+  def needs_whole_batches(self) -> bool:
+    return False
 
   @property
   def aux(self) -> optimizers.AuxConfig | None:

@@ -116,6 +116,10 @@ class GaussNewton(base.FixedArchitecture):
             'another curvature for joint learning, such as mc.'
         )
 
+  @property
+  def needs_whole_batches(self) -> bool:
+    return self.learning == 'joint'
+
   def extra(self, architecture: Architecture) -> tuple[base.Tree, base.Tree]:
     if self.learning == 'frozen':
       return {}, {}
