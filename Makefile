@@ -31,7 +31,7 @@ demo: .venv/ready
 	$(BIN)/python -m experiments.autogrow --preset=digits --workdir=runs/demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest

@@ -350,6 +350,48 @@ def forward_batch(
   return logits
 
 
+def forward_batches(
+    task: Task,
+    layout: view.Layout,
+    params: Any,
+    stats: Any,
+    images: jax.Array,
+    train: jax.Array,
+    count: jax.Array | None = None,
+    depths: Any = None,
+) -> jax.Array:
+  """`forward_batch`, or with a count that of several batches in a loop.
+
+  Args:
+    task: static.
+    layout: static, of the network.
+    params: see `forward_batch`.
+    stats: likewise.
+    images: those of a batch, or (batches, batch, ...).
+    train: see `forward_batch`.
+    count: how many of the batches; None if they are no batches but one.
+    depths: see `forward_batch`.
+
+  Returns:
+    (batch, ..., classes) float32, or (batch, batches, ..., classes), zero
+    behind the count.
+  """
+
+  def forward(images):
+    return forward_batch(task, layout, params, stats, images, train, depths)
+
+  if count is None:
+    return forward(images)
+  one = jax.eval_shape(forward, images[0])
+  logits = jax.lax.fori_loop(
+      0,
+      count,
+      lambda i, logits: logits.at[i].set(forward(images[i])),
+      jnp.zeros((len(images), *one.shape), one.dtype),
+  )
+  return jnp.moveaxis(logits, 0, 1)  # Devices divide the first dimension.
+
+
 @dataclasses.dataclass(frozen=True)
 class TimedStep:
   """A compiled training step that goes on from the last, on the same batch.
@@ -434,7 +476,7 @@ _KINDS = {
         train_steps, lambda packed: (packed,), 'replicated', donate=(0,)
     ),
     'evaluation': _Kind(
-        forward_batch,
+        forward_batches,
         lambda packed: (packed.params, packed.stats),
         'sharded',
     ),
@@ -468,7 +510,7 @@ class Programs:
     return self._get(layout, 'train step', arguments)
 
   def forward(self, layout: view.Layout, arguments: Any) -> Compiled:
-    """`forward_batch` for arguments like these."""
+    """`forward_batches` for arguments like these."""
     return self._get(layout, 'evaluation', arguments)
 
   def prepare(self, layout: view.Layout) -> None:

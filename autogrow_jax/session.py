@@ -150,7 +150,7 @@ class Setup:
 
   @property
   def eval_batch(self) -> int:
-    """Examples per evaluation call: all devices busy, at most a small set."""
+    """Examples evaluated at once: all devices busy, at most a small set."""
     devices = len(self.task.parallel.devices)
     split = self.dataset.selection
     wanted = evaluation.examples_at_once(
@@ -158,6 +158,18 @@ class Setup:
         math.prod(split.labels.shape[1:]) * self.dataset.classes,
     )
     return max(1, wanted // devices) * devices
+
+
+  @property
+  def eval_batches(self) -> int:
+    """Batches of an evaluation call: all of the hold-out, or one.
+
+    As with training steps, a loop is for devices that wait for the host.
+    """
+    split = self.dataset.selection
+    if self.config.devices.steps_per_call == 1 or split.labels.ndim > 1:
+      return 1
+    return -(-len(split.labels) // self.eval_batch)
 
 
 class Pause:

@@ -694,8 +694,9 @@ def _probe(session: session_lib.Session) -> _Probe:
   train = session.setup.dataset.train
   images = train.images[: session.setup.eval_batch]
   labels = train.labels[: session.setup.eval_batch]
-  logits = _forward(session, images, train=False)
-  train_logits = _forward(session, images, train=True)
+  logits, train_logits = (
+      _forward(session, images, train=train) for train in (False, True)
+  )
   session.charge(
       session.progress.ledger.evaluated(
           session.cost()[1], 2 * len(images) * train.length
@@ -713,7 +714,7 @@ def _evaluate(
   score = evaluation.score(
       lambda images: _forward(session, images, train=False),
       split,
-      session.setup.eval_batch,
+      session.setup.eval_batch * session.setup.eval_batches,
   )
   session.warn(split.damaged.values())
   session.charge(
@@ -727,18 +728,28 @@ def _evaluate(
 def _forward(
     session: session_lib.Session, images: np.ndarray, *, train: bool
 ) -> np.ndarray:
-  """Logits of `eval_batch` images."""
-  parallel = session.setup.task.parallel
+  """Logits of at most `eval_batch * eval_batches` images, in one call."""
+  setup, examples = session.setup, len(images)
+  parallel, batches = setup.task.parallel, setup.eval_batches
+  missing = setup.eval_batch * batches - examples
+  images = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
+  count = None
+  if batches > 1:
+    images = images.reshape(batches, setup.eval_batch, *images.shape[1:])
+    count = np.int32(-(-examples // setup.eval_batch))
   arguments = (
       session.packed.params,
       session.packed.stats,
-      parallel.shard(images),
-      parallel.replicate(np.bool_(train)),
+      parallel.shard(images, dim=int(batches > 1)),
+      *parallel.replicate((np.bool_(train), count)),
       session.depths,
   )
   program = session.programs.forward(session.layout, arguments)
   with session.pause.left_out() if session.pause else contextlib.nullcontext():
-    return parallel.gather(program(*arguments))
+    logits = parallel.gather(program(*arguments))
+  if batches > 1:
+    logits = np.moveaxis(logits, 1, 0).reshape(-1, *logits.shape[2:])
+  return logits[:examples]
 
 
 def _conclude(session: session_lib.Session) -> dict[str, Any]:

@@ -108,6 +108,34 @@ def epoch(parallelism, state, architecture, *, at_once):
   return view.unpack(packed, layout), meters
 
 
+def logits_of(parallelism, state, architecture, *, at_once):
+  """Of the first two batches of three, in one call or one by one."""
+  compiler = compiler_for(parallelism)
+  shape = 3, BATCH, *tiny_networks.IMAGE
+  batches = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  layout = view.layout(architecture)
+  packed = parallelism.replicate(view.pack(state, layout))
+
+  def forward(images, count):
+    arguments = (
+        packed.params,
+        packed.stats,
+        parallelism.shard(images, dim=int(count is not None)),
+        *parallelism.replicate((np.bool_(False), count, layout.depths)),
+    )
+    program = compiler.forward(layout, arguments)
+    return parallelism.gather(program(*arguments))
+
+  if at_once:
+    logits = np.moveaxis(forward(batches, np.int32(2)), 1, 0)
+    np.testing.assert_array_equal(logits[2], 0)
+    logits = logits[:2]
+  else:
+    logits = np.stack([forward(batch, None) for batch in batches[:2]])
+  compiler.close()
+  return logits
+
+
 def grown(state, architecture):
   change = growth.append(architecture, 1)
   with mock.patch.object(base, 'init', tiny_networks.draw):
@@ -206,6 +234,18 @@ class StepTest(parameterized.TestCase):
     tiny_networks.assert_close(got_meters, want_meters, 1e-5)
     self.assertEqual(got.step, 3)
     self.assertEqual(got_meters['total'], 3 * BATCH)
+
+  @parameterized.parameters(('auto', None), ('jit', DEVICES), ('pmap', DEVICES))
+  def test_evaluation_in_a_loop_equals_that_of_single_batches(
+      self, mode, count
+  ):
+    placement = parallel.make(mode, count)
+    got, want = (
+        logits_of(placement, self.state, self.architecture, at_once=at_once)
+        for at_once in (True, False)
+    )
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    self.assertGreater(np.abs(want[0] - want[1]).max(), 0.01)
 
   def test_nothing_changes_by_compiling_ahead(self):
     run = lambda ahead: steps(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -27,7 +28,9 @@ from autogrow_jax import evaluation
 from autogrow_jax import logs
 from autogrow_jax import optimizers
 from autogrow_jax import policies
+from autogrow_jax import programs
 from autogrow_jax import randomness
+from autogrow_jax import session
 from autogrow_jax import train
 from autogrow_jax import trained
 from autogrow_jax.methods import autogrow
@@ -714,7 +717,15 @@ class StopTest(RunTest):
       with self.assertRaisesRegex(train.Interrupted, 'step 26 '):
         self.run_tiny(**fixed, **several)
     several['devices']['steps_per_call'] = 4  # From step 10 of an epoch.
-    got = self.run_tiny(**fixed, **several)
+    forward = programs.Programs.forward
+    with mock.patch.object(session, 'MAX_EVAL_BATCH', 16), mock.patch.object(
+        programs.Programs, 'forward', autospec=True, side_effect=forward
+    ) as forward:
+      got = self.run_tiny(**fixed, **several)
+    # The hold-out after the epoch and at the end, and the test set.
+    at_once = 16 * math.ceil(got['holdout'] / 16)
+    tested = math.ceil(got['test_total'] / at_once)
+    self.assertEqual(forward.call_count, 2 + tested)
     other = self.workdir.with_name('other')
     want = runs.quietly(runs.tiny(other, **fixed))
     self.assertEqual(got['train_macs'], want['train_macs'])
