@@ -237,8 +237,9 @@ def prunes(
   estimates = prunes_lib.estimate(
       about.model,
       about.trees,
-      about.judging,
+      about.learning,
       jax.random.fold_in(about.key, 3),
+      judging=about.judging,
       compensation=compensation,
       curvature=curvature,
   )

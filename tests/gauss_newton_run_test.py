@@ -206,9 +206,10 @@ class MethodTest(parameterized.TestCase):
     self.assertEqual(
         sum(map(len, report['splits'].values())), len(report['scales'])
     )
-    # 640 examples twice: 4 half sweeps, then twice 4 samples of labels and the
-    # prunes. Forward passes for norms, before and after, and for five losses.
-    images = learning_images() + 3 * 9 * 640 + 5 * 640 // 3 + 2 * 640 // 3
+    # 640 examples twice: 4 half sweeps, then twice 4 samples of labels, and
+    # prunes on both. Forward passes for norms, before and after, and for five
+    # losses.
+    images = learning_images() + 3 * 10 * 640 + 5 * 640 // 3 + 2 * 640 // 3
     self.assertEqual(
         report['images'],
         round(
@@ -391,7 +392,7 @@ class MethodTest(parameterized.TestCase):
     report = carried.report
     self.assertLess(report['actual_change'], 0)
     self.assertBetween(
-        report['actual_change'] / report['estimated_change'], 0.5, 2
+        report['actual_change'] / report['estimated_change'], 0.3, 2
     )
     self.assertBetween(
         report['settled_change'] / report['actual_change'], 0.7, 1.4

@@ -322,7 +322,7 @@ class GaussNewton(base.FixedArchitecture):
     prunes = prunes_lib.NONE
     if self.compensation != 'off':
       prunes = prunes_lib.estimate(
-          model, trees, judging, keys[2],
+          model, trees, scene.learning, keys[2], judging=judging,
           compensation=self.compensation, curvature=self.learn.curvature,
       )
     draws = self.samples if self.learn.curvature == 'mc' else 1

@@ -18,7 +18,13 @@ writers of the same stream is there in first order only.
   none           r = 0
   mean           r_0 is the mean of a_c
   least_squares  r minimises the mean square of what is left of a_c
-  gauss_newton   r minimises the model above, with a ridge towards that one
+  gauss_newton   r minimises the model above, with a ridge towards that one and
+                 no further from it than trusted; or that one, if it is better
+
+Examples of which the network is certain have hardly any curvature, so that to
+the model their logits may move beyond all margins. Where few others are left,
+gauss_newton adapts to these few. So what it may leave of a_c is bounded, by
+`LARGEST_RESIDUE`, and r is best chosen by some examples and judged by others.
 
 Several units of an axis go one after another. Unit d has by then taken over
 from those before it: what it multiplies is no longer v_d, but a mixture
@@ -63,6 +69,8 @@ COMPENSATIONS = ('none', 'mean', 'least_squares', 'gauss_newton')
 # Of the ridges, in units of the mean eigenvalue.
 LEAST_SQUARES_DAMPING = 1e-6
 GAUSS_NEWTON_DAMPING = 0.1
+# Of the mean square of a unit's activations, what may be left of it.
+LARGEST_RESIDUE = 0.5
 # Half the curvature of a prune beyond which its estimate is not trusted, nats.
 LARGEST_DIVERGENCE = 0.02
 # Bytes of the K of all sites, and of a batch's products at any time.
@@ -108,6 +116,7 @@ class Left:
       it is the same of all.
     factors: (units,) of K.
     removals: of the pruned units, in their order.
+    learned: the same by other examples, by which r is chosen; None for these.
   """
 
   axis: str
@@ -119,6 +128,7 @@ class Left:
   gram: np.ndarray
   factors: np.ndarray
   removals: tuple[Removal, ...] = ()
+  learned: 'Left | None' = None
 
   @property
   def most(self) -> int:
@@ -150,6 +160,7 @@ class Left:
         self,
         inverses=np.stack(inverses),
         removals=(*self.removals, removal),
+        learned=self.learned and self.learned.without(removal),
     )
 
 
@@ -197,6 +208,7 @@ def estimate(
     batches: Sequence[Batch],
     key: jax.Array,
     *,
+    judging: Sequence[Batch] | None = None,
     compensation: str = 'gauss_newton',
     curvature: str = 'mc',
 ) -> Prunes:
@@ -205,8 +217,9 @@ def estimate(
   Args:
     model: the network.
     trees: its arrays.
-    batches: the examples.
+    batches: the examples to choose by what makes up for it.
     key: of sampled labels.
+    judging: best others, of which the loss is; None for the same.
     compensation: one of `COMPENSATIONS`.
     curvature: one of `signals.CURVATURES`; the factor of rank1-cal is measured
       on splits, and 1 here.
@@ -222,24 +235,36 @@ def estimate(
     )
   if not batches:
     raise ValueError('An estimate takes at least one batch.')
-  with_gram = _with_gram(model.sites)
-  sums = _mean(
-      functools.partial(
-          _sums, model, curvature, with_gram, LARGEST_PRODUCTS, trees
-      ),
-      batches,
-      key,
-  )
-  left = {
-      site.axis: _start(site, trees, sums[site.axis], compensation)
-      for site in model.sites
-  }
+  with_gram = _with_gram(model.sites, 1 if judging is None else 2)
+
+  def start(batches, key):
+    sums = _mean(
+        functools.partial(
+            _sums, model, curvature, with_gram, LARGEST_PRODUCTS, trees
+        ),
+        batches,
+        key,
+    )
+    return {
+        site.axis: _start(site, trees, sums[site.axis], compensation)
+        for site in model.sites
+    }
+
+  left = start(batches, key)
+  if judging is not None:
+    batches, key = judging, jax.random.fold_in(key, len(batches))
+    left = {
+        axis: dataclasses.replace(own, learned=left[axis])
+        for axis, own in start(batches, key).items()
+    }
   found = {axis: _evaluated(left[axis], slice(None)) for axis in with_gram}
   wide = tuple(site for site in model.sites if site.axis not in with_gram)
   if wide:
     model_of_wide = dataclasses.replace(model, sites=wide)
     weights = {
-        site.axis: _first_weights(left[site.axis], slice(None))
+        site.axis: _first_weights(
+            left[site.axis].learned or left[site.axis], slice(None)
+        )
         for site in wide
     }
     measured = _mean(
@@ -252,7 +277,8 @@ def estimate(
     )
     for axis, w in weights.items():
       left[axis], found[axis] = _as_measured(left[axis], w, measured[axis])
-  return _collected(model, found, left, passes=2 if wide else 1)
+  passes = (1 if judging is None else 2) + bool(wide)
+  return _collected(model, found, left, passes=passes)
 
 
 def _collected(
@@ -435,10 +461,15 @@ def outgoing_sum(kernel: jax.Array) -> jax.Array:
   return kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
 
 
-def _with_gram(sites: Sequence[sites_lib.Site]) -> tuple[str, ...]:
+def _with_gram(
+    sites: Sequence[sites_lib.Site], copies: int
+) -> tuple[str, ...]:
   """The axes whose K are formed: the smallest that fit together."""
   sizes = {
-      site.axis: 4 * site.units * (len(site.readers) * (site.units + 1)) ** 2
+      site.axis: 4
+      * copies
+      * site.units
+      * (len(site.readers) * (site.units + 1)) ** 2
       for site in sites
   }
   axes = sorted(sizes, key=sizes.get)
@@ -520,26 +551,73 @@ class _Evaluation:
 
 def _evaluated(left: Left, units: slice) -> _Evaluation:
   """Compensates, and estimates, the removal of each of some units."""
-  w = _first_weights(left, units)
-  shape, count = w.shape, len(w)
+  learned = left.learned or left
+  first = _first_weights(learned, units)
+  model = _model(left, units)
+  found = _judged(first, *model)
+  if left.compensation == 'gauss_newton':
+    source = model if learned is left else _model(learned, units)
+    best = _judged(_minimised(learned, units, first, *source), *model)
+    # What is not finite is taken, so that it is seen.
+    is_better = ~(best.changes >= found.changes)
+    found = _Evaluation(
+        np.where(is_better[:, None, None], best.weights, found.weights),
+        np.where(is_better, best.changes, found.changes),
+        np.where(is_better, best.curvatures, found.curvatures),
+    )
+  return found
+
+
+def _model(left: Left, units: slice) -> tuple[np.ndarray, np.ndarray]:
+  """Slopes (units chosen, weights of w) and K of removals."""
   mixtures = _mixtures(left, _numbers(left, units))
   slopes = np.einsum('cri,irj->crj', mixtures, left.slopes)
-  slopes, w = slopes.reshape(count, -1), w.reshape(count, -1)
-  gram = _bounded(left, units, mixtures)
-  if left.compensation == 'gauss_newton':
-    free = _free(left, units).reshape(count, -1)
-    gradient = slopes + np.einsum('cjk,ck->cj', gram, w)
-    solution = linalg.solve_damped(
-        gram * free[:, :, None] * free[:, None, :],
-        -gradient * free,
-        damping=GAUSS_NEWTON_DAMPING,
-    )
-    w = w + np.where(free, np.asarray(solution.x, np.float64), 0)
+  return slopes.reshape(len(slopes), -1), _bounded(left, units, mixtures)
+
+
+def _minimised(
+    left: Left,
+    units: slice,
+    first: np.ndarray,
+    slopes: np.ndarray,
+    gram: np.ndarray,
+) -> np.ndarray:
+  """(units chosen, readers, units + 1) w towards the minimum of the model."""
+  free = _free(left, units).reshape(len(first), -1)
+  w = first.reshape(len(first), -1)
+  gradient = slopes + np.einsum('cjk,ck->cj', gram, w)
+  solution = linalg.solve_damped(
+      gram * free[:, :, None] * free[:, None, :],
+      -gradient * free,
+      damping=GAUSS_NEWTON_DAMPING,
+  )
+  change = np.where(free, np.asarray(solution.x, np.float64), 0)
+  change = change.reshape(first.shape)
+  return first + _part_within(left, units, first, change) * change
+
+
+def _part_within(
+    left: Left, units: slice, first: np.ndarray, change: np.ndarray
+) -> np.ndarray:
+  """(units chosen, 1, 1) how much of a change of w is trusted, 0 to 1."""
+  product = lambda a, b: np.einsum('cri,rij,crj->c', a, left.moments, b)
+  own = np.diagonal(left.moments, axis1=1, axis2=2).sum(0)[:-1][units]
+  room = np.maximum(LARGEST_RESIDUE * own - product(first, first), 0)
+  # The larger root of square t^2 + 2 cross t = room.
+  square, cross = product(change, change), product(first, change)
+  root = np.sqrt(np.square(cross) + square * room) - cross
+  part = root / np.maximum(square, linalg.JITTER)
+  return np.clip(np.where(room > 0, part, 0), 0, 1)[:, None, None]
+
+
+def _judged(
+    weights: np.ndarray, slopes: np.ndarray, gram: np.ndarray
+) -> _Evaluation:
+  """What a model of the loss says of some w."""
+  w = weights.reshape(len(weights), -1)
   curvatures = np.sum(w * np.einsum('cjk,ck->cj', gram, w), -1)
   return _Evaluation(
-      w.reshape(shape),
-      np.sum(slopes * w, -1) + curvatures / 2,
-      curvatures,
+      weights, np.sum(slopes * w, -1) + curvatures / 2, curvatures
   )
 
 
