@@ -159,7 +159,6 @@ class Setup:
     )
     return max(1, wanted // devices) * devices
 
-
   @property
   def eval_batches(self) -> int:
     """Batches of an evaluation call: all of the hold-out, or one.

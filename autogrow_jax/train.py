@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import pathlib
 import time
 from typing import Any
 import warnings
@@ -97,6 +98,7 @@ def run(
     session.signals = stack.enter_context(session_lib.catch_signals())
     session.screen.write(_headline(setup, progress, asked))
     session.screen.write(_memory_line(session))
+    session.screen.write(_cache_line())
     session.record_compilations('initialisation', spent)
     while not _is_done(session.progress, config):
       pace = _train_epoch(session)
@@ -355,6 +357,20 @@ def cache_compilations(directory: str | os.PathLike[str]) -> None:
   jax.config.update('jax_compilation_cache_dir', os.fspath(directory))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def _cache_line() -> str:
+  """Where compiled programs are kept, and what is there already."""
+  directory = jax.config.jax_compilation_cache_dir
+  if not directory:
+    return 'compiled programs are not kept for the next start'
+  sizes = [
+      path.stat().st_size for path in pathlib.Path(directory).glob('*-cache')
+  ]
+  return (
+      f'compiled programs: {len(sizes)} of {logs.format_count(sum(sizes))}B in '
+      f'{directory}'
+  )
 
 
 @dataclasses.dataclass(frozen=True)

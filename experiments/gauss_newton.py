@@ -173,7 +173,8 @@ def main() -> None:
   architecture = session.seed_architecture(run_config, dataset)
   # Refuses a network beyond the budget.
   run_config.method.limits.allowance(architecture)
-  print(coverage(architecture), file=sys.stderr, flush=True)
+  said = coverage(architecture, run_config.method.strategy)
+  print(said, file=sys.stderr, flush=True)
   result = train.run(run_config, dataset=dataset)
   comparisons = [
       (name, compare(run_config, dataset, result, name))
@@ -289,7 +290,9 @@ def uniform(
   return wide(nearest)
 
 
-def coverage(architecture: architecture_lib.Architecture) -> str:
+def coverage(
+    architecture: architecture_lib.Architecture, strategy: str
+) -> str:
   """What of a network can be split, and what is left as it is, and why."""
   method_lib.model_of(architecture)  # Refuses one without channels.
   survey = sites.survey(architecture)
@@ -299,6 +302,10 @@ def coverage(architecture: architecture_lib.Architecture) -> str:
       + ', '.join(f'{site.axis} {site.units}' for site in survey.sites)
   ]
   lines += [f'not {axis}: {reason}' for axis, reason in survey.uncovered]
+  lines += [
+      f'not {axis} by {strategy}: {reason}'
+      for axis, reason in rivals.uncovered(strategy, survey.sites)
+  ]
   return '\n'.join(lines)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 
@@ -237,6 +238,10 @@ class AutogrowTest(parameterized.TestCase):
     both = self.outcome.stdout + self.outcome.stderr
     self.assertNotIn('\x1b', both)
     self.assertNotIn('\r', both)
+    self.assertRegex(
+        self.outcome.stdout,
+        rf'compiled programs: \d+ of [\d.]+ .?B in {re.escape(runs.CACHE)}\n',
+    )
     self.assertRegex(
         self.outcome.stderr, r'^for comparison: 1-1-1, fixed, \d+ epochs.*\n$'
     )

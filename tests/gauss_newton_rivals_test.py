@@ -291,6 +291,12 @@ class RivalsTest(parameterized.TestCase):
     found = data.propose(strategy)
     reasons = dict(found.refused)
     self.assertEqual(reasons['s0'], 'written by 2 layers')
+    # Which is known before there are any examples.
+    self.assertEqual(
+        rivals.uncovered(strategy, data.model.sites),
+        (('s0', 'written by 2 layers'),),
+    )
+    self.assertEmpty(rivals.uncovered('firefly', data.model.sites))
     self.assertFalse(data.at(found, found.usable, 's0').any())
     for u in found.splits['s0'].u:
       np.testing.assert_array_equal(u, 0)

@@ -559,11 +559,11 @@ def _evaluated(left: Left, units: slice) -> _Evaluation:
     source = model if learned is left else _model(learned, units)
     best = _judged(_minimised(learned, units, first, *source), *model)
     # What is not finite is taken, so that it is seen.
-    is_better = ~(best.changes >= found.changes)
+    taken = ~(best.changes >= found.changes)
     found = _Evaluation(
-        np.where(is_better[:, None, None], best.weights, found.weights),
-        np.where(is_better, best.changes, found.changes),
-        np.where(is_better, best.curvatures, found.curvatures),
+        np.where(taken[:, None, None], best.weights, found.weights),
+        np.where(taken, best.changes, found.changes),
+        np.where(taken, best.curvatures, found.curvatures),
     )
   return found
 

@@ -48,6 +48,8 @@ Batch, Split, Splits = splits_lib.Batch, splits_lib.Split, splits_lib.Splits
 
 RIVALS = ('random', 'net2net', 'steepest', 'firefly', 'gradmax')
 STRATEGIES = ('gauss_newton', *RIVALS)
+# Those that can do sites of one writer alone.
+OF_ONE_WRITER = ('steepest', 'gradmax')
 
 # Of the softplus log(1 + exp(beta h)) / beta that stands in for ReLU.
 BETA = 3.0
@@ -128,6 +130,16 @@ class _Site:
   split: Split
   gains: np.ndarray
   usable: np.ndarray
+
+
+def uncovered(
+    strategy: str, sites: Sequence[Site]
+) -> tuple[tuple[str, str], ...]:
+  """(axis, reason) of sites that a strategy never does.
+
+  Which others it cannot do depends on what lies behind them; a `Proposal` says.
+  """
+  return tuple(_shared(sites)) if strategy in OF_ONE_WRITER else ()
 
 
 def propose(
@@ -432,13 +444,23 @@ def _refused(
 ) -> tuple[tuple[str, str], ...]:
   """(axis, reason) of sites with several writers, or that do not suit."""
   by_axis = _signals(model, trees, *batch)
+  shared = dict(_shared(model.sites))
   refused = []
   for site in model.sites:
-    if len(site.writers) > 1:
-      refused.append((site.axis, f'written by {len(site.writers)} layers'))
+    if site.axis in shared:
+      refused.append((site.axis, shared[site.axis]))
     elif not suits(site, trees, by_axis[site.axis]):
       refused.append((site.axis, reason))
   return tuple(refused)
+
+
+def _shared(sites: Sequence[Site]) -> list[tuple[str, str]]:
+  """(axis, reason) of sites with several writers."""
+  return [
+      (site.axis, f'written by {len(site.writers)} layers')
+      for site in sites
+      if len(site.writers) > 1
+  ]
 
 
 @functools.partial(jax.jit, static_argnums=0)
