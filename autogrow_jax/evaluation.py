@@ -11,7 +11,7 @@ from autogrow_jax import data
 from autogrow_jax import paired
 from autogrow_jax.methods import base
 
-# At once, in a call: 256 MB of float32.
+# Of a batch: 256 MB of float32.
 _MOST_LOGITS = 2**26
 
 
@@ -94,9 +94,10 @@ def score(
   """Counts over a split.
 
   Args:
-    forward: raw inputs (batch_size, ...) to logits (batch_size, ..., classes).
+    forward: raw inputs (examples, ...) to logits (examples, ..., classes).
     split: inputs and labels; of several to an example, -1 does not count.
-    batch_size: the last batch is filled up, and cut again, to this size.
+    batch_size: most examples to call it with; all calls but the last one have
+      so many.
 
   Returns:
     The counts, over all images that are not damaged.
@@ -111,9 +112,7 @@ def score(
   good = np.ones(len(split.labels), bool)
   for start in range(0, len(split.labels), batch_size):
     labels = split.labels[start : start + batch_size]
-    logits = logits_of(
-        forward, split.images[start : start + batch_size], batch_size
-    )
+    logits = forward(split.images[start : start + batch_size])
     good[list(split.damaged)] = False
     kept = good[start : start + batch_size]
     logits, labels = logits[kept], labels[kept]
@@ -152,7 +151,7 @@ def _score_masks(
   total, loss_sum = 0, 0.0
   for start in range(0, len(split.labels), batch_size):
     part = slice(start, start + batch_size)
-    logits = logits_of(forward, split.images[part], batch_size)
+    logits = forward(split.images[part])
     losses, pixels = _count(logits, split.labels[part])
     loss_sum += float(np.sum(np.asarray(losses, np.float64)))
     total = total + np.asarray(pixels, np.int64)

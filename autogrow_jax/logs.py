@@ -16,8 +16,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   stream input_wait_seconds (for which the devices had no batch to work on,
   since the restart); skipped (damaged training images, if there were any);
   device_bytes (most that were in use on one device since the restart; where
-  devices say); estimated_change and actual_change (of the loss, by the last
-  growth, nats; where the method estimates it).
+  devices say); while growing estimated_change and actual_change (of the loss,
+  by the last growth before the epoch, nats; where the method estimates it).
 * 'grow': stage, block, shape and depths (after), note; params, macs and loss,
   each with _before and _after; logits_change_eval and logits_change_train
   (largest absolute change on one fixed batch); optimizer (leaves {'kept',
@@ -41,6 +41,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import time
 from typing import Any, TextIO
@@ -336,7 +337,7 @@ def format_record(record: Record) -> str:
 
 
 def format_epoch(record: Record) -> str:
-  """One line of at most 100 columns, unless the shape is very long."""
+  """One line of at most 100 columns, or as many more as the shape takes."""
   phases = {'growing': 'grow', 'finetuning': 'tune', 'training': 'train'}
   phase = record.get('phase', '')
   columns = [
@@ -364,11 +365,10 @@ def format_epoch(record: Record) -> str:
       columns[-1] += ' (paper_compat)'
   if 'estimated_change' in record:
     changes = '/'.join(
-        f'{float(record[key]):+.3f}'.replace('0.', '.', 1)
+        re.sub(r'^([+-])0\.', r'\1.', f'{float(record[key]):+.3f}')
         for key in ('estimated_change', 'actual_change')
     )
     columns.append(f'grew {changes}')
-  kept = len(columns)
   if (waiting := _waiting(record)) > _MUCH_WAITING:
     columns.append(f'{waiting:.0f}% waiting')
   if record.get('skipped'):
@@ -378,7 +378,8 @@ def format_epoch(record: Record) -> str:
   if record.get('params') is not None:
     columns.append(f"{format_count(record['params']).replace(' ', '')} params")
   line = '  '.join(columns)
-  while len(line) > 100 and len(columns) > kept:
+  most = max(100, 86 + len(_shape(record)))
+  while len(line) > most and len(columns) > 6:
     columns.pop()
     line = '  '.join(columns)
   return line

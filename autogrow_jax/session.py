@@ -163,10 +163,12 @@ class Setup:
   def eval_batches(self) -> int:
     """Batches of an evaluation call: all of the hold-out, or one.
 
-    As with training steps, a loop is for devices that wait for the host.
+    As with training steps, a loop is for devices that wait for the host, and
+    for images in memory; of texts and masks the logits would be too many.
     """
     split = self.dataset.selection
-    if self.config.devices.steps_per_call == 1 or split.labels.ndim > 1:
+    is_whole = isinstance(split.images, np.ndarray) and split.labels.ndim == 1
+    if self.config.devices.steps_per_call == 1 or not is_whole:
       return 1
     return -(-len(split.labels) // self.eval_batch)
 

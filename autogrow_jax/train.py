@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import pathlib
 import time
 from typing import Any
 import warnings
@@ -199,8 +198,8 @@ def resolve(
   is_divided = parallel.mode == 'pmap' and len(parallel.devices) > 1
   if is_divided and (method or config.method).needs_whole_batches:
     raise ValueError(
-        'In pmap mode each device would learn on its part of a batch what the '
-        'method learns beside the weights; use --parallel=jit.'
+        'What this method learns beside the weights needs whole batches, but '
+        'in pmap mode each device has a part; use --parallel=jit.'
     )
   _check_text_devices(config, dataset, parallel)
   rate = config.schedule.learning_rate
@@ -364,9 +363,13 @@ def _cache_line() -> str:
   directory = jax.config.jax_compilation_cache_dir
   if not directory:
     return 'compiled programs are not kept for the next start'
-  sizes = [
-      path.stat().st_size for path in pathlib.Path(directory).glob('*-cache')
-  ]
+  sizes = []
+  with contextlib.suppress(OSError):  # Others may write and remove there.
+    sizes += [
+        entry.stat().st_size
+        for entry in os.scandir(directory)
+        if entry.name.endswith('-cache')
+    ]
   return (
       f'compiled programs: {len(sizes)} of {logs.format_count(sum(sizes))}B in '
       f'{directory}'
@@ -677,8 +680,9 @@ def _apply(
       for block in stage
       if not any(block in names for names in old.stages)
   ]
+  is_sample = change.architecture == old and not change.sources
   session.record(
-      'sample' if change.architecture == old else 'grow',
+      'sample' if is_sample else 'grow',
       shape=session.describe(),
       stage=decision.stage,
       block=', '.join(new_blocks),
@@ -747,21 +751,25 @@ def _forward(
   """Logits of at most `eval_batch * eval_batches` images, in one call."""
   setup, examples = session.setup, len(images)
   parallel, batches = setup.task.parallel, setup.eval_batches
-  missing = setup.eval_batch * batches - examples
-  images = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
+  if missing := setup.eval_batch * batches - examples:
+    images = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
   count = None
   if batches > 1:
     images = images.reshape(batches, setup.eval_batch, *images.shape[1:])
     count = np.int32(-(-examples // setup.eval_batch))
-  arguments = (
-      session.packed.params,
-      session.packed.stats,
-      parallel.shard(images, dim=int(batches > 1)),
-      *parallel.replicate((np.bool_(train), count)),
-      session.depths,
+  left_out = lambda: (
+      session.pause.left_out() if session.pause else contextlib.nullcontext()
   )
+  with left_out():
+    arguments = (
+        session.packed.params,
+        session.packed.stats,
+        parallel.shard(images, dim=int(batches > 1)),
+        *parallel.replicate((np.bool_(train), count)),
+        session.depths,
+    )
   program = session.programs.forward(session.layout, arguments)
-  with session.pause.left_out() if session.pause else contextlib.nullcontext():
+  with left_out():
     logits = parallel.gather(program(*arguments))
   if batches > 1:
     logits = np.moveaxis(logits, 1, 0).reshape(-1, *logits.shape[2:])

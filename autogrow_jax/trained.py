@@ -67,15 +67,20 @@ class TrainedNetwork:
     self._check(images)
     batch = self._batch(images)
     return np.concatenate([
-        evaluation.logits_of(
-            self._forward, images[start : start + batch], batch
-        )
+        self._logits(images[start : start + batch], batch)
         for start in range(0, max(1, len(images)), batch)
     ])
 
   def score(self, split: data.Split) -> evaluation.Score:
     """Accuracy and loss over a split."""
-    return evaluation.score(self._forward, split, self._batch(split.images))
+    batch = self._batch(split.images)
+    return evaluation.score(
+        lambda images: self._logits(images, batch), split, batch
+    )
+
+  def _logits(self, images: np.ndarray, batch: int) -> np.ndarray:
+    """Logits of at most a batch of images, by one program."""
+    return evaluation.logits_of(self._forward, images, batch)
 
   def _batch(self, images: np.ndarray) -> int:
     """How many of these examples go into a call."""

@@ -292,6 +292,24 @@ class PrunesTest(parameterized.TestCase):
     # Those who chose are too hopeful.
     self.assertLess(chosen.changes.sum(), got.changes.sum())
 
+  def test_a_choice_beyond_trust_gives_way_to_least_squares(self):
+    architecture = seed('plain3net')
+    trees = trees_of(tiny_networks.state(architecture))
+    x, labels = batch(12)
+    estimate = functools.partial(
+        prunes.estimate, model_of(architecture), trees, [(x, labels)],
+        jax.random.key(0), judging=[(x[::-1] + 0.5, labels)],
+    )
+    found, least = estimate(), estimate(compensation='least_squares')
+    lower = found.curvatures > least.curvatures * 1.01
+    self.assertTrue(lower.any())
+    limit = np.median(least.curvatures[lower])
+    with mock.patch.object(prunes, 'LARGEST_DIVERGENCE', limit / 2):
+      careful = estimate()
+      usable = estimate(compensation='least_squares').usable
+    np.testing.assert_array_equal(careful.usable | ~usable, True)
+    self.assertFalse(((found.curvatures <= limit) | ~usable).all())
+
   def test_gauss_newton_leaves_no_more_than_trusted(self):
     architecture = seed('plain3net')
     trees = trees_of(tiny_networks.state(architecture))

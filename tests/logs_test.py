@@ -169,6 +169,8 @@ class FormatTest(parameterized.TestCase):
       ({'train_correct': None, 'total': 0},),
       ({'shape': '28-21-23-17-51', 'estimated_change': -0.0704,
         'actual_change': -0.0431},),
+      ({'shape': '28-21-23-17-51', 'estimated_change': -0.0704,
+        'actual_change': -0.0431, 'select_on': 'test'},),
   )
   def test_epoch_fits_100_columns(self, changes):
     self.assertLessEqual(len(logs.format_epoch({**_EPOCH, **changes})), 100)
@@ -178,6 +180,8 @@ class FormatTest(parameterized.TestCase):
     line = logs.format_epoch({**_EPOCH, 'shape': '28-21-23-17-51', **changes})
     self.assertIn('28-21-23-17-51', line)
     self.assertTrue(line.endswith('best 86.10%  grew -.070/+.043'), line)
+    changes = {'estimated_change': -20.5, 'actual_change': 10.02}
+    self.assertIn('grew -20.500/+10.020', logs.format_epoch(_EPOCH | changes))
 
   def test_epoch_with_required_keys_only(self):
     record = {'event': 'epoch', 'epoch': 0, 'step': 0, 'depths': [1]}

@@ -28,6 +28,7 @@ from autogrow_jax import evaluation
 from autogrow_jax import feeds
 from autogrow_jax import logs
 from autogrow_jax import parallel
+from autogrow_jax import session
 from autogrow_jax import train
 from autogrow_jax.data import streams
 
@@ -284,6 +285,12 @@ class LazyImagesTest(absltest.TestCase):
         {4: f'Image {bad[0]} cannot be read.',
          30: f'Image {bad[1]} cannot be read.'},
     )
+    # What is in memory may be evaluated in one call; this never is.
+    for split, batches in ((in_memory, 4), (streamed, 1)):
+      setup = mock.Mock(eval_batch=9)
+      setup.dataset.selection = split
+      setup.config.devices.steps_per_call = 2
+      self.assertEqual(session.Setup.eval_batches.fget(setup), batches)
     nothing = lazy(Noise(damaged=range(40)), skip_damaged=True)
     with self.assertRaisesRegex(ValueError, 'All 32 images are damaged'):
       evaluation.score(forward, data.Split(nothing, records.labels[part]), 5)

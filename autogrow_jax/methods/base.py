@@ -118,8 +118,9 @@ class Method(Protocol):
       its programs: it has no leaves of theirs, and nothing that runs inside jit
       unpacks a tree.
     aux: how its trainable leaves are trained; None if it has none.
-    needs_whole_batches: whether its objective changes leaves by what it sees of
-      a batch, so that devices with a part each would disagree about them.
+    needs_whole_batches: whether its objective changes leaves by more than
+      means over a batch, so that a mean over devices, with a part of it each,
+      would not be what one device makes of the whole.
   """
 
   deepens: ClassVar[bool]

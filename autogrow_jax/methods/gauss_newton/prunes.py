@@ -23,8 +23,9 @@ writers of the same stream is there in first order only.
 
 Examples of which the network is certain have hardly any curvature, so that to
 the model their logits may move beyond all margins. Where few others are left,
-gauss_newton adapts to these few. So what it may leave of a_c is bounded, by
-`LARGEST_RESIDUE`, and r is best chosen by some examples and judged by others.
+gauss_newton adapts to these few. So it may not leave more of a_c than
+`LARGEST_RESIDUE`, unless least squares do, and r is best chosen by some
+examples and judged by others.
 
 Several units of an axis go one after another. Unit d has by then taken over
 from those before it: what it multiplies is no longer v_d, but a mixture
@@ -69,7 +70,7 @@ COMPENSATIONS = ('none', 'mean', 'least_squares', 'gauss_newton')
 # Of the ridges, in units of the mean eigenvalue.
 LEAST_SQUARES_DAMPING = 1e-6
 GAUSS_NEWTON_DAMPING = 0.1
-# Of the mean square of a unit's activations, what may be left of it.
+# Of the mean square of a unit's activations, what may be left at any reader.
 LARGEST_RESIDUE = 0.5
 # Half the curvature of a prune beyond which its estimate is not trusted, nats.
 LARGEST_DIVERGENCE = 0.02
@@ -254,7 +255,7 @@ def estimate(
   if judging is not None:
     batches, key = judging, jax.random.fold_in(key, len(batches))
     left = {
-        axis: dataclasses.replace(own, learned=left[axis])
+        axis: _judging(own, left[axis])
         for axis, own in start(batches, key).items()
     }
   found = {axis: _evaluated(left[axis], slice(None)) for axis in with_gram}
@@ -514,6 +515,15 @@ def _start(site, trees, sums, compensation):
   )
 
 
+def _judging(left: Left, learned: Left) -> Left:
+  """What is known by others of units whose r is chosen by `learned`."""
+  sums = learned.slopes.sum((1, 2)) + learned.moments.sum()
+  broken = ~np.isfinite(sums)[:, None, None]
+  return dataclasses.replace(
+      left, learned=learned, slopes=np.where(broken, np.nan, left.slopes)
+  )
+
+
 def _block_diagonal(blocks: np.ndarray) -> np.ndarray:
   """(count, size, size) along the diagonal of one matrix."""
   count, size, _ = blocks.shape
@@ -559,7 +569,10 @@ def _evaluated(left: Left, units: slice) -> _Evaluation:
     source = model if learned is left else _model(learned, units)
     best = _judged(_minimised(learned, units, first, *source), *model)
     # What is not finite is taken, so that it is seen.
-    taken = ~(best.changes >= found.changes)
+    trusted = _trusted(best.changes, best.curvatures)
+    others = _trusted(found.changes, found.curvatures)
+    taken = ~(best.changes >= found.changes) & ~(others & ~trusted)
+    taken |= ~np.isfinite(best.changes)
     found = _Evaluation(
         np.where(taken[:, None, None], best.weights, found.weights),
         np.where(taken, best.changes, found.changes),
@@ -600,14 +613,15 @@ def _part_within(
     left: Left, units: slice, first: np.ndarray, change: np.ndarray
 ) -> np.ndarray:
   """(units chosen, 1, 1) how much of a change of w is trusted, 0 to 1."""
-  product = lambda a, b: np.einsum('cri,rij,crj->c', a, left.moments, b)
-  own = np.diagonal(left.moments, axis1=1, axis2=2).sum(0)[:-1][units]
+  product = lambda a, b: np.einsum('cri,rij,crj->cr', a, left.moments, b)
+  own = np.diagonal(left.moments, axis1=1, axis2=2).T[:-1][units]
   room = np.maximum(LARGEST_RESIDUE * own - product(first, first), 0)
   # The larger root of square t^2 + 2 cross t = room.
   square, cross = product(change, change), product(first, change)
   root = np.sqrt(np.square(cross) + square * room) - cross
-  part = root / np.maximum(square, linalg.JITTER)
-  return np.clip(np.where(room > 0, part, 0), 0, 1)[:, None, None]
+  part = np.where(room > 0, root / np.maximum(square, linalg.JITTER), 0)
+  part = np.where(square > 0, part, 1)
+  return np.clip(part.min(-1), 0, 1)[:, None, None]
 
 
 def _judged(
