@@ -364,12 +364,11 @@ def _cache_line() -> str:
   if not directory:
     return 'compiled programs are not kept for the next start'
   sizes = []
-  with contextlib.suppress(OSError):  # Others may write and remove there.
-    sizes += [
-        entry.stat().st_size
-        for entry in os.scandir(directory)
-        if entry.name.endswith('-cache')
-    ]
+  # Others may write and remove there.
+  with contextlib.suppress(OSError), os.scandir(directory) as entries:
+    for entry in entries:
+      if entry.name.endswith('-cache'):
+        sizes.append(entry.stat().st_size)
   return (
       f'compiled programs: {len(sizes)} of {logs.format_count(sum(sizes))}B in '
       f'{directory}'

@@ -18,6 +18,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import shared_data
 
 from autogrow_jax import data
@@ -380,10 +381,14 @@ class TfdsTest(parameterized.TestCase):
     super().tearDownClass()
     cls.load.cache_clear()
 
-  @parameterized.parameters(
-      ('fashion_mnist', 55_000, (32, 32, 1)), ('cifar10', 45_000, (32, 32, 3))
-  )
-  def test_load(self, name, train, input_shape):
+  def test_load(self):
+    self.check('fashion_mnist', 55_000, (32, 32, 1))
+
+  @pytest.mark.slow
+  def test_load_in_colour(self):
+    self.check('cifar10', 45_000, (32, 32, 3))
+
+  def check(self, name, train, input_shape):
     dataset = self.load(name)
     self.assertLen(dataset.train, train)
     self.assertEqual(dataset.input_shape, input_shape)

@@ -19,6 +19,7 @@ from autogrow_jax import config as config_lib
 from autogrow_jax import logs
 from autogrow_jax import programs
 from autogrow_jax import report
+from autogrow_jax import session
 from autogrow_jax import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -97,12 +98,18 @@ def quietly(
 ) -> dict[str, Any]:
   """`train.run` with the shared cache; its words go to `stdout`.
 
-  The figures of a report take a second: without one unless told otherwise.
+  The figures of a report take a second, and so does foretelling the memory:
+  without them unless told otherwise.
   """
   train.cache_compilations(CACHE)
   with contextlib.ExitStack() as stack:
     if not with_report:
       stack.enter_context(mock.patch.object(report, 'write'))
+      stack.enter_context(
+          mock.patch.object(
+              session.Session, 'predicted_bytes', lambda *unused: 0
+          )
+      )
     stack.enter_context(contextlib.redirect_stdout(stdout or io.StringIO()))
     return train.run(config, **arguments)
 
