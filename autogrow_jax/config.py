@@ -160,7 +160,7 @@ class DeviceConfig:
       memory is needed: 'none', 'all', or their numbers, from 0: '0,1'.
     steps_per_call: training steps that the devices do in a loop before the host
       gives them the next ones; at most an epoch, and 1 of a stream. Where they
-      are several, an evaluation of the hold-out is one loop, too. Results are
+      are several, an evaluation of images in memory is one loop. Results are
       equal to rounding; memory is foretold for a single step.
   """
 
