@@ -32,6 +32,9 @@ Architecture = architecture_lib.Architecture
 Bucket = tuple[base.Segment, ...]
 Tree = Any
 
+# From so many on an optimizer's state is made a stack at a time.
+_MANY_LEAVES = 256
+
 # Widths are rounded up to multiples of this, and of an eighth of the whole.
 _QUANTUM = 8
 
@@ -301,15 +304,18 @@ def unpack(tree: Any, layout: Layout) -> Any:
 def with_stacked_init(
     tx: optax.GradientTransformation, architecture: Architecture
 ) -> optax.GradientTransformation:
-  """The same transformation; its init stacks equal blocks, as training does.
+  """The same transformation; its init stacks equal blocks of deep networks.
 
   Optimizers initialise leaf by leaf, at a third of a millisecond each: a
   quarter of a second of every growth where there are hundreds. The stacks have
-  spare room, so that their shapes are seldom new ones, which are compiled for.
+  spare room, so that their shapes are seldom new ones, which are compiled for;
+  where leaves are few, that would take longer than they do.
   """
   stacked = layout(architecture, spare=True)
 
   def init(params):
+    if len(jax.tree.leaves(params)) < _MANY_LEAVES:
+      return tx.init(params)
     opt_state = tx.init(pack(params, stacked))
     return unpack(state_lib.to_host(opt_state), stacked)
 

@@ -1,6 +1,7 @@
 """Tests of the execution view: packing, and the step that runs on it."""
 
 import functools
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -61,10 +62,12 @@ class PackTest(parameterized.TestCase):
     architecture = deep(family)
     tx = tiny_networks.OPTIMIZERS[optimizer]
     params = tiny_networks.state(architecture, tx).params
-    tiny_networks.assert_same(
-        view.with_stacked_init(tx, architecture).init(params),
-        state_lib.to_host(tx.init(params)),
-    )
+    stacked = view.with_stacked_init(tx, architecture)
+    want = state_lib.to_host(tx.init(params))
+    for many in (0, 10_000):
+      with mock.patch.object(view, '_MANY_LEAVES', many):
+        got = state_lib.to_host(stacked.init(params))
+      tiny_networks.assert_same(got, want)
 
   def test_stacks_in_forward_order(self):
     architecture = tiny_networks.seed('basic3resnet', (1, 4, 1))
