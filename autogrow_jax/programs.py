@@ -312,44 +312,6 @@ def predicted_bytes(task: Task, layout: view.Layout, **inputs: Any) -> int:
   return memory.peak(trace_step(task, layout, **inputs).program, platform)
 
 
-def forward_batch(
-    task: Task,
-    layout: view.Layout,
-    params: Any,
-    stats: Any,
-    images: jax.Array,
-    train: jax.Array,
-    depths: Any = None,
-) -> jax.Array:
-  """Logits of a batch, for evaluations and receipts; state is not changed.
-
-  Args:
-    task: static.
-    layout: static, of the network.
-    params: packed, the method's own included.
-    stats: packed, the method's own included.
-    images: uint8 (batch, height, width, channel), or int32 (batch, step).
-    train: normalise by batch statistics; a traced bool, so that one program
-      serves both modes.
-    depths: see `train_step`.
-
-  Returns:
-    (batch, ..., classes) float32.
-  """
-  x = data.preprocess(images, task.preprocessing, dtype=task.dtype)
-  gated = task.method.gated(layout, params, stats)
-  logits, _ = networks_base.apply(
-      layout.bucket,
-      gated.weights,
-      gated.stats,
-      x,
-      train=train,
-      gates=gated.gates,
-      depths=depths,
-  )
-  return logits
-
-
 def forward_batches(
     task: Task,
     layout: view.Layout,
@@ -360,25 +322,40 @@ def forward_batches(
     count: jax.Array | None = None,
     depths: Any = None,
 ) -> jax.Array:
-  """`forward_batch`, or with a count that of several batches in a loop.
+  """Logits of a batch, for evaluations and receipts; state is not changed.
+
+  Or with a count those of several batches, in a loop.
 
   Args:
     task: static.
     layout: static, of the network.
-    params: see `forward_batch`.
-    stats: likewise.
-    images: those of a batch, or (batches, batch, ...).
-    train: see `forward_batch`.
-    count: how many of the batches; None if they are no batches but one.
-    depths: see `forward_batch`.
+    params: packed, the method's own included.
+    stats: packed, the method's own included.
+    images: uint8 (batch, height, width, channel), or int32 (batch, step); with
+      a count (batches, batch, ...).
+    train: normalise by batch statistics; a traced bool, so that one program
+      serves both modes.
+    count: how many of the batches; None if images are one batch.
+    depths: see `train_step`.
 
   Returns:
-    (batch, ..., classes) float32, or (batch, batches, ..., classes), zero
-    behind the count.
+    (batch, ..., classes) float32; with a count (batch, batches, ..., classes),
+    zero behind it.
   """
 
   def forward(images):
-    return forward_batch(task, layout, params, stats, images, train, depths)
+    x = data.preprocess(images, task.preprocessing, dtype=task.dtype)
+    gated = task.method.gated(layout, params, stats)
+    logits, _ = networks_base.apply(
+        layout.bucket,
+        gated.weights,
+        gated.stats,
+        x,
+        train=train,
+        gates=gated.gates,
+        depths=depths,
+    )
+    return logits
 
   if count is None:
     return forward(images)

@@ -225,8 +225,8 @@ RUN_FLAGS = {
         'int',
         'Training steps between two looks of the host, where steps are so '
         'short that devices wait for it; signals, checkpoints and progress '
-        'wait for them. Evaluations are then one call, too. At most an '
-        'epoch; 1 of streamed images. Slower on CPUs '
+        'wait for them. If more than 1, an evaluation of images in memory is '
+        'one call, too. At most an epoch; 1 of streamed images. Slower on CPUs '
         'where convolutions have strides. A run may be continued with another '
         'value.',
     ),

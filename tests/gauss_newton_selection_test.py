@@ -301,9 +301,9 @@ class PrunesTest(parameterized.TestCase):
         jax.random.key(0), judging=[(x[::-1] + 0.5, labels)],
     )
     found, least = estimate(), estimate(compensation='least_squares')
-    lower = found.curvatures > least.curvatures * 1.01
-    self.assertTrue(lower.any())
-    limit = np.median(least.curvatures[lower])
+    larger = found.curvatures > least.curvatures * 1.01
+    self.assertTrue(larger.any())
+    limit = np.median(least.curvatures[larger])
     with mock.patch.object(prunes, 'LARGEST_DIVERGENCE', limit / 2):
       careful = estimate()
       usable = estimate(compensation='least_squares').usable

@@ -111,35 +111,6 @@ def logits_with(case, changes, plain=False):
   ).output
 
 
-class OneByOneTest(absltest.TestCase):
-
-  def test_dense_layers_are_convolutions_of_one_pixel(self):
-    """Invariant 11: splits and prunes are estimated alike."""
-    with jax.enable_x64(True):
-      dense, convolutional = perceptron(), its_convolutional_twin()
-      found = []
-      for data in (dense, convolutional):
-        batches = [(jnp.asarray(data.x), jnp.asarray(data.labels))]
-        key = jax.random.key(3)
-        found.append((
-            estimates.estimate(
-                data.model, data.trees, centred(data), batches, key
-            ),
-            prunes.estimate(data.model, data.trees, batches, key),
-        ))
-    (splits_a, prunes_a), (splits_b, prunes_b) = found
-    self.assertLen(splits_a.candidates, 3 + 3 + 4 + 4)
-    self.assertGreater(np.median(np.abs(splits_a.slopes)), 1e-3)
-    np.testing.assert_allclose(splits_b.slopes, splits_a.slopes, atol=1e-9)
-    np.testing.assert_allclose(splits_b.gram, splits_a.gram, atol=1e-9)
-    self.assertGreater(np.median(np.abs(prunes_a.changes)), 1e-3)
-    np.testing.assert_allclose(prunes_b.changes, prunes_a.changes, atol=1e-9)
-    for a, b in zip(
-        prunes_a.weights.values(), prunes_b.weights.values(), strict=True
-    ):
-      np.testing.assert_allclose(b, a, atol=1e-9)
-
-
 # Of the convolutional network, and of the perceptron.
 LAYERS = {'stem': 's0b0', 's0b0': 's0b1', 's1b0': 's1b0', 's2b0': 's1b1'}
 
@@ -203,6 +174,35 @@ def centred(data):
       )
       for site in data.model.sites
   }
+
+
+class OneByOneTest(absltest.TestCase):
+
+  def test_dense_layers_are_convolutions_of_one_pixel(self):
+    """Invariant 11: splits and prunes are estimated alike."""
+    with jax.enable_x64(True):
+      dense, convolutional = perceptron(), its_convolutional_twin()
+      found = []
+      for data in (dense, convolutional):
+        batches = [(jnp.asarray(data.x), jnp.asarray(data.labels))]
+        key = jax.random.key(3)
+        found.append((
+            estimates.estimate(
+                data.model, data.trees, centred(data), batches, key
+            ),
+            prunes.estimate(data.model, data.trees, batches, key),
+        ))
+    (splits_a, prunes_a), (splits_b, prunes_b) = found
+    self.assertLen(splits_a.candidates, 3 + 3 + 4 + 4)
+    self.assertGreater(np.median(np.abs(splits_a.slopes)), 1e-3)
+    np.testing.assert_allclose(splits_b.slopes, splits_a.slopes, atol=1e-9)
+    np.testing.assert_allclose(splits_b.gram, splits_a.gram, atol=1e-9)
+    self.assertGreater(np.median(np.abs(prunes_a.changes)), 1e-3)
+    np.testing.assert_allclose(prunes_b.changes, prunes_a.changes, atol=1e-9)
+    for a, b in zip(
+        prunes_a.weights.values(), prunes_b.weights.values(), strict=True
+    ):
+      np.testing.assert_allclose(b, a, atol=1e-9)
 
 
 class SitesTest(parameterized.TestCase):

@@ -56,12 +56,13 @@ class GaussNewton(base.FixedArchitecture):
 
   At the end of an epoch, on frozen weights, in evaluation mode, with statistics
   of norms measured anew. Splits are learned from some batches, or have been
-  learned beside the weights, and are estimated on others. What has been
-  selected is estimated once more as a whole, with other labels, since the best
-  of many noisy estimates are too good; a step that then no longer lowers the
-  loss is not taken, as happens when there is hardly any loss left. A step that
-  is found to do something else to the loss than estimated is taken at half its
-  length, without prunes, or not at all.
+  learned beside the weights, and are estimated on others; so are prunes, with
+  what makes up for them chosen by the first. What has been selected is
+  estimated once more as a whole, with other labels, since the best of many
+  noisy estimates are too good; a step that then no longer lowers the loss is
+  not taken, as happens when there is hardly any loss left. A step that is found
+  to do something else to the loss than estimated is taken at half its length,
+  without prunes, or not at all.
 
   Attributes:
     strategy: 'gauss_newton', or one of its rivals, see `rivals`; they choose
