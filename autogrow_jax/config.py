@@ -161,7 +161,7 @@ class DeviceConfig:
     steps_per_call: training steps that the devices do in a loop before the host
       gives them the next ones; at most an epoch, and 1 of a stream. Where they
       are several, an evaluation of images in memory is one loop. Results are
-      equal to rounding; memory is foretold for a single step.
+      equal to rounding.
   """
 
   parallel: str = 'auto'

@@ -19,7 +19,6 @@ import numpy as np
 import optax
 
 from autogrow_jax import data
-from autogrow_jax import memory
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import parallel as parallel_lib
@@ -297,21 +296,6 @@ def _packed_shapes(task: Task, layout: view.Layout) -> Any:
   )
 
 
-def predicted_bytes(task: Task, layout: view.Layout, **inputs: Any) -> int:
-  """`compiled_bytes` of a training step, foretold without compiling.
-
-  Args:
-    task: what to train, and on what kind of device.
-    layout: of the network.
-    **inputs: of `trace_step`.
-
-  Returns:
-    Bytes on each device.
-  """
-  platform = task.parallel.devices[0].platform
-  return memory.peak(trace_step(task, layout, **inputs).program, platform)
-
-
 def forward_batches(
     task: Task,
     layout: view.Layout,
@@ -376,13 +360,11 @@ class TimedStep:
   Attributes:
     run: does one, and waits for it.
     bytes: see `compiled_bytes`.
-    predicted: see `predicted_bytes`.
     compile_seconds: of tracing and compiling.
   """
 
   run: Callable[[], None]
   bytes: int | None
-  predicted: int
   compile_seconds: float
 
 
@@ -406,10 +388,7 @@ def timed_step(
     now[:] = compiled(*now, *rest)
     jax.block_until_ready(now)
 
-  predicted = predicted_bytes(
-      task, layout, batch_size=len(batch[1]), image_shape=batch[0].shape[1:]
-  )
-  return TimedStep(run, compiled_bytes(compiled), predicted, seconds)
+  return TimedStep(run, compiled_bytes(compiled), seconds)
 
 
 def compiled_bytes(compiled: Any) -> int | None:

@@ -173,24 +173,6 @@ class Setup:
     return -(-len(split.labels) // self.eval_batch)
 
 
-class Pause:
-  """The time since a training step ended, forward passes left out."""
-
-  def __init__(self):
-    self._since = time.perf_counter()
-
-  @property
-  def seconds(self) -> float:
-    return time.perf_counter() - self._since
-
-  @contextlib.contextmanager
-  def left_out(self) -> Iterator[None]:
-    """What happens within it is not counted."""
-    started = time.perf_counter()
-    yield
-    self._since += time.perf_counter() - started
-
-
 class Session:
   """The mutable edge of a run: devices, files, the screen, signals.
 
@@ -205,7 +187,6 @@ class Session:
     meters: sums over the current epoch, on the devices.
     signals: numbers of the signals received, most recent last.
     observed: what the policy saw last; None before, or after a restart.
-    pause: since the last training step; None before, or after a restart.
   """
 
   def __init__(
@@ -232,7 +213,6 @@ class Session:
     self.load(state)
     self.meters = parallel.replicate(meters)
     self.observed: policies.Observation | None = None
-    self.pause: Pause | None = None
     self._accounted = started
     self._saved = started
     self._pending: list[programs_lib.Compiling] = []
@@ -300,33 +280,6 @@ class Session:
     """The shape of the network, as the method sees it."""
     return self.setup.task.method.describe(
         self.progress.architecture, self.own()[1]
-    )
-
-  def predicted_bytes(self, architecture: Architecture | None = None) -> int:
-    """What a training step will need on each device.
-
-    Args:
-      architecture: of the network, if it is not the current one.
-
-    Returns:
-      Bytes, the data set included if it is there; of text for the batch as a
-      whole.
-    """
-    setup, layout = self.setup, self.layout
-    if architecture is not None:
-      layout = self._layout(architecture)
-    train = setup.dataset.train
-    devices = len(setup.task.parallel.devices)
-    if setup.dataset.is_text:  # Whose state has a row for every example.
-      devices = 1
-    return programs_lib.predicted_bytes(
-        setup.task,
-        layout,
-        batch_size=setup.config.batch_size // devices,
-        image_shape=train.images.shape[1:],
-        examples=(
-            len(train.labels) if setup.dataset.stream is None else None
-        ),
     )
 
   def device_bytes(self) -> int | None:

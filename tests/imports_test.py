@@ -19,7 +19,6 @@ ROWS = (
         '',
         'architecture',
         'controls',
-        'memory',
         'paired',
         'policies',
         'randomness',
