@@ -41,6 +41,7 @@ from autogrow_jax import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.networks import base as networks_base
+from autogrow_jax.run import settings
 
 Architecture = architecture_lib.Architecture
 RunConfig = config_lib.RunConfig
@@ -610,7 +611,7 @@ def claim(config: RunConfig) -> pathlib.Path:
         },
     }
 
-  if changed := config_lib.differences(strip(continued), strip(config)):
+  if changed := settings.differences(strip(continued), strip(config)):
     raise ValueError(
         f'Work directory {workdir} holds another run ('
         + '; '.join(changed)

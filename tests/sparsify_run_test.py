@@ -26,6 +26,7 @@ _RUN = {
     'policy': {'name': 'every', 'max_epochs': GROWING, 'max_depths': None},
     'schedule': {'finetune_epochs': AFTER},
     'method': {
+        'kind': 'sparsify',
         'grow': 'both',
         'lambda1': 2.0,
         'lambda2': 1.0,
