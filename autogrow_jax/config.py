@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import fractions
+import importlib
 import re
 import types
 import typing
@@ -13,9 +14,9 @@ from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.methods import autogrow
+from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import method as gauss_newton
 from autogrow_jax.methods.sparsify import method as sparsify
-from autogrow_jax.methods.sparsify import pruning
 from autogrow_jax.networks import common
 
 PRECISIONS = ('float32', 'bfloat16')
@@ -28,7 +29,7 @@ Method = (
     autogrow.AutoGrow
     | gauss_newton.GaussNewton
     | sparsify.Sparsify
-    | pruning.Pruned
+    | base.Method
 )
 
 
@@ -381,8 +382,11 @@ class RunConfig:
     )
 
   def to_json(self) -> dict[str, Any]:
-    """As plain dictionaries and lists."""
-    return dataclasses.asdict(self)
+    """As plain dictionaries and lists; methods from elsewhere have a kind."""
+    value, kind = dataclasses.asdict(self), type(self.method)
+    if kind not in typing.get_args(Method):
+      value['method']['kind'] = f'{kind.__module__}:{kind.__qualname__}'
+    return value
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -491,11 +495,13 @@ def _from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
   if not isinstance(value, Mapping):
     what = where.rstrip('.') or 'The configuration'
     raise ValueError(f'{what} is not a JSON object.')
-  fields = {field.name for field in dataclasses.fields(kind)}
+  fields = {'kind', *(field.name for field in dataclasses.fields(kind))}
   if unknown := [where + name for name in sorted(set(value) - fields)]:
     raise ValueError(f'The configuration has unknown fields {unknown}.')
   arguments = {}
   for name, item in value.items():
+    if name == 'kind':
+      continue
     hint = _kind_of(hints[name], item)
     if dataclasses.is_dataclass(hint):
       item = _from_json(hint, item, f'{where}{name}.')
@@ -510,7 +516,15 @@ def _from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
 
 
 def _kind_of(hint: Any, value: Any) -> Any:
-  """Of several dataclasses the one whose fields a JSON object has."""
+  """Picks the dataclass that a JSON object names, or whose fields it has."""
+  if isinstance(value, Mapping) and 'kind' in value:
+    module, _, name = value['kind'].partition(':')
+    try:
+      return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+      raise ValueError(
+          f'The configuration names {value["kind"]!r}: {error}.'
+      ) from error
   kinds = [kind for kind in typing.get_args(hint) if _has_fields(kind, value)]
   return kinds[0] if kinds else hint
 

@@ -140,7 +140,8 @@ def _memory_line(session: session_lib.Session) -> str:
   text = f'memory: {logs.format_count(now)}B on a device by prediction'
   policy, progress = session.setup.config.policy, session.progress
   depths = policy.max_depths or policy.target
-  is_growing = progress.phase == 'growing' and session.setup.task.method.deepens
+  execution = session.setup.task.method.execution
+  is_growing = progress.phase == 'growing' and execution.spare
   if not depths or not is_growing:
     return text
   stages = policies.Decision('grow', target=depths).stages(
@@ -196,7 +197,10 @@ def resolve(
     )
   _check_task(architecture, dataset)
   is_divided = parallel.mode == 'pmap' and len(parallel.devices) > 1
-  if is_divided and (method or config.method).needs_whole_batches:
+  # Joint learning alone has this attribute.
+  if is_divided and getattr(
+      method or config.method, 'needs_whole_batches', False
+  ):
     raise ValueError(
         'What this method learns beside the weights needs whole batches, but '
         'in pmap mode each device has a part; use --parallel=jit.'
@@ -468,7 +472,9 @@ def _finish_epoch(
   images = setup.steps_per_epoch * setup.config.batch_size
   images *= setup.dataset.train.length
   params, macs = session.cost()
-  aux, memory = session.own()
+  report = dict(
+      setup.task.method.report(before.architecture, *session.own())
+  )
   session.progress = dataclasses.replace(
       before,
       epoch=before.epoch + 1,
@@ -487,7 +493,7 @@ def _finish_epoch(
   ledger = session.progress.ledger
   session.record(
       'epoch',
-      shape=setup.task.method.describe(before.architecture, memory),
+      shape=report.pop('shape'),
       phase=before.phase,
       phase_epoch=session.progress.phase_epoch,
       learning_rate=setup.schedule.rate(before.phase, before.phase_epoch),
@@ -511,7 +517,7 @@ def _finish_epoch(
       **_pace_values(setup, pace),
       **_memory_values(session),
       **_growth_values(before),
-      **setup.task.method.metrics(before.architecture, aux, memory),
+      **report,
       **({'skipped': before.skipped} if before.skipped else {}),
   )
   undecided = dataclasses.replace(

@@ -63,10 +63,11 @@ ROWS = (
         'methods.gauss_newton.surgery',
         'methods.gauss_newton.trials',
         'methods.sparsify',
-        'methods.sparsify.dynamics',
+        'methods.sparsify.compact',
+        'methods.sparsify.execution',
+        'methods.sparsify.growths',
         'methods.sparsify.masks',
         'methods.sparsify.method',
-        'methods.sparsify.pruning',
         'methods.sparsify.space',
     ),
     (

@@ -42,7 +42,9 @@ def task_of(architecture, method=None):
   return programs.Task(
       method=method,
       tx=optimizers.make(
-          optimizers.OptimizerConfig(), aux=method.aux, top_rate=0.1
+          optimizers.OptimizerConfig(),
+          aux=method.extra(architecture).optimizer,
+          top_rate=0.1,
       ),
       preprocessing=data.Preprocessing(
           mean=(0.5,) * 3,
