@@ -167,7 +167,7 @@ def train_step(
 
   def loss_fn(params):
     return task.method.objective(
-        base.Forward(layout, x, dropout_key, depths),
+        base.Network(task.method.execution, layout, x, dropout_key, depths),
         params,
         packed.stats,
         y,
@@ -180,7 +180,9 @@ def train_step(
   grads, stats, loss = task.parallel.mean((grads, stats, loss))
   opt_state = optimizers.with_learning_rate(packed.opt_state, learning_rate)
   updates, opt_state = task.tx.update(grads, opt_state, packed.params)
-  updates = task.method.applied(layout.canonical, updates, packed.stats)
+  updates = task.method.execution.applied(
+      layout.canonical, updates, packed.stats
+  )
   count = lambda which: jnp.sum(which, dtype=jnp.uint32)
   correct, total = task.parallel.sum(  # No prediction is the label -1.
       (
@@ -329,7 +331,7 @@ def forward_batches(
 
   def forward(images):
     x = data.preprocess(images, task.preprocessing, dtype=task.dtype)
-    gated = task.method.gated(layout, params, stats)
+    gated = task.method.execution.gated(layout, params, stats)
     logits, _ = networks_base.apply(
         layout.bucket,
         gated.weights,

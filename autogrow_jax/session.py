@@ -232,13 +232,13 @@ class Session:
   def load(self, state: state_lib.TrainState) -> None:
     """Puts a canonical state, or what of it is active, on the devices."""
     architecture = self.progress.architecture
-    self.active = self.setup.task.method.active(
+    self.active = self.setup.task.method.execution.active(
         architecture, state.stats['method']
     )
     self.layout = self._layout(architecture)
     if self.active is not None:
       self._canonical = state
-      state = view.take(state, self.layout, self.active)
+      state = self.active.take(state)
     self.packed, self.depths = self.setup.task.parallel.replicate(
         (view.pack(state, self.layout), self.layout.depths)
     )
@@ -257,7 +257,7 @@ class Session:
     )
     if self.active is None:
       return state
-    return view.put(state, self._canonical, self.layout, self.active)
+    return self.active.put(state, self._canonical)
 
   def own(self) -> tuple[Any, Any]:
     """The method's own leaves, (trainable, other), of the canonical state."""
@@ -265,7 +265,7 @@ class Session:
     own = self.setup.task.parallel.fetch(part(self.packed))
     if self.active is None:
       return own
-    return view.put(own, part(self._canonical), self.layout, self.active)
+    return self.active.put(own, part(self._canonical))
 
   def cost(self) -> tuple[int, int]:
     """Parameters and multiply-adds of the active network."""
@@ -278,10 +278,9 @@ class Session:
     )
 
   def describe(self) -> str:
-    """The shape of the network, as the method sees it."""
-    return self.setup.task.method.describe(
-        self.progress.architecture, self.own()[1]
-    )
+    """Returns the network's shape, as the method reports it."""
+    method, own = self.setup.task.method, self.own()
+    return method.report(self.progress.architecture, *own)['shape']
 
   def device_bytes(self) -> int | None:
     """Most bytes in use at a time so far on any device, None if none says."""
@@ -330,8 +329,8 @@ class Session:
 
   def compile_ahead(self) -> None:
     """Begins to compile for the growth that is likely to come next."""
-    method, progress = self.setup.task.method, self.progress
-    is_wanted = self.setup.config.devices.compile_ahead and method.deepens
+    execution, progress = self.setup.task.method.execution, self.progress
+    is_wanted = self.setup.config.devices.compile_ahead and execution.spare
     if not is_wanted or progress.phase != 'growing' or self.observed is None:
       return
     decision = controls.next_growth(progress.policy, self.observed)
@@ -418,7 +417,7 @@ class Session:
     return view.layout(
         architecture,
         spare=self._may_deepen(),
-        active=self.active,
+        computed=None if self.active is None else self.active.computed,
         remat=self.setup.config.devices.remat_of(len(architecture.stages)),
     )
 
@@ -426,7 +425,7 @@ class Session:
     """Whether to leave room for blocks, so that growths seldom compile."""
     return (
         self.setup.config.devices.depth_buckets == 'powers'
-        and self.setup.task.method.deepens
+        and self.setup.task.method.execution.spare
         and self.progress.phase == 'growing'
     )
 
@@ -461,7 +460,9 @@ def set_up(
   )
   task = programs_lib.Task(
       method=method or config.method,
-      tx=trained.optimizer(config, method),
+      tx=trained.optimizer(
+          config, seed_architecture(config, dataset), method
+      ),
       preprocessing=dataset.preprocessing,
       dtype=jnp.dtype(config.devices.precision),
       parallel=parallel_lib.make(

@@ -176,7 +176,10 @@ def resolve(
     )
   _check_task(architecture, dataset)
   is_divided = parallel.mode == 'pmap' and len(parallel.devices) > 1
-  if is_divided and (method or config.method).needs_whole_batches:
+  # Joint learning alone has this attribute.
+  if is_divided and getattr(
+      method or config.method, 'needs_whole_batches', False
+  ):
     raise ValueError(
         'What this method learns beside the weights needs whole batches, but '
         'in pmap mode each device has a part; use --parallel=jit.'
@@ -441,7 +444,9 @@ def _finish_epoch(
   images = setup.steps_per_epoch * setup.config.batch_size
   images *= setup.dataset.train.length
   params, macs = session.cost()
-  aux, memory = session.own()
+  report = dict(
+      setup.task.method.report(before.architecture, *session.own())
+  )
   session.progress = dataclasses.replace(
       before,
       epoch=before.epoch + 1,
@@ -460,7 +465,7 @@ def _finish_epoch(
   ledger = session.progress.ledger
   session.record(
       'epoch',
-      shape=setup.task.method.describe(before.architecture, memory),
+      shape=report.pop('shape'),
       phase=before.phase,
       phase_epoch=session.progress.phase_epoch,
       learning_rate=setup.schedule.rate(before.phase, before.phase_epoch),
@@ -484,7 +489,7 @@ def _finish_epoch(
       **_pace_values(setup, pace),
       **_memory_values(session),
       **_growth_values(before),
-      **setup.task.method.metrics(before.architecture, aux, memory),
+      **report,
       **({'skipped': before.skipped} if before.skipped else {}),
   )
   undecided = dataclasses.replace(
