@@ -21,18 +21,18 @@ import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import checkpoint
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import checkpoint
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import feeds
+from autogrow_jax.run import feeds
 from autogrow_jax import growth
-from autogrow_jax import programs as programs_lib
-from autogrow_jax import session
+from autogrow_jax.run import programs as programs_lib
+from autogrow_jax.run import session
 from autogrow_jax import state as state_lib
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
 

@@ -26,10 +26,10 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax import parallel as parallel_lib
-from autogrow_jax import programs
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
-from autogrow_jax import trained
+from autogrow_jax.run import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import joint as joint_lib

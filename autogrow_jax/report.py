@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import plots
 
 if TYPE_CHECKING:

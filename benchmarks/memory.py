@@ -10,7 +10,7 @@ included and a data set left out.
 
 from absl import flags
 
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import networks
 from autogrow_jax import policies
 from benchmarks import common

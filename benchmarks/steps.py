@@ -10,8 +10,8 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import optimizers
-from autogrow_jax import parallel as parallel_lib
-from autogrow_jax import programs
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base
@@ -56,7 +56,7 @@ def training(
   task = programs.Task(
       method=method,
       tx=optimizers.make(
-          optimizers.OptimizerConfig(),
+          optimizers.SGD(),
           aux=method.extra(architecture).optimizer,
           top_rate=0.1,
       ),

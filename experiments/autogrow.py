@@ -15,15 +15,15 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import dry_run
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import policies
-from autogrow_jax import results
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import results
+from autogrow_jax.run import session
+from autogrow_jax.run import train
 from autogrow_jax.methods import autogrow
 from experiments import comparison
 from experiments import flags

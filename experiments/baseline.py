@@ -3,7 +3,7 @@
     python -m experiments.baseline --depths=3-3-3
 """
 
-from autogrow_jax import train
+from autogrow_jax.run import train
 from experiments import flags
 from experiments import presets
 from experiments import summary

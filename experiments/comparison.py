@@ -6,10 +6,10 @@ import os
 import sys
 from typing import Any
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import train
+from autogrow_jax.run import train
 from experiments import presets
 
 

@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import networks
 from experiments import flags
 from experiments import presets

@@ -8,8 +8,8 @@ import json
 from absl import flags as absl_flags
 
 from autogrow_jax import data
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from experiments import flags
 
 WORKDIR = absl_flags.DEFINE_string(

@@ -17,10 +17,10 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import networks
 from autogrow_jax import policies
-from autogrow_jax import train
+from autogrow_jax.run import train
 from autogrow_jax.methods.gauss_newton import prunes
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import splits

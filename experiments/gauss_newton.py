@@ -21,14 +21,14 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import networks
-from autogrow_jax import results
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import results
+from autogrow_jax.run import session
+from autogrow_jax.run import train
 from autogrow_jax.methods.gauss_newton import calibration
 from autogrow_jax.methods.gauss_newton import joint
 from autogrow_jax.methods.gauss_newton import method as method_lib

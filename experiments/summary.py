@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import fractions
 from typing import Any
 
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import policies
 
 

@@ -19,14 +19,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from autogrow_jax import checkpoint
+from autogrow_jax.run import checkpoint
 
 _Momentum = collections.namedtuple('_Momentum', ['trace', 'count'])
 
 _SAVE_FOR_EVER = '''
 import sys
 import numpy as np
-from autogrow_jax import checkpoint
+from autogrow_jax.run import checkpoint
 directory, first, stride = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 checkpoints = checkpoint.Checkpoints(directory, keep=2)
 for i in range(10_000):
@@ -39,7 +39,7 @@ _SAVE_UNDER_A_LIMIT = '''
 import resource
 import sys
 import numpy as np
-from autogrow_jax import checkpoint
+from autogrow_jax.run import checkpoint
 checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
 state = {'w': np.arange(30_000, dtype=np.float32)}
 checkpoints.save(1, state, {})

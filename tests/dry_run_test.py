@@ -10,9 +10,9 @@ import runs
 
 from autogrow_jax import data
 from autogrow_jax import dry_run
-from autogrow_jax import programs
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import programs
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 
 CONFIG = runs.tiny('never/written', policy={'max_depths': [2, 1, 1]})
 

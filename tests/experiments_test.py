@@ -11,7 +11,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import runs
 
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 
 TINY = (
     '--widths=4-8-16', '--grow_interval=1', '--stop_window=2',

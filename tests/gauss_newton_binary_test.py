@@ -7,7 +7,7 @@ from absl.testing import absltest
 import pytest
 import runs
 
-from autogrow_jax import train
+from autogrow_jax.run import train
 
 TINY = (
     '--network=mlp', '--seed_width=3', '--phases=1', '--epochs_per_phase=1',

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import evaluation
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax.data import images as images_lib
 from autogrow_jax.data import pairs
 

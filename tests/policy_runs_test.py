@@ -10,7 +10,7 @@ from absl.testing import parameterized
 import pytest
 import runs
 
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import policies
 
 _SEQUENTIAL = {

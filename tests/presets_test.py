@@ -24,18 +24,18 @@ import pytest
 import runs
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import dry_run
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax import parallel
+from autogrow_jax.run import parallel
 from autogrow_jax import policies
-from autogrow_jax import programs
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import programs
+from autogrow_jax.run import session
+from autogrow_jax.run import train
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import method as sparsify

@@ -15,12 +15,12 @@ import runs
 import tiny_networks
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
-from autogrow_jax import trained
+from autogrow_jax.run import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import method as sparsify

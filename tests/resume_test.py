@@ -15,9 +15,9 @@ from absl.testing import parameterized
 import pytest
 import runs
 
-from autogrow_jax import checkpoint
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import checkpoint
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 
 # Each run is a fork of one process that has imported everything. It dies at the
 # n-th call of a function, before, after, or halfway: for a write, with half of
@@ -25,7 +25,7 @@ from autogrow_jax import trained
 _KILLER = '''
 import importlib, json, os, signal, sys
 from autogrow_jax import checkpoint, config, growth, logs, programs, report
-from autogrow_jax import train
+from autogrow_jax.run import train
 import sklearn.datasets
 
 def die():

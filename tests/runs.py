@@ -15,11 +15,11 @@ import sys
 from typing import Any, NamedTuple
 from unittest import mock
 
-from autogrow_jax import config as config_lib
-from autogrow_jax import logs
-from autogrow_jax import programs
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import console as logs
+from autogrow_jax.run import programs
 from autogrow_jax import report
-from autogrow_jax import train
+from autogrow_jax.run import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = os.environ['JAX_COMPILATION_CACHE_DIR']  # See conftest.py.

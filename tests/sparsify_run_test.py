@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from autogrow_jax import config as config_lib
-from autogrow_jax import logs
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import console as logs
 from autogrow_jax import policies
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import method as sparsify
 from experiments.studies.sparsify import random_masks

@@ -13,9 +13,9 @@ import numpy as np
 
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import parallel
+from autogrow_jax.run import parallel
 from autogrow_jax import policies
-from autogrow_jax import programs
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base

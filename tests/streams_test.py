@@ -21,15 +21,15 @@ import numpy as np
 import runs
 import tiny_images
 
-from autogrow_jax import checkpoint
+from autogrow_jax.run import checkpoint
 from autogrow_jax import data
 from autogrow_jax import dry_run
 from autogrow_jax import evaluation
-from autogrow_jax import feeds
-from autogrow_jax import logs
-from autogrow_jax import parallel
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import feeds
+from autogrow_jax.run import console as logs
+from autogrow_jax.run import parallel
+from autogrow_jax.run import session
+from autogrow_jax.run import train
 from autogrow_jax.data import streams
 
 KEY = jax.random.key(7)

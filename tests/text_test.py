@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import runs
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import evaluation
-from autogrow_jax import feeds
-from autogrow_jax import logs
-from autogrow_jax import parallel
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import feeds
+from autogrow_jax.run import console as logs
+from autogrow_jax.run import parallel
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax.data import text
 from experiments import summary
 

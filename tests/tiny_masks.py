@@ -67,7 +67,7 @@ METHOD = sparsify.Sparsify(
     grow='both', run=sparsify.Run(queries=10, steps=200)
 )
 TX = optimizers.make(
-    optimizers.OptimizerConfig(), aux=METHOD.mask, top_rate=0.1
+    optimizers.SGD(), aux=METHOD.mask, top_rate=0.1
 )
 LABELS = np.array([3, 1, 4, 1, 0, 2])
 

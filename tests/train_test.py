@@ -21,18 +21,18 @@ import pytest
 import runs
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import evaluation
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import optimizers
 from autogrow_jax import policies
-from autogrow_jax import programs
+from autogrow_jax.run import programs
 from autogrow_jax import randomness
-from autogrow_jax import session
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import session
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax.methods import autogrow
 
 RESULT_KEYS = {

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import execution as execution_lib
 from autogrow_jax.methods.sparsify import growths
@@ -191,7 +193,7 @@ class Sparsify(base.Method):
         stats['network'],
         after['network'],
     )
-    return base.with_penalty(loss, penalty), (after, logits)
+    return tasks.with_penalty(loss, penalty), (after, logits)
 
   def penalty(
       self, architecture: Architecture, aux: Tree, memory: Tree
@@ -228,7 +230,7 @@ class Sparsify(base.Method):
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth.Growth | None:
+  ) -> growth_lib.Growth | None:
     """Proposes a new sample, or at the end what remains of the last one."""
     return self.sampling_by(self._draw, decision, situation)
 
@@ -237,7 +239,7 @@ class Sparsify(base.Method):
       draw: Draw,
       decision: policies.Decision,
       situation: base.Situation,
-  ) -> growth.Growth | None:
+  ) -> growth_lib.Growth | None:
     """Proposes as `propose` does, with samples that are drawn in another way.
     """
     architecture, state = situation.architecture, situation.state
@@ -258,7 +260,7 @@ class Sparsify(base.Method):
 
   def conclude(
       self, architecture: Architecture, state: state_lib.TrainState
-  ) -> growth.Growth:
+  ) -> growth_lib.Growth:
     """Proposes the sampled network for good, see `growths.last_prune`."""
     aux, q = state.params['aux'], state.stats['method']['q']
     p = masks.on_host(
@@ -271,13 +273,15 @@ class Sparsify(base.Method):
     )
     return growths.last_prune(
         architecture,
+        state,
         space_lib.of(architecture, self.grow),
         likely if self.final == 'threshold' else q,
         p,
+        extra=self.extra,
         scale=(
-            growth.scale_readers
+            axes_lib.scale_readers
             if self.gate == 'readers'
-            else growth.scale_filters
+            else axes_lib.scale_filters
         ),
         report={'ambiguous': masks.ambiguous(p), 'unlike_threshold': unlike},
     )
@@ -329,7 +333,7 @@ class Sparsify(base.Method):
       state: state_lib.TrainState,
       new: Tree,
       key: jax.Array,
-  ) -> growth.Growth:
+  ) -> growth_lib.Growth:
     """Counts a new sample, and makes the growth that puts it in place."""
     memory = state.stats['method']
     space = space_lib.of(architecture, self.grow)
@@ -350,7 +354,7 @@ class Sparsify(base.Method):
       noise = masks.on_host(
           masks.logistic(jax.random.fold_in(key, 1), noise), np.float32
       )
-    return growths.new_sample(architecture, space, memory, {
+    return growths.new_sample(architecture, space, state.opt_state, memory, {
         **memory,
         'q': new,
         'grown': jax.tree.map(np.logical_or, memory['grown'], new),

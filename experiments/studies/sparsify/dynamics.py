@@ -172,7 +172,7 @@ def _seen(scene: Scene, state: state_lib.TrainState) -> Query:
 
 def _optimizer(scene: Scene) -> Any:
   return optimizers.make(
-      optimizers.OptimizerConfig(),
+      optimizers.SGD(),
       aux=scene.method.mask,
       top_rate=scene.top_rate,
   )

@@ -40,6 +40,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import space as space_lib
@@ -117,7 +118,7 @@ class Pruned(base.Method):
       penalty = stats['method']['open'] * self.penalty * sum(
           costs[name] * scale.sum() for name, scale in scales.items()
       )
-      loss = base.with_penalty(loss, penalty)
+      loss = tasks.with_penalty(loss, penalty)
     return loss, rest
 
   def propose(

@@ -75,9 +75,7 @@ class PolicyConfig:
 
   Attributes:
     name: 'periodic', 'convergent', 'sequential', 'oneshot', 'every' (every
-      interval, what the method finds best), or 'fixed' to not grow; of a
-      policy or method object that `run` is given, 'module:class' of the policy,
-      how it starts, and the method.
+      interval, what the method finds best), or 'fixed' to not grow.
     interval: K, epochs between checks; None for the paper's rule,
       `default_interval`.
     window: J, epochs over which a stage must have helped (periodic and
@@ -101,13 +99,7 @@ class PolicyConfig:
   target: tuple[int, ...] | None = None
 
   def __post_init__(self):
-    if self.is_named:
-      common.check_choice('policy', self.name, POLICIES)
-
-  @property
-  def is_named(self) -> bool:
-    """Whether it is the library's, and not an object given to `run`."""
-    return ':' not in self.name
+    common.check_choice('policy', self.name, POLICIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +276,7 @@ class RunConfig:
       weights afresh.
     paper_compat: the paper's own protocol as a whole, see `in_paper_protocol`;
       what contradicts it is refused.
+    own: names of the objects that `run` was given in place of these settings.
   """
 
   workdir: str
@@ -294,7 +287,9 @@ class RunConfig:
       default=autogrow.AutoGrow(), metadata={'kinds': METHODS}
   )
   schedule: ScheduleConfig = ScheduleConfig()
-  optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
+  optimizer: optimizers.Optimizer = dataclasses.field(
+      default=optimizers.SGD(), metadata={'kinds': optimizers.OPTIMIZERS}
+  )
   devices: DeviceConfig = DeviceConfig()
   checkpoints: CheckpointConfig = CheckpointConfig()
   batch_size: int = 128
@@ -302,6 +297,7 @@ class RunConfig:
   init_from: str | None = None
   reinitialize: bool = False
   paper_compat: bool = False
+  own: str = ''
 
   def __post_init__(self):
     if self.paper_compat and (conflicts := _protocol_conflicts(self)):
@@ -328,7 +324,7 @@ class RunConfig:
         network, self.network.depths or network.seed_depths
     )
     self.devices.remat_of(len(depths))
-    if self.policy.is_named:
+    if 'policy' not in self.own:
       self.make_policy(depths)
 
   @property
@@ -353,10 +349,6 @@ class RunConfig:
             f'and the window J is {policy.window}: give a shorter '
             '--grow_interval, or a larger --stop_window.'
         )
-    if not policy.is_named:
-      raise ValueError(
-          f'The policy {policy.name} is one of your own: pass it to `run`.'
-      )
     if policy.name == 'fixed':
       return policies.Fixed(depths=depths)
     if policy.name == 'every':
