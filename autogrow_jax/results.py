@@ -17,7 +17,7 @@ from autogrow_jax import costs
 from autogrow_jax import evaluation
 from autogrow_jax import logs
 from autogrow_jax import policies
-from autogrow_jax import report
+from experiments import report
 from autogrow_jax import session
 from autogrow_jax import state as state_lib
 from autogrow_jax import version
