@@ -16,7 +16,8 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   since the restart); skipped (damaged training images, if there were any);
   device_bytes (most that were in use on one device since the restart; where
   devices say); while growing estimated_change and actual_change (of the loss,
-  by the last growth before the epoch, nats; where the method estimates it).
+  by the last growth before the epoch, nats; where the method estimates it);
+  widths (channels by layer, where the method widens layers).
 * 'grow': stage, block, shape and depths (after), note; params, macs and loss,
   each with _before and _after; logits_change_eval and logits_change_train
   (largest absolute change on one fixed batch); optimizer (leaves {'kept',

@@ -19,7 +19,6 @@ import numpy as np
 import optax
 
 from autogrow_jax import data
-from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import parallel as parallel_lib
 from autogrow_jax import randomness
@@ -225,63 +224,6 @@ def train_steps(
       lambda i, now: step(*now, images, labels, index[i], *rest),
       (packed, meters),
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class Traced:
-  """A training step that was traced, with shapes in place of arrays.
-
-  Attributes:
-    program: its `jax.core.ClosedJaxpr`.
-    before: the packed state and the meters that it takes.
-    after: those that it gives.
-  """
-
-  program: Any
-  before: Any
-  after: Any
-
-
-def trace_step(
-    task: Task,
-    layout: view.Layout,
-    *,
-    batch_size: int,
-    image_shape: tuple[int, ...],
-    examples: int | None = None,
-) -> Traced:
-  """Traces a training step on one device; nothing is computed or compiled.
-
-  Args:
-    task: what to train; its devices do not matter.
-    layout: of the network.
-    batch_size: examples per step, on the device.
-    image_shape: of raw inputs, (height, width, channel) or (step,).
-    examples: of the training set if the device holds it; None if a step gets
-      the batch alone.
-
-  Returns:
-    The trace.
-  """
-  task = dataclasses.replace(
-      task, parallel=parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
-  )
-  shape = jax.ShapeDtypeStruct
-  is_text = task.preprocessing.kind == 'tokens'
-  labels = image_shape if is_text else networks.label_shape(layout.architecture)
-  rows = examples or batch_size
-  before = _packed_shapes(task, layout), jax.eval_shape(new_meters)
-  program, after = jax.make_jaxpr(
-      functools.partial(train_step, task, layout), return_shape=True
-  )(
-      *before,
-      shape((rows, *image_shape), np.int32 if is_text else np.uint8),
-      shape((rows, *labels), np.int32),
-      shape((batch_size,), np.int32) if examples else None,
-      shape((), np.float32),
-      jax.eval_shape(lambda: layout.depths),
-  )
-  return Traced(program, before, after)
 
 
 def _packed_shapes(task: Task, layout: view.Layout) -> Any:

@@ -1,4 +1,4 @@
-"""`result.json` and `report.html`: what a run leaves at its end."""
+"""`result.json`: what a run reports at its end."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,10 +14,10 @@ import jax
 from autogrow_jax import checkpoint
 from autogrow_jax import controls
 from autogrow_jax import costs
+from autogrow_jax import data
 from autogrow_jax import evaluation
 from autogrow_jax import logs
 from autogrow_jax import policies
-from experiments import report
 from autogrow_jax import session
 from autogrow_jax import state as state_lib
 from autogrow_jax import version
@@ -31,17 +31,17 @@ def conclude(
     selection: evaluation.Score,
     test: evaluation.Score,
 ) -> dict[str, Any]:
-  """Writes the result and the report of a run that has ended.
+  """Writes `result.json`, which marks the run as ended.
 
   Args:
-    setup: the run's.
-    progress: at its end.
-    state: canonical, at its end.
-    selection: of the final network on the selection data.
-    test: of the final network on the test set.
+    setup: fixed setup of the run.
+    progress: progress at the end of the run.
+    state: canonical state at the end of the run.
+    selection: score of the final network on the selection data.
+    test: score of the final network on the test set.
 
   Returns:
-    What `result.json` holds.
+    The content of `result.json`.
   """
   config, ledger = setup.config, progress.ledger
   architecture = progress.architecture
@@ -60,10 +60,10 @@ def conclude(
       'growths': len(growths),
       'growing_epochs': sum(item['phase'] == 'growing' for item in epochs),
       'epochs': progress.epoch,
-      'val_accuracy': selection.accuracy,
+      **{f'val_{k}': v for k, v in metrics(setup.dataset, selection).items()},
       'best_val_accuracy': 100 * progress.best / selection.total,
       'holdout': selection.total,
-      'test_accuracy': test.accuracy,
+      **{f'test_{k}': v for k, v in metrics(setup.dataset, test).items()},
       'test_total': test.total,
       'select_on': config.data.select_on,
       'protocol': config.protocol,
@@ -84,11 +84,6 @@ def conclude(
       },
       'versions': _versions(),
   }
-  if test.miou is not None:
-    result |= {'val_miou': selection.miou, 'test_miou': test.miou}
-  if setup.dataset.is_text:
-    result['val_perplexity'] = selection.perplexity
-    result['test_perplexity'] = test.perplexity
   if config.paper_compat:  # Where the selection data are the test set.
     result['best_test_accuracy'] = result['best_val_accuracy']
   if isinstance(setup.policy, policies.RoundRobin):
@@ -99,63 +94,31 @@ def conclude(
         trained=config.init_from is not None,
     )
   result = json.loads(logs.dumps(result))  # As it will be read again.
-  _write_result(
-      setup.workdir, config.to_json(), progress.history, result
-  )
+  logs.write_json(setup.workdir / 'result.json', result)
   return result
 
 
-def add_comparisons(
-    workdir: str | os.PathLike[str], comparisons: dict[str, dict[str, Any]]
-) -> None:
-  """Adds results of other networks to a finished run's result and report.
-
-  Args:
-    workdir: of the finished run.
-    comparisons: results by name.
-  """
-  keys = (
-      'found', 'params', 'macs', 'epochs', 'val_accuracy', 'test_accuracy',
-      'best_test_accuracy', 'val_miou', 'test_miou', 'val_perplexity',
-      'test_perplexity', 'train_macs', 'wall_seconds', 'compile_seconds',
-  )
-  comparison = {
-      name: {key: result[key] for key in keys if key in result}
-      for name, result in comparisons.items()
-  }
-  add(workdir, comparison=comparison)
+def metrics(
+    dataset: data.Dataset, score: evaluation.Score
+) -> dict[str, float]:
+  """Returns what a task reports of a score, by name; its own metric last."""
+  values = {'accuracy': score.accuracy}
+  if score.miou is not None:
+    values['miou'] = score.miou
+  if dataset.is_text:
+    values['perplexity'] = score.perplexity
+  return values
 
 
 def add(workdir: str | os.PathLike[str], **values: Any) -> None:
-  """Adds what a binary found to a finished run's result and report."""
-  workdir = pathlib.Path(workdir)
-  _write_result(
-      workdir,
-      logs.read_json(workdir / 'config.json'),
-      logs.read(workdir / 'history.jsonl'),
-      {**read_result(workdir), **values},
-  )
+  """Adds values to the result of a finished run, atomically."""
+  result = {**read_result(workdir), **values}
+  logs.write_json(pathlib.Path(workdir) / 'result.json', result)
 
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """`result.json` of a work directory, None if its run has not ended."""
+  """Returns `result.json` of a work directory; None before the run's end."""
   return logs.read_json(pathlib.Path(workdir) / 'result.json')
-
-
-def _write_result(
-    workdir: pathlib.Path,
-    config: dict[str, Any],
-    history: Sequence[dict[str, Any]],
-    result: dict[str, Any],
-) -> None:
-  """Writes `report.html`, then `result.json`, which marks the run as ended."""
-  report.write(
-      workdir / 'report.html',
-      config=config,
-      history=history,
-      result=result,
-  )
-  logs.write_json(workdir / 'result.json', result)
 
 
 def _controls(
@@ -189,10 +152,10 @@ def _controls(
 
 
 def _memory(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-  """Most bytes on a device, and who says so; None if nobody does.
+  """Peak bytes on a device and their source; None where neither is recorded.
 
-  A device says what was in use, proposals of the method included; otherwise it
-  is the largest of the run's own programs as the compiler states it.
+  A device reports what was in use, proposals of the method included. The
+  compiler reports the largest of the run's own programs.
   """
   for source, key in (('device', 'device_bytes'), ('compiler', 'bytes')):
     sizes = [record[key] for record in history if key in record]
@@ -208,7 +171,7 @@ def _method_name(setup: session.Setup) -> str:
 
 
 def _versions() -> dict[str, str]:
-  """What the result was computed with."""
+  """Versions of the software, and the kind of device."""
   return {
       'autogrow_jax': version.__version__,
       'python': platform.python_version(),

@@ -84,15 +84,13 @@ ROWS = (
         'evaluation',
         'logs',
         'parallel',
-        'plots',
     ),
-    ('config', 'report'),
+    ('config',),
     ('feeds', 'programs'),
     ('trained',),
     ('learning_costs', 'session', 'studies'),
     ('results',),
     ('train',),
-    ('dry_run',),
 )
 RANK = {name: rank for rank, names in enumerate(ROWS) for name in names}
 
