@@ -52,7 +52,7 @@ BAD_AUTOGROW = (
     ('--bn_scale_init=zeros', "one of .*uniform01.*got 'zeros'"),
     ('--precision=float64', "one of float32, bfloat16, got 'float64'"),
     ('--parallel=xmap', "one of auto, pmap, jit, got 'xmap'"),
-    ('--compare=best', 'compare names seed, found or both, not best'),
+    ('--compare=best', 'compare names some of seed, found, not best'),
     ('--seed_depths=1-1', '3 stages, but depths 1-1 name 2'),
     ('--seed_depths=1-0-1', "seed_depths.*'1-0-1' must be positive"),
     ('--seed_depths=1--1-1', "'1--1-1' must be positive"),
@@ -243,7 +243,8 @@ class AutogrowTest(parameterized.TestCase):
         rf'compiled programs: \d+ of [\d.]+ .?B in {re.escape(runs.CACHE)}\n',
     )
     self.assertRegex(
-        self.outcome.stderr, r'^for comparison: 1-1-1, fixed, \d+ epochs.*\n$'
+        self.outcome.stderr,
+        r'^for comparison: seed, basic3resnet-1-1-1 .* \d+ epochs at .*\n$',
     )
     summary = self.outcome.stdout.partition('\n\n')[2]
     fixed = logs.read_json(self.workdir / 'fixed-seed' / 'result.json')

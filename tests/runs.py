@@ -18,7 +18,6 @@ from unittest import mock
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import console as logs
 from autogrow_jax.run import programs
-from autogrow_jax import report
 from autogrow_jax.run import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -92,18 +91,11 @@ def quietly(
     config: config_lib.RunConfig,
     *,
     stdout: io.StringIO | None = None,
-    with_report: bool = False,
     **arguments: Any,
 ) -> dict[str, Any]:
-  """`train.run` with the shared cache; its words go to `stdout`.
-
-  The figures of a report take a second: without them unless asked.
-  """
+  """Calls `train.run` with the shared cache; `stdout` gets what it prints."""
   train.cache_compilations(CACHE)
-  with contextlib.ExitStack() as stack:
-    if not with_report:
-      stack.enter_context(mock.patch.object(report, 'write'))
-    stack.enter_context(contextlib.redirect_stdout(stdout or io.StringIO()))
+  with contextlib.redirect_stdout(stdout or io.StringIO()):
     return train.run(config, **arguments)
 
 

@@ -23,7 +23,6 @@ import tiny_images
 
 from autogrow_jax.run import checkpoint
 from autogrow_jax import data
-from autogrow_jax import dry_run
 from autogrow_jax import evaluation
 from autogrow_jax.run import feeds
 from autogrow_jax.run import console as logs
@@ -200,17 +199,6 @@ class StreamTest(parameterized.TestCase):
 
     with self.assertRaisesRegex(OSError, 'can no longer be decoded'):
       batches_of(stream_of(Deadly()), 0, 1, workers=1)
-
-  def test_rate(self):
-    class Slow(Noise):
-
-      def __getitem__(self, index):
-        time.sleep(0.002)
-        return super().__getitem__(index)
-
-    with mock.patch.object(streams, '_threads', lambda: 2):
-      rate = dry_run.input_rate(stream_of(Slow()), workers=0, seconds=0.5)
-    self.assertBetween(rate, 50, 1000)
 
 
 class LazyImagesTest(absltest.TestCase):

@@ -21,6 +21,7 @@ from autogrow_jax.run import parallel
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
 from autogrow_jax.data import text
+from experiments import report
 from experiments import summary
 
 _PTB = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'ptb'
@@ -242,7 +243,7 @@ class RunTest(parameterized.TestCase):
         *(' '.join(part) for part in np.split(words, (1050, 1250))),
     )
     cls.base = pathlib.Path(folder.name, 'base')
-    cls.result = runs.quietly(tiny(cls.base), with_report=True)
+    cls.result = runs.quietly(tiny(cls.base))
 
   def setUp(self):
     super().setUp()
@@ -262,8 +263,9 @@ class RunTest(parameterized.TestCase):
     value = self.result['test_perplexity']
     shown = summary.of_run(self.result, 'w')
     self.assertRegex(shown, f'test perplexity(.|\n)* {value:.2f}\n')
-    report = (self.base / 'report.html').read_text()
-    self.assertIn(f'<b>{value:.4g}</b><span>test perplexity', report)
+    report.write(self.base)
+    page = (self.base / 'report.html').read_text()
+    self.assertIn(f'<b>{value:.4g}</b><span>test perplexity', page)
 
   def test_learns(self):
     first, second = (

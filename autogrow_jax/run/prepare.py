@@ -206,13 +206,37 @@ def prepare(
   )
   task = task or tasks.of_labels(dataset.train.labels)
   config = resolve.resolve(given, dataset, method, task)
-  architecture = resolve.seed_architecture(config, dataset)
-  if policy is None:
-    policy = config.make_policy(config.network.depths)
+  setup = set_up(
+      config,
+      dataset,
+      pathlib.Path(config.workdir),
+      policy=policy,
+      method=method,
+      optimizer=optimizer,
+      task=task,
+      augment=augment,
+  )
+  claim(config)
+  return dataclasses.replace(setup, given=given)
+
+
+def set_up(
+    config: RunConfig,
+    dataset: data.Dataset,
+    workdir: pathlib.Path,
+    *,
+    policy: policies.Policy | None = None,
+    method: base.Method | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    task: tasks.Task | None = None,
+    augment: steps.Augment | None = None,
+) -> Setup:
+  """The setup of a resolved configuration; writes nothing."""
   method = method or config.method
+  architecture = resolve.seed_architecture(config, dataset)
   computation = steps.Computation(
       method=method,
-      task=task,
+      task=task or tasks.of_labels(dataset.train.labels),
       tx=trained.optimizer(config, architecture, method, optimizer),
       preprocessing=dataset.preprocessing,
       dtype=jnp.dtype(config.devices.precision),
@@ -221,14 +245,13 @@ def prepare(
       ),
       augment=augment,
   )
-  workdir = claim(config)
   return Setup(
       config=config,
-      given=given,
+      given=config,
       dataset=dataset,
       schedule=_schedule(config),
       computation=computation,
-      policy=policy,
+      policy=policy or config.make_policy(config.network.depths),
       checkpoints=checkpoint.Checkpoints(
           workdir / 'checkpoints', keep=config.checkpoints.keep
       ),

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 from autogrow_jax import data
-from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
@@ -251,57 +250,3 @@ def packed_shapes(computation: Computation, layout: view.Layout) -> Any:
   return jax.eval_shape(
       lambda state: view.pack(state, layout, stack=jnp.stack), state
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class Traced:
-  """A training step that was traced, with shapes in place of arrays.
-
-  Attributes:
-    program: its `jax.core.ClosedJaxpr`.
-    before: the packed state and the meters that it takes.
-    after: those that it gives.
-  """
-
-  program: Any
-  before: Any
-  after: Any
-
-
-def trace_step(
-    computation: Computation,
-    layout: view.Layout,
-    *,
-    batch_size: int,
-    image_shape: tuple[int, ...],
-) -> Traced:
-  """Traces a training step on one device; nothing is computed or compiled.
-
-  Args:
-    computation: what to train; its devices do not matter.
-    layout: layout of the network.
-    batch_size: examples per step, on the device.
-    image_shape: shape of raw inputs, (height, width, channel) or (step,).
-
-  Returns:
-    The trace.
-  """
-  computation = dataclasses.replace(
-      computation,
-      parallel=parallel_lib.Parallel('single', tuple(jax.devices()[:1])),
-  )
-  shape = jax.ShapeDtypeStruct
-  is_text = computation.preprocessing.kind == 'tokens'
-  labels = image_shape if is_text else networks.label_shape(layout.architecture)
-  before = packed_shapes(computation, layout), jax.eval_shape(new_meters)
-  program, after = jax.make_jaxpr(
-      functools.partial(train_step, computation, layout), return_shape=True
-  )(
-      *before,
-      shape((batch_size, *image_shape), np.int32 if is_text else np.uint8),
-      shape((batch_size, *labels), np.int32),
-      None,
-      shape((), np.float32),
-      jax.eval_shape(lambda: layout.depths),
-  )
-  return Traced(program, before, after)

@@ -161,6 +161,14 @@ class GaussNewton(base.Method):
     axes = [site.axis for site in sites_lib.survey(architecture).sites]
     return {'shape': '-'.join(str(architecture.size(axis)) for axis in axes)}
 
+  def metrics(
+      self, architecture: Architecture, aux: base.Tree, memory: base.Tree
+  ) -> dict[str, Any]:
+    """Records the width of every layer that can be split."""
+    del aux, memory
+    sites = sites_lib.survey(architecture).sites
+    return {'widths': {s.axis: architecture.size(s.axis) for s in sites}}
+
   def propose(
       self, decision: policies.Decision, situation: base.Situation
   ) -> growth.Growth | base.Skip | None:
