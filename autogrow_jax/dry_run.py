@@ -23,7 +23,6 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
-from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import feeds
@@ -35,6 +34,7 @@ from autogrow_jax import train
 from autogrow_jax import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
+from experiments.studies import null_model
 
 Architecture = architecture_lib.Architecture
 
@@ -110,7 +110,7 @@ def walk(
     architecture, state = rehearsal.start()
     stop = functools.partial(_stop, rehearsal)
     yield stop(0, architecture, state)
-    for policy, decision in controls.decisions(
+    for policy, decision in null_model.decisions(
         setup.policy, trained=config.init_from is not None
     ):
       change = setup.task.method.propose(

@@ -1,7 +1,6 @@
 """`result.json` and `report.html`: what a run leaves at its end."""
 
 from collections.abc import Sequence
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -12,7 +11,6 @@ from typing import Any
 import jax
 
 from autogrow_jax import checkpoint
-from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import evaluation
 from autogrow_jax import logs
@@ -91,13 +89,6 @@ def conclude(
     result['test_perplexity'] = test.perplexity
   if config.paper_compat:  # Where the selection data are the test set.
     result['best_test_accuracy'] = result['best_val_accuracy']
-  if isinstance(setup.policy, policies.RoundRobin):
-    result |= _controls(
-        setup.policy,
-        epochs,
-        selection.total,
-        trained=config.init_from is not None,
-    )
   result = json.loads(logs.dumps(result))  # As it will be read again.
   _write_result(
       setup.workdir, config.to_json(), progress.history, result
@@ -156,36 +147,6 @@ def _write_result(
       result=result,
   )
   logs.write_json(workdir / 'result.json', result)
-
-
-def _controls(
-    policy: policies.RoundRobin,
-    epochs: Sequence[dict[str, Any]],
-    total: int,
-    *,
-    trained: bool,
-) -> dict[str, Any]:
-  """What the policy finds without a signal: the floor and the null band.
-
-  The noise is that of counting `total` examples at the mean accuracy of the
-  last growing epochs, as many as the policy looks back.
-  """
-  growing = [item for item in epochs if item['phase'] == 'growing']
-  recent = growing[-getattr(policy, 'window', policy.interval) :]
-  if not recent:
-    return {}
-  correct = sum(item['correct'] for item in recent)
-  floor = controls.floor(policy, trained=trained)
-  band = controls.null_band(
-      policy,
-      total=total,
-      accuracy=correct / sum(item['total'] for item in recent),
-      trained=trained,
-  )
-  return {
-      'floor': policies.format_depths(floor.depths),
-      'null_band': dataclasses.asdict(band),
-  }
 
 
 def _memory(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -23,7 +23,6 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import checkpoint
 from autogrow_jax import config as config_lib
-from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import evaluation
@@ -380,7 +379,7 @@ class Session:
     is_wanted = self.setup.config.devices.compile_ahead and method.deepens
     if not is_wanted or progress.phase != 'growing' or self.observed is None:
       return
-    decision = controls.next_growth(progress.policy, self.observed)
+    decision = policies.next_growth(progress.policy, self.observed)
     if decision is not None:
       now = progress.architecture
       appended = growth.append_all(now, decision.stages(now.depths))

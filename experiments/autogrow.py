@@ -28,6 +28,7 @@ from autogrow_jax.methods import autogrow
 from experiments import comparison
 from experiments import flags
 from experiments import summary
+from experiments.studies import null_model
 
 FIELDS = {**flags.GROWING_FLAGS, **flags.RUN_FLAGS}
 
@@ -96,13 +97,15 @@ def main() -> None:
     )
   dataset = data.load(run_config.data, seed=run_config.seed)
   result = train.run(run_config, dataset=dataset)
+  controls = null_model.of_run(run_config.workdir)
+  results.add(run_config.workdir, **controls)
   comparisons = [
       (f'{name}, fixed', compare(run_config, dataset, result, name))
       for name in COMPARE.value
   ]
   if comparisons:
     results.add_comparisons(run_config.workdir, dict(comparisons))
-  print(summary.of_run(result, run_config.workdir, comparisons))
+  print(summary.of_run({**result, **controls}, run_config.workdir, comparisons))
   if run_config.data.dataset == 'digits':
     print(NEXT.replace('WORKDIR', run_config.workdir))
 
