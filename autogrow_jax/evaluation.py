@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import data
-from autogrow_jax import paired
 from autogrow_jax.methods import base
 
 # Of a batch: 256 MB of float32.
@@ -48,15 +47,15 @@ class Score:
     correct: number of correct predictions.
     total: number of labels.
     loss_sum: sum of cross-entropies, nats.
-    hits: which examples are correct, one bit each; see `paired.pack_hits`.
-      None where an example has several labels.
+    hits: bool (examples,), correct predictions; None where an example has
+      several labels.
     pixels: where labels are masks, else None.
   """
 
   correct: int
   total: int
   loss_sum: float
-  hits: bytes | None
+  hits: np.ndarray | None
   pixels: Pixels | None = None
 
   @property
@@ -128,7 +127,7 @@ def score(
       correct=int(hits.sum()),
       total=total,
       loss_sum=loss_sum,
-      hits=paired.pack_hits(hits) if has_one else None,
+      hits=hits if has_one else None,
   )
 
 

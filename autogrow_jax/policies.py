@@ -13,6 +13,8 @@ import json
 import re
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
+import numpy as np
+
 from autogrow_jax import paired
 
 Depths: TypeAlias = tuple[int, ...]  # Sub-modules per stage.
@@ -30,8 +32,8 @@ class Observation:
     total: number of predictions.
     loss_sum: sum of their losses.
     cost: multiply-adds spent on training so far.
-    hits: results of single examples for paired tests, see `paired.pack_hits`;
-      None where an example has several labels.
+    hits: bool (examples,), results of single examples in an order that never
+      changes, for paired tests; None where an example has several labels.
   """
 
   epoch: int
@@ -40,7 +42,7 @@ class Observation:
   total: int
   loss_sum: float
   cost: int
-  hits: str | None = None
+  hits: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +191,7 @@ class RoundRobin(_Checking):
     largest = self.max_depths or (200,)  # A safety limit, not in the paper.
     largest *= len(self.depths) if len(largest) == 1 else 1
     object.__setattr__(self, 'max_depths', largest)
-    _require_growth(self.depths, largest)
+    _require_growth(self.depths, largest, 'max_depths')
     _require(
         self.window >= self.interval,
         f'J is {self.window} epochs; it must be at least K, {self.interval}.',
@@ -321,11 +323,9 @@ class Sequential(RoundRobin):
     _set_exact(self, 'error_rate', 0.5)
 
   def _item(self, observation: Observation) -> str:
-    _require(
-        observation.hits,
-        'The sequential policy compares single examples; it needs their hits.',
-    )
-    return observation.hits
+    if observation.hits is None:
+      raise ValueError('The sequential policy needs hits of single examples.')
+    return paired.pack_hits(observation.hits)
 
   def _judge(self, total: int) -> tuple[bool, bool]:
     if self.epoch == self.interval:
@@ -349,7 +349,7 @@ class OneShot(_Checking):
 
   def __post_init__(self):
     super().__post_init__()
-    _require_growth(self.depths, self.target)
+    _require_growth(self.depths, self.target, 'target')
     is_possible = self.finished or self.depths != self.target
     _require(is_possible, f'The target must differ from {self.depths}.')
 
@@ -429,12 +429,12 @@ def _require(condition: Any, message: str) -> None:
     raise ValueError(message)
 
 
-def _require_growth(low: Depths, high: Depths | None) -> None:
+def _require_growth(low: Depths, high: Depths | None, name: str) -> None:
   _require(
       low and high and len(low) == len(high)
       and all(1 <= first <= last for first, last in zip(low, high)),
-      f'Depths cannot grow from {low} to {high}; they must be at least 1 and '
-      'not shrink, in the same number of stages.',
+      f'The {name} is {high}; it must be at least the depths, {low}, which '
+      'must be positive, in the same number of stages.',
   )
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from autogrow_jax import config as config_lib
 from autogrow_jax import logs
-from autogrow_jax import paired
 from autogrow_jax import policies
 
 
@@ -38,7 +37,7 @@ def decisions(
   if isinstance(policy, policies.Fixed):
     return
   total = 1000  # Enough for a rise of all of them to be significant.
-  evaluation = total, paired.pack_hits(np.ones(total, bool))
+  evaluation = total, np.ones(total, bool)
   yield from _run(policy, itertools.repeat(evaluation), total, trained)
 
 
@@ -193,13 +192,13 @@ def of_run(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _run(
     policy: policies.Policy,
-    evaluations: Iterator[tuple[int, str | None]],
+    evaluations: Iterator[tuple[int, np.ndarray | None]],
     total: int,
     trained: bool,
 ) -> Iterator[tuple[policies.Policy, policies.Decision]]:
   """Feeds a policy correct predictions and their hits until it is finished."""
   if isinstance(policy, policies.Sequential) and not trained:
-    nothing = 0, paired.pack_hits(np.zeros(total, bool))
+    nothing = 0, np.zeros(total, bool)
     untrained = itertools.repeat(nothing, policy.interval)
     evaluations = itertools.chain(untrained, evaluations)
   while not policy.finished:
@@ -236,9 +235,9 @@ def _counts(
 
 def _hits(
     rng: np.random.Generator, total: int, accuracy: float, common_sigma: float
-) -> Iterator[tuple[int, str]]:
+) -> Iterator[tuple[int, np.ndarray]]:
   """Yields endless epochs of single predictions."""
   while True:
     now = accuracy + common_sigma / 100 * rng.standard_normal()
     hits = rng.random(total, dtype=np.float32) < now
-    yield int(np.count_nonzero(hits)), paired.pack_hits(hits)
+    yield int(np.count_nonzero(hits)), hits
