@@ -20,6 +20,7 @@ from experiments import dry_run
 from experiments import flags
 from experiments import report
 from experiments import summary
+from experiments.studies import null_model
 
 COMPARED = ('seed', 'found')
 FIELDS = {**flags.GROWING_FLAGS, **flags.RUN_FLAGS}
@@ -83,9 +84,11 @@ def main() -> None:
   compare.check(COMPARE.value, COMPARED)
   dataset = data.load(run_config.data, seed=run_config.seed)
   result = train.run(run_config, dataset=dataset)
+  controls = null_model.of_run(run_config.workdir)
+  results.add(run_config.workdir, **controls)
   report.write(run_config.workdir)
   fixed = compare.run(run_config, dataset, result, COMPARE.value)
-  print(summary.of_run(result, run_config.workdir, fixed))
+  print(summary.of_run({**result, **controls}, run_config.workdir, fixed))
   if run_config.data.dataset == 'digits':
     print(NEXT.replace('WORKDIR', run_config.workdir))
 

@@ -24,7 +24,6 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.run import checkpoint
 from autogrow_jax.run import config as config_lib
-from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax.run import console as logs
@@ -38,6 +37,7 @@ from autogrow_jax.run import steps
 from autogrow_jax.run import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
+from experiments.studies import null_model
 
 Architecture = architecture_lib.Architecture
 
@@ -149,7 +149,7 @@ def walk(
       architecture = started.progress.architecture
       state = started.fetch(setup.parallel)
     yield _stop(setup, 0, architecture, state)
-    for policy, decision in controls.decisions(
+    for policy, decision in null_model.decisions(
         setup.policy, trained=config.init_from is not None
     ):
       key = jax.random.fold_in(jax.random.key(config.seed), policy.epoch)

@@ -25,7 +25,6 @@ import runs
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.run import config as config_lib
-from autogrow_jax import controls
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import networks
@@ -42,6 +41,7 @@ from experiments import dry_run
 from experiments import flags
 from experiments import paper
 from experiments import presets
+from experiments.studies import null_model
 
 Course = tuple[tuple[int, architecture_lib.Architecture], ...]
 
@@ -124,7 +124,7 @@ def _course(
 ) -> Course:
   method = autogrow.AutoGrow(initializer='zero')
   result = [(0, architecture)]
-  for policy, decision in controls.decisions(policy):
+  for policy, decision in null_model.decisions(policy):
     change = method.propose(
         decision,
         base.Situation(

@@ -265,8 +265,8 @@ class LazyImagesTest(absltest.TestCase):
       )
       self.assertAlmostEqual(score.loss_sum, want.loss_sum, places=9)
       self.assertEqual(
-          (score.correct, score.total, score.hits),
-          (want.correct, 30, want.hits),
+          (score.correct, score.total, score.hits.tolist()),
+          (want.correct, 30, want.hits.tolist()),
       )
     self.assertEqual(
         streamed.damaged,

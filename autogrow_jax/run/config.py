@@ -16,9 +16,6 @@ from autogrow_jax.networks import common
 from autogrow_jax.run import settings
 
 PRECISIONS = ('float32', 'bfloat16')
-POLICIES = (
-    'periodic', 'convergent', 'sequential', 'oneshot', 'every', 'fixed'
-)
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 
 # Methods by the 'kind' that configurations store.
@@ -99,7 +96,7 @@ class PolicyConfig:
   target: tuple[int, ...] | None = None
 
   def __post_init__(self):
-    common.check_choice('policy', self.name, POLICIES)
+    common.check_choice('policy', self.name, tuple(policies.POLICIES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,37 +336,9 @@ class RunConfig:
     return 'paper_compat' if self.paper_compat else self.data.select_on
 
   def make_policy(self, depths: tuple[int, ...]) -> policies.Policy:
-    """The policy, at its start from a network of some depths."""
+    """Makes the policy, at its start from a network of some depths."""
     policy = dataclasses.replace(self.policy, interval=self.interval)
-    has_window = policy.name in ('periodic', 'sequential')
-    if has_window and self.policy.interval is None:
-      if policy.window < policy.interval:
-        raise ValueError(
-            f'K is {policy.interval} epochs, by the rule 3 / data_fraction, '
-            f'and the window J is {policy.window}: give a shorter '
-            '--grow_interval, or a larger --stop_window.'
-        )
-    if policy.name == 'fixed':
-      return policies.Fixed(depths=depths)
-    if policy.name == 'every':
-      return policies.EveryEpochs(policy.interval, policy.max_epochs)
-    if policy.name == 'oneshot':
-      return _one_shot(policy, depths)
-    shared = {
-        'interval': policy.interval,
-        'depths': depths,
-        'caps': policy.max_depths,
-        'max_epochs': policy.max_epochs,
-    }
-    if policy.name == 'sequential':
-      return policies.Sequential(
-          window=policy.window, error_rate=policy.error_rate, **shared
-      )
-    if policy.name == 'convergent':
-      return policies.Convergent(threshold=policy.threshold, **shared)
-    return policies.Periodic(
-        window=policy.window, threshold=policy.threshold, **shared
-    )
+    return policies.make(depths=depths, **dataclasses.asdict(policy))
 
   def to_json(self) -> dict[str, Any]:
     """As plain dictionaries and lists."""
@@ -379,25 +348,6 @@ class RunConfig:
   def from_json(cls, value: Mapping[str, Any]) -> Self:
     """The inverse of `to_json`; refuses unknown fields by name."""
     return settings.from_json(cls, value)
-
-
-def _one_shot(
-    policy: PolicyConfig, depths: tuple[int, ...]
-) -> policies.OneShot:
-  for name in ('max_depths', 'max_epochs'):
-    if getattr(policy, name) is not None:
-      raise ValueError(
-          f'The policy oneshot grows once, after its interval; {name} means '
-          'nothing to it, so leave it out.'
-      )
-  if policy.target is None:
-    raise ValueError(
-        'The policy oneshot needs the depths to grow to; give --target_depths, '
-        "such as '5-5-5'."
-    )
-  return policies.OneShot(
-      interval=policy.interval, depths=depths, target=policy.target
-  )
 
 
 def default_interval(fraction: fractions.Fraction) -> int:

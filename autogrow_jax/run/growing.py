@@ -10,7 +10,6 @@ import jax
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
-from autogrow_jax import paired
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
@@ -38,7 +37,7 @@ def observe(state: RunState, score: tasks.Score) -> policies.Observation:
       total=score.total,
       loss_sum=score.loss_sum,
       cost=progress.ledger.train_macs,
-      hits=None if score.hits is None else paired.pack_hits(score.hits),
+      hits=score.hits,
   )
 
 
