@@ -14,8 +14,7 @@ commits by renaming, so that a kill leaves a whole checkpoint or none.
 
 This is the only file that imports Orbax. All calls of it run in a worker
 thread, which has no event loop (that of a notebook would be in the way) and
-which writes while the caller goes on. Every process acts alone: of several
-hosts let one save.
+which writes while the caller goes on. Of several hosts only the first writes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -102,6 +101,8 @@ class Checkpoints:
     Raises:
       CheckpointError: The save before could not be written.
     """
+    if jax.process_index():
+      return
     leaves = {
         names: (array.copy(), header)
         for names, (array, header) in _flatten(state).items()
@@ -394,6 +395,6 @@ def _reason(error: BaseException) -> str:
     return os.strerror(int(number[1]))
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  if isinstance(error, ValueError):
-    return text
-  return f'{type(error).__name__}: {text}'
+  if not isinstance(error, ValueError):
+    text = f'{type(error).__name__}: {text}'
+  return text if len(text) < 200 else f'{text[:200]}...'
