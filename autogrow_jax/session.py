@@ -399,6 +399,7 @@ class Session:
     """Saves and raises `Interrupted` if a signal came."""
     if self.signals:
       self.save()
+      self.setup.checkpoints.wait()
       name = signal.Signals(self.signals[-1]).name
       raise Interrupted(
           f'{name}: saved after epoch {self.progress.epoch}, step {self.step} '
@@ -412,6 +413,7 @@ class Session:
     self.screen.close()
     self.tensorboard.close()
     self.history.close()
+    self.setup.checkpoints.wait()
 
   def _layout(self, architecture: Architecture) -> view.Layout:
     return view.layout(

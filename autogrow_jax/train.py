@@ -755,6 +755,7 @@ def _conclude(session: session_lib.Session) -> dict[str, Any]:
   session.programs.close()
   session.flush_compilations()
   session.record('end')
+  session.setup.checkpoints.wait()
   return results.conclude(
       session.setup,
       session.progress,
