@@ -23,7 +23,7 @@ from absl import flags as absl_flags
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import networks
 from autogrow_jax.run import results
 from autogrow_jax.run import resolve
@@ -176,7 +176,7 @@ def main() -> None:
   fixed = compare.run(run_config, dataset, result, scratch + COMPARE.value)
   growths = [
       record
-      for record in logs.read(pathlib.Path(run_config.workdir, 'history.jsonl'))
+      for record in history_lib.read(pathlib.Path(run_config.workdir, 'history.jsonl'))
       if record['event'] in ('grow', 'skip')
   ]
   found = calibration_of(growths)
@@ -251,7 +251,7 @@ def coverage(
 
 def of_growth(
     result: Mapping[str, Any],
-    growths: Sequence[logs.Record],
+    growths: Sequence[history_lib.Record],
     found: calibration.Calibration | None,
 ) -> str:
   """Widths per layer, and the estimates beside what was measured."""
@@ -281,7 +281,7 @@ def of_growth(
 
 
 def calibration_of(
-    growths: Sequence[logs.Record],
+    growths: Sequence[history_lib.Record],
 ) -> calibration.Calibration | None:
   """How good the estimates of whole growth steps were, taken or not.
 

@@ -32,7 +32,8 @@ import numpy as np
 from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import learning_costs
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import studies
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
@@ -319,7 +320,7 @@ def cost(
       'this network': steps.learning.bytes,
       'full VGG-19': learning_costs.compiled_bytes(full, batch_size, curvature),
   }
-  size = lambda count: f'{logs.format_count(count)}B' if count else '-'
+  size = lambda count: f'{console.format_count(count)}B' if count else '-'
   seconds = [('', 'median', 'fastest', 'over plain', 'memory')] + [
       (
           name, f'{step.seconds:.2e} s', f'{step.fastest:.2e} s',
@@ -381,7 +382,7 @@ def save(answer: Answer, network: trained.TrainedNetwork) -> None:
       'seed': network.config.seed,
       **answer.numbers,
   }
-  path.write_text(logs.dumps(numbers, indent=2) + '\n')
+  path.write_text(history_lib.dumps(numbers, indent=2) + '\n')
   written = [path]
   if answer.figure is not None:
     written.append(path.with_suffix('.svg'))

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 
 Axes = Figure = Any  # Matplotlib's.
-Records = Sequence[logs.Record]
+Records = Sequence[history_lib.Record]
 
 # Colours of Okabe and Ito, which colour-blind people can tell apart.
 BLUE, ORANGE, GREEN = '#0072b2', '#d55e00', '#009e73'
@@ -285,7 +286,7 @@ def _costs(epochs: Records) -> dict[str, Figure]:
     axes.set_ylabel(f'{unit} so far')
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(
-        lambda value, unused_position: logs.format_count(float(f'{value:.6g}'))
+        lambda value, unused_position: console.format_count(float(f'{value:.6g}'))
     )
     _epoch_axis(axes, epochs)
     legend(axes)
@@ -315,10 +316,10 @@ def _lines(
   return np.concatenate(drawn)
 
 
-def _number(record: logs.Record, key: str) -> float:
+def _number(record: history_lib.Record, key: str) -> float:
   """A number of a record, NaN if there is none; accuracies in percent."""
   value = (
-      logs.percent(record, *_COUNTS[key]) if key in _COUNTS else record.get(key)
+      console.percent(record, *_COUNTS[key]) if key in _COUNTS else record.get(key)
   )
   return np.nan if value is None else float(value)
 
