@@ -10,6 +10,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods.sparsify import space as space_lib
 
 Architecture = architecture_lib.Architecture
@@ -144,7 +145,6 @@ def _without_momentum(
   blocks = {name for name, is_new in attached['layers'].items() if is_new}
 
   def reset(path, leaf):
-    path = state_lib.names(path)
     axes = state_lib.find_axes(path, table)
     if axes is None:
       return leaf
@@ -152,12 +152,11 @@ def _without_momentum(
       return np.zeros_like(leaf)
     for dim, axis in enumerate(axes):
       if axis is not None and axis.name in keep:
-        shape = [1] * leaf.ndim
-        shape[dim] = -1
-        leaf = leaf * keep[axis.name].reshape(shape).astype(leaf.dtype)
+        is_kept = axes_lib.along(keep[axis.name], dim, leaf.ndim)
+        leaf = leaf * is_kept.astype(leaf.dtype)
     return leaf
 
-  return jax.tree_util.tree_map_with_path(reset, opt_state)
+  return axes_lib.map_with_names(reset, opt_state)
 
 
 def _changes(grown: Tree, old: Tree, new: Tree) -> dict[str, int]:

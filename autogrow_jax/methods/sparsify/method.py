@@ -14,6 +14,7 @@ from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import execution as execution_lib
 from autogrow_jax.methods.sparsify import growths
@@ -68,10 +69,8 @@ class Sparsify(base.Method):
   channel and not its filter, since behind a filter stands a norm that takes a
   factor away again; lambda follows the expected cost in every step, since one
   that is held for an epoch makes the network swing from its seed to the full
-  one and back; the last sample, which remains, is of several the one nearest to
-  the budget.
-
-  Each setting has its help beside it.
+  one and back; of several last samples the one nearest to the budget remains.
+  The help of each setting stands beside it.
   """
 
   target_sparsity: float = dataclasses.field(
@@ -175,19 +174,16 @@ class Sparsify(base.Method):
       labels: jax.Array,
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-    """Equation (6). The penalty has a gradient but does not show in the loss.
-    """
+    """Computes equation (6); the penalty has a gradient but no value."""
     loss, (after, logits) = super().objective(
         network, params, stats, labels, key
     )
     penalty = self.penalty(
         network.layout.canonical, params['aux'], stats['method']
     )
-    # What gates scaled among the statistics is not to stay scaled.
-    after['network'] = jax.tree_util.tree_map_with_path(
-        lambda path, old, new: (
-            old if state_lib.names(path)[-1] == 'select' else new
-        ),
+    # Gates have scaled the selections of shortcuts, which are constants.
+    after['network'] = axes_lib.map_with_names(
+        lambda path, old, new: old if path[-1] == 'select' else new,
         stats['network'],
         after['network'],
     )
@@ -238,8 +234,7 @@ class Sparsify(base.Method):
       decision: policies.Decision,
       situation: base.Situation,
   ) -> growth.Growth | None:
-    """Proposes as `propose` does, with samples that are drawn in another way.
-    """
+    """Proposes as `propose` does, but draws samples in another way."""
     architecture, state = situation.architecture, situation.state
     if not state.stats['method']['open']:
       return None
