@@ -1,29 +1,29 @@
 """`Pruned`: train the full network, prune it once to a budget, train on.
 
-Every strategy puts all channels of the network in an order, and the first of
-them stay: as many as come nearest to the budget, and one of every group at
-least. Groups are those of `space`. A channel's norm is that of the weights that
-write it, summed over its writers where it has several.
+Every strategy puts all channels of the network in an order. The first of them
+stay, as many as come nearest to the budget, and at least one of every group.
+Groups are those of `space`. A channel's norm is the norm of the weights that
+write it, summed over its writers.
 
   uniform   by rank within the group over the group's size, so that all groups
             keep the same part; rank by the L1 norm of filters
   l1        by the L1 norm over the group's mean (Li et al. 2017); groups keep
             different parts
-  soft      as uniform, but by the L2 norm, and after every query but the last
+  soft      as uniform, but by the L2 norm; after every query but the last,
             filters that would go become zero and are trained on (He et al.
             2018)
   morphnet  while the network is dense, a penalty on the scales of its norms,
-            in proportion to what the channel costs. Widths that are left above
-            a threshold are multiplied by one factor, back to the budget (Gordon
-            et al. 2018); by rank within the group over the width that is left,
-            rank by the sum of absolute scales. Channels without norms are not
-            penalised; filters rank them
+            in proportion to the channel's cost. Widths that are left above a
+            threshold are multiplied by one factor, back to the budget (Gordon
+            et al. 2018): by rank within the group over the width that is left.
+            The sum of absolute scales ranks channels; filters rank those
+            without norms, which are not penalised
 
 Unlike the paper, l1 does not choose a part for every layer by its sensitivity:
 one ranking of the whole network takes more where weights are more unequal.
-Unlike the paper, morphnet counts what a channel costs in the full network, and
-not in what is left of it, adds up the scales of a channel of several norms, and
-has one round, after which weights stay.
+Unlike the paper, morphnet takes a channel's cost in the full network and not in
+the remaining one, adds up the scales of a channel of several norms, and has one
+round, after which weights stay.
 """
 
 import bisect
@@ -64,11 +64,11 @@ class Pruned(base.Method):
   Attributes:
     strategy: one of `STRATEGIES`.
     target_sparsity: u, the part of the full network's cost to do without.
-    budget: what cost is, 'params' or 'macs'.
-    penalty: of morphnet, in nats: factor of the sum of all absolute scales,
-      each times its channel's part of the cost of the whole network.
-    threshold: of morphnet, the sum of absolute scales below which a channel is
-      not there.
+    budget: cost that the budget counts, 'params' or 'macs'.
+    penalty: for morphnet, nats; factor of the sum of all absolute scales, each
+      times its channel's part of the cost of the whole network.
+    threshold: for morphnet, sum of absolute scales below which a channel is
+      gone.
   """
 
   strategy: str = 'l1'
@@ -135,7 +135,7 @@ class Pruned(base.Method):
     return None
 
   def scores(self, architecture: Architecture, weights: Tree) -> Channels:
-    """What every channel of every group is worth."""
+    """Computes the score of every channel, by group."""
     filters = writers(architecture, 'kernel')
     if self.strategy == 'morphnet':
       scales = norms(weights, writers(architecture, 'scale'), _L1)
@@ -143,7 +143,7 @@ class Pruned(base.Method):
     return norms(weights, filters, _L2 if self.strategy == 'soft' else _L1)
 
   def left(self, architecture: Architecture, weights: Tree) -> dict[str, int]:
-    """Per group, the width that morphnet's threshold leaves, or all of it."""
+    """Returns the width of every group above morphnet's threshold, or all."""
     widths = {
         name: architecture.size(name) for name, _ in _space(architecture).groups
     }
@@ -156,14 +156,14 @@ class Pruned(base.Method):
     }
 
   def kept(self, architecture: Architecture, weights: Tree) -> Channels:
-    """The channels that stay.
+    """Picks the channels that stay.
 
     Args:
       architecture: the full network.
-      weights: its, on the host.
+      weights: weights of the network, on the host.
 
     Returns:
-      Per group, indices in order; `growth.NEW` for what is beyond its width.
+      Ascending indices by group; `growth.NEW` beyond the group's width.
     """
     scores = self.scores(architecture, weights)
     if self.strategy == 'l1':
@@ -179,7 +179,7 @@ class Pruned(base.Method):
   def conclude(
       self, architecture: Architecture, state: state_lib.TrainState
   ) -> growth.Growth:
-    """The pruned network."""
+    """Proposes the pruned network."""
     weights = state.params['weights']
     space = _space(architecture)
     kept = self.kept(architecture, weights)
@@ -203,14 +203,14 @@ class Pruned(base.Method):
     )
 
   def least_density(self, architecture: Architecture) -> float:
-    """Cost of one channel in every group over that of the full network."""
+    """Computes the density of one channel in every group."""
     counts = {name: np.ones(1) for name, _ in _space(architecture).groups}
     return _density(architecture, counts, self.budget)
 
   def _soften(
       self, architecture: Architecture, state: state_lib.TrainState
   ) -> growth.Growth:
-    """Zeroes the filters that would go if this were the end."""
+    """Proposes zeros for the filters that would go if this were the end."""
     kept = self.kept(architecture, state.params['weights'])
     stay = {}
     for name, axes in _space(architecture).groups:
@@ -232,14 +232,14 @@ class Pruned(base.Method):
 
 
 def writers(architecture: Architecture, leaf: str) -> dict[str, Places]:
-  """Where channels of every group are written by leaves of a name.
+  """Finds where leaves of a name write the channels of every group.
 
   Args:
     architecture: the network.
     leaf: 'kernel' or 'scale'.
 
   Returns:
-    Per group, (path among the weights, dimension) pairs.
+    (path among the weights, dimension) pairs by group.
   """
   space = _space(architecture)
   groups = {axis: name for name, axes in space.groups for axis in axes}
@@ -255,12 +255,12 @@ def writers(architecture: Architecture, leaf: str) -> dict[str, Places]:
 def norms(
     weights: Tree, places: Mapping[str, Places], norm: Callable[..., Any]
 ) -> dict[str, Any]:
-  """Per group that is written at all, the norm of every channel; may be traced.
+  """Computes the norm of every channel, by group that is written at all.
 
   Args:
-    weights: {part: {layer: {leaf}}}.
-    places: see `writers`.
-    norm: of a leaf over some dimensions.
+    weights: {part: {layer: {leaf}}}; may be traced.
+    places: places that `writers` found.
+    norm: norm of a leaf over some dimensions.
 
   Returns:
     (channels,) sums over the writers.
@@ -282,17 +282,17 @@ def nearest(
     target: float,
     budget: str,
 ) -> Channels:
-  """The first channels of an order that come nearest to a budget.
+  """Picks the first channels of an order that come nearest to a budget.
 
   Args:
     architecture: the full network.
-    places: per group, where its channels come in the order of all, float
-      (channels,); may have more than the group has: new ones.
+    places: places of a group's channels in the order of all, float (channels,);
+      more than the group has are new ones.
     target: density to reach, the cost over that of the full network.
-    budget: what cost is.
+    budget: cost that the budget counts.
 
   Returns:
-    Per group, the indices of its channels, never none.
+    Indices of channels by group, at least one of each.
   """
   groups = list(places)
   # The first of every group comes before all others.
@@ -328,7 +328,7 @@ def nearest(
 
 
 def marginal_costs(architecture: Architecture, budget: str) -> dict[str, float]:
-  """Per group, what one channel less saves, over the cost of the network."""
+  """Computes what one channel less saves by group, over the full cost."""
   full = {
       name: np.ones(architecture.size(name))
       for name, _ in _space(architecture).groups
@@ -340,7 +340,7 @@ def marginal_costs(architecture: Architecture, budget: str) -> dict[str, float]:
 
 
 def _in_proportion(scores: Channels, widths: Mapping[str, int]) -> Channels:
-  """Places by which all groups keep the same part of some widths.
+  """Computes places by which all groups keep the same part of some widths.
 
   They go on beyond a group's own width, so far that with all places taken no
   group is narrower than its own.
