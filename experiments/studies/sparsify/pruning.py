@@ -37,11 +37,12 @@ import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import space as space_lib
 from autogrow_jax.networks import common
@@ -123,7 +124,7 @@ class Pruned(base.Method):
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth.Growth | None:
+  ) -> growth_lib.Growth | None:
     """Prunes at the end; zeroes filters until then if it is soft."""
     state = situation.state
     if not state.stats['method']['open']:
@@ -163,7 +164,7 @@ class Pruned(base.Method):
       weights: weights of the network, on the host.
 
     Returns:
-      Ascending indices by group; `growth.NEW` beyond the group's width.
+      Ascending indices by group; `axes_lib.NEW` beyond the group's width.
     """
     scores = self.scores(architecture, weights)
     if self.strategy == 'l1':
@@ -178,7 +179,7 @@ class Pruned(base.Method):
 
   def conclude(
       self, architecture: Architecture, state: state_lib.TrainState
-  ) -> growth.Growth:
+  ) -> growth_lib.Growth:
     """Proposes the pruned network."""
     weights = state.params['weights']
     space = _space(architecture)
@@ -193,13 +194,12 @@ class Pruned(base.Method):
     if self.strategy == 'morphnet':
       report['left'] = self.left(architecture, weights)
 
-    def patch(state, key):
-      del key
-      closed = {**state.stats['method'], 'open': np.float32(0)}
-      return state.replace(stats={**state.stats, 'method': closed}), report
-
-    return growth.Growth(
-        pruned, sources, patch, note=f'prune by {self.strategy}'
+    return growth_lib.Growth(
+        sources,
+        values={('method', 'open'): np.float32(0)},
+        target=pruned,
+        report=report,
+        note=f'prune by {self.strategy}',
     )
 
   def least_density(self, architecture: Architecture) -> float:
@@ -209,7 +209,7 @@ class Pruned(base.Method):
 
   def _soften(
       self, architecture: Architecture, state: state_lib.TrainState
-  ) -> growth.Growth:
+  ) -> growth_lib.Growth:
     """Proposes zeros for the filters that would go if this were the end."""
     kept = self.kept(architecture, state.params['weights'])
     stay = {}
@@ -218,16 +218,15 @@ class Pruned(base.Method):
         stay[axis] = np.zeros(architecture.size(axis), np.float32)
         stay[axis][kept[name]] = 1
 
-    def patch(state, key):
-      del key
-      table = state_lib.axis_table(architecture)
-      params = growth.scale_filters(state.params, table, stay)
-      return state.replace(params=params), {
-          'zeroed': {axis: int(np.sum(on == 0)) for axis, on in stay.items()}
-      }
-
-    return growth.Growth(
-        architecture, patch=patch, note='zero the least filters'
+    table = state_lib.axis_table(architecture)
+    zeroed = axes_lib.scale_filters(state.params, table, stay)
+    return growth_lib.Growth(
+        values=state_lib.values(weights=zeroed['weights']),
+        target=architecture,
+        report={
+            'zeroed': {axis: int(np.sum(on == 0)) for axis, on in stay.items()}
+        },
+        note='zero the least filters',
     )
 
 
@@ -244,7 +243,7 @@ def writers(architecture: Architecture, leaf: str) -> dict[str, Places]:
   space = _space(architecture)
   groups = {axis: name for name, axes in space.groups for axis in axes}
   found = {name: [] for name, _ in space.groups}
-  for path, axes in state_lib.axis_table(architecture).items():
+  for path, axes in state_lib.axis_table(architecture).axes.items():
     for dim, axis in enumerate(axes):
       is_meant = path[-1] == leaf and axis is not None and axis.role == 'writes'
       if is_meant and axis.name in groups:
@@ -322,7 +321,7 @@ def nearest(
       key=lambda number: abs(density(number) - target),
   )
   return {
-      name: np.where(chosen < architecture.size(name), chosen, growth.NEW)
+      name: np.where(chosen < architecture.size(name), chosen, axes_lib.NEW)
       for name, chosen in first(number).items()
   }
 
