@@ -15,7 +15,7 @@ from autogrow_jax import networks
 from autogrow_jax import state as state_lib
 from autogrow_jax.networks import base
 from autogrow_jax.networks import deeplab
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 AXES = (*deeplab.BRANCHES, 'project')
 

@@ -29,7 +29,7 @@ from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 CONFIG = splits.LearnConfig()
 SGD = optimizers.make(optimizers.OptimizerConfig())

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax import linalg
+from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax import networks
 from autogrow_jax.methods.gauss_newton import matrix_free
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 import tiny_networks
 
 # Per family, widths, and axes; the stream has several writers and readers.

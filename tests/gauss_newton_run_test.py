@@ -28,7 +28,7 @@ from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax.networks import base as networks_base
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 SGD = optimizers.make(optimizers.OptimizerConfig())
 BATCH = 128

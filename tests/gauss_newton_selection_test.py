@@ -20,7 +20,7 @@ from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 SGD = tiny_networks.OPTIMIZERS['sgd']
 WIDTHS = {'plain3net': (3, 4, 4), 'mlp': (5, 4)}

@@ -17,7 +17,7 @@ from autogrow_jax.methods.gauss_newton import prunes
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 import tiny_networks
 
 FAMILIES = {

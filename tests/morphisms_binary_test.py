@@ -27,7 +27,7 @@ from autogrow_jax.methods.gauss_newton import prunes
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 # Compiling takes longer than running here.
 FAST_COMPILE = '--xla_backend_optimization_level=0'

@@ -31,7 +31,7 @@ from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax.networks import base as networks_base
 from autogrow_jax.networks import common
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 Architecture = base.Architecture
 Batch = splits_lib.Batch

@@ -25,7 +25,7 @@ from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.networks import base
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 Architecture = architecture_lib.Architecture
 TrainState = state_lib.TrainState
@@ -298,37 +298,6 @@ def _reset(opt_state: Any, table: state_lib.AxisTable) -> Any:
     return np.zeros_like(leaf) if is_moment or path[-1] == 'count' else leaf
 
   return jax.tree_util.tree_map_with_path(zero, opt_state)
-
-
-def _carried(
-    opt_state: Any,
-    table: state_lib.AxisTable,
-    signs: Mapping[str, np.ndarray],
-    one_sided: bool,
-) -> Any:
-  """Moments of each child, by the chain rule at the moment of the split.
-
-  If it is one-sided parents keep theirs, and new units have none.
-  """
-
-  def scale(path, leaf):
-    path = state_lib.names(path)
-    axes: layers.Axes = state_lib.find_axes(path, table) or ()
-    part = 0.25 if growth.SQUARED_MOMENTS & set(path) else 0.5
-    for dim, axis in enumerate(axes):
-      if axis is None or axis.name not in signs:
-        continue
-      sign = signs[axis.name]
-      if one_sided:
-        factor = np.where(sign < 0, 0, 1)
-      elif axis.role in ('writes', 'both'):
-        factor = np.where(sign, part, 1)
-      else:
-        continue
-      leaf = leaf * _along(factor.astype(leaf.dtype), dim, leaf)
-    return leaf
-
-  return jax.tree_util.tree_map_with_path(scale, opt_state)
 
 
 def _along(vector: np.ndarray, dim: int, like: np.ndarray) -> np.ndarray:

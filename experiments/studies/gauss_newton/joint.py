@@ -21,7 +21,7 @@ from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.networks import base
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 Memory = base.Tree
 # Whose kernels u and e mirror.

@@ -33,7 +33,7 @@ from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import trials
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 Architecture = architecture_lib.Architecture
 Model, Trees = signals_lib.Model, signals_lib.Trees

@@ -23,7 +23,7 @@ from autogrow_jax import state as state_lib
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 Architecture = architecture_lib.Architecture
 Model, Trees = signals_lib.Model, signals_lib.Trees
