@@ -280,159 +280,321 @@ class Checkpoints:
 
 
 def digest(tree: PyTree) -> str:
-  """Computes the SHA-256 over path, dtype, shape and bytes of all leaves."""
-  return _digest(_flatten(tree))
+  """SHA-256 over path, dtype, shape and bytes of all leaves, in path order."""
+  return _arrays_digest(*_flatten(tree))
 
 
-class _Damaged(ValueError):
-  """A checkpoint whose files are not as they were written."""
-
-  def __init__(self, reason: str):
-    super().__init__(f'damaged: {reason}')
-
-
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-  """A leaf on the host.
-
-  Attributes:
-    data: the array, or the data of a typed PRNG key.
-    header: dtype, shape and PRNG implementation as JSON.
-  """
-
-  data: np.ndarray
-  header: dict[str, Any]
-
-
-def _flatten(tree: PyTree) -> dict[_Names, _Leaf]:
-  """Leaves on the host by path."""
-  leaves = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    header = {}
+def _flatten(
+    tree: PyTree,
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+  """Host arrays and their descriptions, both by path."""
+  arrays, leaves = {}, {}
+  for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    path = _path(key_path)
+    if path in arrays:
+      raise ValueError(f"Two leaves of the state have the path '{path}'.")
+    leaves[path] = {
+        'dtype': str(np.result_type(leaf) if np.isscalar(leaf) else leaf.dtype),
+        'shape': list(np.shape(leaf)),
+    }
     if _is_key(leaf):
-      header['key'] = str(jax.random.key_impl(leaf))
-      data = np.asarray(jax.random.key_data(leaf))
-    else:
-      leaf = data = np.asarray(leaf)
-    header |= {'dtype': str(leaf.dtype), 'shape': list(leaf.shape)}
-    leaves[_names(path)] = _Leaf(data, header)
-  return leaves
+      leaves[path]['key'] = str(jax.random.key_impl(leaf))
+      leaf = jax.random.key_data(leaf)
+    arrays[path] = np.asarray(leaf)
+  return arrays, leaves
 
 
-def _nested(leaves: Mapping[_Names, _Leaf]) -> dict[str, Any]:
-  """Nested dictionaries of arrays.
-
-  Orbax takes no arrays of size zero: their shape restores them.
-  """
-  if len({'.'.join(names) for names in leaves}) < len(leaves):
-    # Orbax would write both to one place.
-    raise ValueError('two arrays have the same path')
-  tree = {}
-  for names, leaf in leaves.items():
-    if leaf.data.size:
-      node = tree
-      for name in names[:-1]:
-        node = node.setdefault(name, {})
-      node[names[-1]] = leaf.data
-  return tree
-
-
-def _assemble(abstract: PyTree, arrays: PyTree) -> PyTree:
-  """Puts stored arrays into the structure of an abstract state."""
-  stored = {names: leaf.data for names, leaf in _flatten(arrays).items()}
+def _assemble(abstract: PyTree, contents: _Contents) -> PyTree:
+  """The state, after a check of every path, shape and dtype."""
+  leaves = contents.manifest['leaves']
   wanted = {
-      _names(path): jax.eval_shape(_data, leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+      _path(key_path): (str(leaf.dtype), list(leaf.shape))
+      for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
   }
-  for names, leaf in wanted.items():
-    if not leaf.size:
-      stored.setdefault(names, np.zeros(leaf.shape, leaf.dtype))
-  for kind, paths in (
-      ('misses', wanted.keys() - stored.keys()),
-      ('has unwanted', stored.keys() - wanted.keys()),
-  ):
-    if paths:
-      first = '/'.join(min(paths))
-      raise ValueError(
-          f"another architecture: it {kind} {len(paths)} arrays ('{first}')"
-      )
-  for names, leaf in wanted.items():
-    found = stored[names]
-    if (found.dtype, found.shape) != (leaf.dtype, leaf.shape):
-      raise ValueError(
-          f"another architecture: '{'/'.join(names)}' is "
-          f'{found.dtype}{list(found.shape)}, not '
-          f'{leaf.dtype}{list(leaf.shape)}'
+  missing = sorted(wanted.keys() - leaves.keys())
+  surplus = sorted(leaves.keys() - wanted.keys())
+  if missing or surplus:
+    raise _Refused(
+        f'another architecture: {len(missing)} leaves are missing'
+        f'{_first(missing)}, {len(surplus)} are not wanted{_first(surplus)}'
+    )
+  for path, (dtype, shape) in wanted.items():
+    leaf = leaves[path]
+    if (dtype, shape) != (leaf['dtype'], leaf['shape']):
+      raise _Refused(
+          f"another architecture: '{path}' is {leaf['dtype']}{leaf['shape']},"
+          f' not {dtype}{shape}'
       )
 
-  def fill(path: Any, leaf: Any) -> Any:
-    data = stored[_names(path)]
-    if not _is_key(leaf):
-      return data
-    return jax.random.wrap_key_data(data, impl=_key_impl(leaf))
+  def leaf_of(key_path: Any, unused_leaf: Any) -> Any:
+    del unused_leaf
+    path = _path(key_path)
+    if 'key' in leaves[path]:
+      return jax.random.wrap_key_data(
+          contents.arrays[path], impl=leaves[path]['key']
+      )
+    return contents.arrays[path]
 
-  return jax.tree_util.tree_map_with_path(fill, abstract)
-
-
-def _digest(leaves: Mapping[_Names, _Leaf]) -> str:
-  sha = hashlib.sha256()
-  by_path = {'/'.join(names): leaf for names, leaf in leaves.items()}
-  for path, leaf in sorted(by_path.items()):
-    header = [path, leaf.header, str(leaf.data.dtype), list(leaf.data.shape)]
-    sha.update(json.dumps(header, sort_keys=True).encode())
-    sha.update(leaf.data.tobytes())
-  return sha.hexdigest()
+  return jax.tree_util.tree_map_with_path(leaf_of, abstract)
 
 
-def _json_digest(value: Any) -> str:
-  text = json.dumps(value, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+def _try_space(
+    path: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    documents: Mapping[str, Any],
+) -> None:
+  """Reserves the space a checkpoint takes for a moment.
+
+  A full disk or a limit thus shows as a plain OSError, before the threads of
+  Orbax meet it and print a traceback each.
+  """
+  size = sum(array.nbytes for array in arrays.values())
+  size += size // 4 + 1024 * len(arrays) + len(json.dumps(dict(documents)))
+  probe = path.with_suffix('.saving-space')
+  probe.unlink(missing_ok=True)
+  with open(probe, 'xb') as file:
+    try:
+      if hasattr(os, 'posix_fallocate'):  # Linux; not macOS.
+        os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD)
+    finally:
+      probe.unlink()
 
 
-def _names(path: Any) -> _Names:
-  """Names on the way to a leaf; a tree that is a leaf has the path '.'."""
-  return tuple(
-      jax.tree_util.keystr((entry,), simple=True) for entry in path
-  ) or ('.',)
+def _write(
+    path: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    manifest: dict[str, Any],
+    documents: Mapping[str, Any],
+) -> None:
+  stored = {
+      name: np.stack([arrays[path] for path in paths])
+      for name, paths in _stacks(manifest['leaves']).items()
+  }
+  items = {
+      name: ocp.args.JsonSave(document) for name, document in documents.items()
+  }
+  if stored:
+    items[_STATE] = ocp.args.StandardSave(stored)
+  with _checkpointer(documents) as checkpointer:
+    checkpointer.save(path, args=ocp.args.Composite(**items))
+  manifest = {**manifest, 'files': _file_digests(path)}
+  with open(path / _MANIFEST, 'x', encoding='utf-8') as file:
+    json.dump(manifest, file)
+    file.flush()
+    os.fsync(file.fileno())
 
 
-def _is_key(leaf: Any) -> bool:
-  dtype = getattr(leaf, 'dtype', np.float32)
-  return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+def _read(path: pathlib.Path) -> _Contents:
+  """Reads and verifies a checkpoint.
+
+  Raises:
+    Exception: Of any kind, where it is damaged, partial or foreign.
+  """
+  if not _is_ours(path):
+    raise _Refused('not a checkpoint of autogrow_jax')
+  try:
+    manifest = json.loads((path / _MANIFEST).read_bytes())
+  except ValueError as error:
+    raise _Refused(f"damaged: the file '{_MANIFEST}' is not JSON") from error
+  if manifest['format'] != _FORMAT:
+    raise _Refused(f"format {manifest['format']}, not {_FORMAT}")
+  _check_files(path, manifest['files'])
+  leaves = manifest['leaves']
+  stacks = _stacks(leaves)
+  items = {name: ocp.args.JsonRestore() for name in manifest['documents']}
+  if stacks:
+    items[_STATE] = ocp.args.StandardRestore()
+  with _checkpointer(manifest['documents']) as checkpointer:
+    restored = checkpointer.restore(path, args=ocp.args.Composite(**items))
+  documents = {name: restored[name] for name in manifest['documents']}
+  stored = dict(restored[_STATE]) if _STATE in items else {}
+  if {name: len(stack) for name, stack in stored.items()} != {
+      name: len(paths) for name, paths in stacks.items()
+  }:
+    raise _Refused('damaged: arrays are missing')
+  arrays = {
+      path: np.asarray(array)
+      for name, paths in stacks.items()
+      for path, array in zip(paths, np.asarray(stored[name]), strict=True)
+  } | {
+      path: _empty(leaf) for path, leaf in leaves.items() if 0 in leaf['shape']
+  }
+  if _content_digest(arrays, leaves, documents) != manifest['digest']:
+    raise _Refused('damaged: the contents do not have the recorded SHA-256')
+  return _Contents(arrays, manifest, documents)
 
 
-def _data(leaf: Any) -> Any:
-  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+def _stacks(
+    leaves: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[str]]:
+  """The paths of the leaves of each stack, by its name.
+
+  Orbax refuses arrays of size zero: the manifest alone describes them.
+  """
+  alike = {}
+  for path, leaf in leaves.items():
+    if 0 not in leaf['shape']:
+      alike.setdefault((leaf['dtype'], *leaf['shape']), []).append(path)
+  return {
+      f'stack{number}': paths for number, paths in enumerate(alike.values())
+  }
 
 
-def _key_impl(leaf: Any) -> Any:
-  """Implementation of an abstract PRNG key."""
-  found = []
-  jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
-  return found[0]
+def _check_files(path: pathlib.Path, recorded: Mapping[str, str]) -> None:
+  """Refuses a checkpoint with a file missing or changed."""
+  found = _file_digests(path)
+  found.pop(_MANIFEST, None)
+  missing = sorted(recorded.keys() - found.keys())
+  if missing:
+    raise _Refused(f"damaged: the file '{missing[0]}' is missing")
+  changed = [name for name in recorded if found[name] != recorded[name]]
+  if changed:
+    raise _Refused(f"damaged: the file '{changed[0]}' is not as it was written")
+
+
+def _file_digests(path: pathlib.Path) -> dict[str, str]:
+  """SHA-256 of every file below a directory, by relative path."""
+  return {
+      file.relative_to(path).as_posix(): hashlib.sha256(
+          file.read_bytes()
+      ).hexdigest()
+      for file in sorted(path.rglob('*'))
+      if file.is_file()
+  }
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keeps Orbax from logging what is raised as well."""
-  muted = lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname
-  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
-  for logger in loggers:
-    logger.addFilter(muted)
+def _checkpointer(document_names: Iterable[str]) -> Iterator[ocp.Checkpointer]:
+  """An Orbax checkpointer that waits for no other process and is quiet."""
+  alone = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+      primary_host=alone,
+      active_processes={alone},
+      barrier_sync_key_prefix=f'process{alone}',
+  )
+  # Each layer of Orbax waits for all processes unless it is told by itself.
+  handler = ocp.CompositeCheckpointHandler(
+      composite_options=ocp.CompositeOptions(
+          multiprocessing_options=options
+      ),
+      **{
+          name: ocp.JsonCheckpointHandler(multiprocessing_options=options)
+          for name in document_names
+      },
+      state=ocp.StandardCheckpointHandler(multiprocessing_options=options),
+  )
+  absl_logger = logging.getLogger('absl')
+  asyncio_logger = logging.getLogger('asyncio')
+  absl_logger.addFilter(_is_not_of_orbax)
+  asyncio_logger.addFilter(_is_of_no_interest)
   try:
-    yield
+    with ocp.Checkpointer(
+        handler, multiprocessing_options=options
+    ) as checkpointer:
+      yield checkpointer
   finally:
-    for logger in loggers:
-      logger.removeFilter(muted)
+    absl_logger.removeFilter(_is_not_of_orbax)
+    asyncio_logger.removeFilter(_is_of_no_interest)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _is_of_no_interest(record: logging.LogRecord) -> bool:
+  del record
+  return False
+
+
+def _plain_documents(documents: Mapping[str, Any]) -> dict[str, Any]:
+  """The documents as they come back from JSON."""
+  reserved = documents.keys() & {_STATE, _MANIFEST, 'metrics'}
+  if reserved:
+    raise ValueError(f"'{reserved.pop()}' is no name for a document.")
+  return json.loads(json.dumps(dict(documents), default=_number))
+
+
+def _number(value: Any) -> Any:
+  """A number of numpy as one of Python."""
+  if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+    return value.tolist()
+  raise TypeError(f'{value!r} is not JSON-able.')
+
+
+def _arrays_digest(
+    arrays: Mapping[str, np.ndarray], leaves: Mapping[str, dict[str, Any]]
+) -> str:
+  sha = hashlib.sha256()
+  for path in sorted(arrays):
+    array = arrays[path]
+    # The stored array counts, the description only names it.
+    header = [path, leaves[path], str(array.dtype), list(array.shape)]
+    sha.update(json.dumps(header, sort_keys=True).encode())
+    sha.update(np.ascontiguousarray(array).tobytes())
+  return sha.hexdigest()
+
+
+def _content_digest(
+    arrays: Mapping[str, np.ndarray],
+    leaves: Mapping[str, dict[str, Any]],
+    documents: Mapping[str, Any],
+) -> str:
+  contents = [_arrays_digest(arrays, leaves), documents]
+  return hashlib.sha256(
+      json.dumps(contents, sort_keys=True).encode()
+  ).hexdigest()
+
+
+def _empty(leaf: Mapping[str, Any]) -> np.ndarray:
+  """An array of size zero, from its description."""
+  if 'key' in leaf:
+    words = jax.random.key_data(jax.random.key(0, impl=leaf['key'])).shape
+    return np.zeros((*leaf['shape'], *words), np.uint32)
+  return np.zeros(leaf['shape'], jax.numpy.dtype(leaf['dtype']))
+
+
+def _is_key(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+      leaf.dtype, jax.dtypes.prng_key
+  )
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+  return (path / _MANIFEST).is_file()
+
+
+def _path(key_path: Any) -> str:
+  # The path of a state that is a single leaf would be empty.
+  return jax.tree_util.keystr(key_path, simple=True, separator='/') or '.'
+
+
+def _step(path: pathlib.Path) -> int:
+  return int(_CHECKPOINT_NAME.fullmatch(path.name).group(1))
+
+
+def _old(path: pathlib.Path) -> pathlib.Path:
+  return path.with_suffix('.old')
+
+
+def _first(names: list[str]) -> str:
+  return f" (first: '{names[0]}')" if names else ''
 
 
 def _reason(error: BaseException) -> str:
-  """The cause of an error in one line."""
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  text = ' '.join(str(error).split())
-  if number := re.search(r'OS error (\d+)', text):  # TensorStore.
-    return os.strerror(int(number[1]))
-  if isinstance(error, CheckpointError | _Damaged):
-    return text
-  return f'{type(error).__name__}: {text[:160]}'
+  """The cause of an error in a few words, without line breaks."""
+  if isinstance(error, _Refused):
+    return str(error)
+  causes, cause = [], error
+  while cause is not None and cause not in causes:
+    causes.append(cause)
+    cause = cause.__cause__ or cause.__context__
+  for cause in causes:
+    for number in _WRITE_ERRORS:
+      if getattr(cause, 'errno', None) == number or (
+          os.strerror(number) in str(cause)
+      ):
+        return os.strerror(number)
+  text = ' '.join(str(error).split()) or 'no message'
+  if len(text) > 160:
+    text = text[:157] + '...'
+  return f'{type(error).__name__}: {text}'
