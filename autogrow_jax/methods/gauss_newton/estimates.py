@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from jax import lax
 import numpy as np
 
-from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods import base as methods_base
+from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from autogrow_jax.networks import base
 from autogrow_jax.methods.gauss_newton import taps
+from autogrow_jax.networks import base
 
 Model, Trees = signals_lib.Model, signals_lib.Trees
 Batch, Splits = splits_lib.Batch, splits_lib.Splits

@@ -16,8 +16,8 @@ from autogrow_jax import layers
 from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from autogrow_jax.networks import base
 from autogrow_jax.methods.gauss_newton import taps
+from autogrow_jax.networks import base
 
 Trees = signals_lib.Trees
 

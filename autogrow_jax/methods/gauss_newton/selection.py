@@ -14,8 +14,8 @@ import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
-from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
+from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import prunes as prunes_lib
 from autogrow_jax.methods.gauss_newton import removals
 from autogrow_jax.methods.gauss_newton import together

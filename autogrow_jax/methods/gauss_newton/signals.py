@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import networks
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
-from autogrow_jax.networks import base
 from autogrow_jax.methods.gauss_newton import taps
+from autogrow_jax import networks
+from autogrow_jax.networks import base
 
 CURVATURES = ('mc', 'rank1')
 # Smaller losses count as this much in rank1; their examples would dominate.

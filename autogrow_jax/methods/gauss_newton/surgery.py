@@ -1,12 +1,11 @@
-"""Chosen splits and prunes as one `growth.Growth`.
+"""Turns chosen splits and prunes into one `growth.Growth`.
 
-Splitting is an index map (each child copies its parent), the halving of all
-readers of the axis (but nothing reads the new unit of a one-sided split), and a
-patch that adds the learned u and e with a plus for the child in the parent's
-place and a minus for the new one. Pruning leaves units out, and a patch adds
-what makes up for them. Axes that change together need no order: every delta is
-gathered along all axes of its kernel. What splits and prunes shift in norms is
-left to `norms`.
+A split is an index map (each child copies its parent), the halving of all
+readers of the axis, and a patch that adds the learned u and e, with a plus for
+the child in the parent's place and a minus for the new one. Nothing reads the
+new unit of a one-sided split. A prune leaves a unit out, and a patch adds its
+compensation. Axes that change together need no order: every delta is gathered
+along all axes of its kernel. `norms` takes care of shifted statistics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,30 +17,26 @@ import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import growth
-from autogrow_jax import layers
-from autogrow_jax import state as state_lib
-from autogrow_jax.methods.gauss_newton import prunes as prunes_lib
+from autogrow_jax.methods.gauss_newton import removals as removals_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from autogrow_jax.networks import base
 from autogrow_jax.methods.gauss_newton import taps
+from autogrow_jax.networks import base
+from autogrow_jax import state as state_lib
 
 Architecture = architecture_lib.Architecture
 TrainState = state_lib.TrainState
 Splits = splits_lib.Splits
 
-OPTIMIZER_STATES = ('reset', 'carry')
-
-
 @dataclasses.dataclass(frozen=True)
 class Absorbed:
-  """What the readers of an axis take over from its pruned units.
+  """Changes of an axis's readers that compensate its pruned units.
 
   Attributes:
-    units: those that are pruned.
-    deltas: per reader, what is added to its kernel of before the step.
-    constants: per reader, (out,) what is added to all that it writes.
+    units: pruned units.
+    deltas: per reader, change of its kernel before the step.
+    constants: per reader, (out,) change of its output at every position.
   """
 
   units: tuple[int, ...]
@@ -52,20 +47,20 @@ class Absorbed:
 def absorbed(
     model: signals_lib.Model,
     trees: signals_lib.Trees,
-    removals: Sequence[prunes_lib.Removal],
+    removals: Sequence[removals_lib.Removal],
 ) -> dict[str, Absorbed]:
-  """What removals do to the readers, by axis.
+  """Computes the changes of readers that compensate removals, by axis.
 
   Args:
     model: the network.
-    trees: its arrays.
-    removals: those of an axis in their order.
+    trees: arrays of the network.
+    removals: removals, those of an axis in their order.
 
   Returns:
-    What `morph` takes.
+    The argument `removed` of `morph`.
   """
   sites = {site.axis: site for site in model.sites}
-  by_axis: dict[str, list[prunes_lib.Removal]] = {}
+  by_axis: dict[str, list[removals_lib.Removal]] = {}
   for removal in removals:
     by_axis.setdefault(removal.axis, []).append(removal)
   result = {}
@@ -75,7 +70,7 @@ def absorbed(
     deltas, constants = [], []
     for number, reader in enumerate(sites[axis].readers):
       kernel = np.asarray(trees.kernel(reader.layer))
-      # Of each removal, (..., removals, out): all that it takes away.
+      # The outgoing weights that each removal takes away, (..., removals, out).
       slices = mixtures[:, number] @ kernel
       w = weights[:, number]
       deltas.append(w[:, :-1].T @ slices)
@@ -93,33 +88,24 @@ def morph(
     units: Mapping[str, np.ndarray],
     *,
     removed: Mapping[str, Absorbed] | None = None,
-    optimizer_state: str = 'reset',
     one_sided: bool = False,
 ) -> growth.Growth:
   """Splits units of some sites in the learned way, and prunes others.
 
   Children copy the norms of their parent, which is exact in evaluation mode
-  only; see `norms.settled`.
+  only; see `norms.settled`. All moments of the optimizer become zero.
 
   Args:
-    architecture: the network's.
-    splits: of all units of these sites.
-    units: per axis, the units to split.
-    removed: per axis, the units to prune.
-    optimizer_state: 'reset' to zero all moments, or 'carry' to give each child
-      what the chain rule says its moments would have been: half the gradient
-      and a quarter of its square on the incoming side, all on the outgoing one.
-    one_sided: leave parents as they are, and give each new unit w - u, which
-      nothing reads yet; e is not looked at.
+    architecture: architecture of the network.
+    splits: splits of all units of these sites.
+    units: per axis, units to split.
+    removed: per axis, units to prune.
+    one_sided: true to leave parents as they are, and to give each new unit
+      w - u, which nothing reads yet; e is ignored.
 
   Returns:
     The growth.
   """
-  if optimizer_state not in OPTIMIZER_STATES:
-    raise ValueError(
-        f'optimizer_state is one of {", ".join(OPTIMIZER_STATES)}, got '
-        f'{optimizer_state!r}.'
-    )
   removed = removed or {}
   sites = {site.axis: site for site in sites_lib.survey(architecture).sites}
   if unknown := sorted((units.keys() | removed.keys()) - sites.keys()):
@@ -129,11 +115,11 @@ def morph(
   sources, signs, notes = {}, {}, []
   for axis, site in sites.items():
     chosen = np.asarray(units.get(axis, ()), int)
-    gone = np.asarray(removed[axis].units if axis in removed else (), int)
-    if chosen.size or gone.size:
-      sources[axis] = _sources(axis, site.units, chosen, gone)
+    pruned = np.asarray(removed[axis].units if axis in removed else (), int)
+    if chosen.size or pruned.size:
+      sources[axis] = _sources(axis, site.units, chosen, pruned)
       signs[axis] = _signs(sources[axis], chosen)
-      notes.append(_note(axis, site.units, chosen, gone))
+      notes.append(_note(axis, site.units, chosen, pruned))
   moved = signs
   kept = {axis: np.where(sign, 0.5, 1) for axis, sign in signs.items()}
   if one_sided:
@@ -165,14 +151,10 @@ def morph(
       weights, network = _with_constants(
           weights, network, sites[axis], taken, deltas
       )
-    if optimizer_state == 'reset':
-      opt_state = _reset(state.opt_state, table)
-    else:
-      opt_state = _carried(state.opt_state, table, signs, one_sided)
     return state.replace(
         params={**state.params, 'weights': weights},
         stats={**state.stats, 'network': network},
-        opt_state=opt_state,
+        opt_state=_reset(state.opt_state, table),
     ), {}
 
   return growth.Growth(wider, sources, patch, '; '.join(notes))
@@ -193,14 +175,14 @@ class _Deltas:
       *,
       along: tuple[str, np.ndarray] | None = None,
   ) -> base.Tree:
-    """Weights with deltas of some layers, given for the units before.
+    """Adds deltas to the kernels of some layers.
 
     Args:
-      weights: of the grown network.
-      ends: whose kernels.
-      deltas: each in the shape of a kernel before the growth.
-      along: an axis, and for each unit of it after the growth what the deltas
-        are to be multiplied with; None if all get them as they are.
+      weights: weights of the grown network.
+      ends: layers to change.
+      deltas: arrays in the shapes of the kernels before the growth.
+      along: an axis, and the factor of the deltas for each of its units after
+        the growth; None for no factors.
 
     Returns:
       The weights.
@@ -220,7 +202,7 @@ class _Deltas:
     return weights
 
   def of_outputs(self, layer: taps.Layer, vector: np.ndarray) -> np.ndarray:
-    """A vector over what a layer writes, for the units after the growth."""
+    """Gathers a vector over a layer's outputs for the units after growth."""
     name = self.table['weights', *layer.path, 'kernel'][-1].name
     return vector[self.sources[name]] if name in self.sources else vector
 
@@ -228,7 +210,7 @@ class _Deltas:
 def _sources(
     axis: str, size: int, chosen: np.ndarray, gone: np.ndarray
 ) -> np.ndarray:
-  """The kept units, then one more for each split."""
+  """Returns the kept units, then the parent of each new one."""
   named = [*chosen.tolist(), *gone.tolist()]
   if len(set(named) & set(range(size))) != len(named):
     raise ValueError(
@@ -244,7 +226,7 @@ def _sources(
 
 
 def _note(axis: str, size: int, chosen: np.ndarray, gone: np.ndarray) -> str:
-  """What happens to an axis, for people."""
+  """Describes the change of an axis."""
   done = [
       f'{verb} {len(units)}'
       for verb, units in (('split', chosen), ('prune', gone))
@@ -254,14 +236,15 @@ def _note(axis: str, size: int, chosen: np.ndarray, gone: np.ndarray) -> str:
 
 
 def _signs(sources: np.ndarray, units: np.ndarray) -> np.ndarray:
-  """+1 for children in their parent's place, -1 for new ones, else 0."""
+  """Returns +1 for children in their parent's place, -1 for new ones, else 0.
+  """
   signs = np.where(np.isin(sources, units), 1, 0)
   signs[len(sources) - len(units) :] = -1
   return signs
 
 
 def _with_constants(weights, network, site, taken, deltas):
-  """What the readers write, with the constant parts of a compensation."""
+  """Adds the constants of a compensation to the readers' outputs."""
   for reader, out in zip(site.readers, taken.constants, strict=True):
     if not out.any():
       continue
@@ -278,7 +261,7 @@ def _with_constants(weights, network, site, taken, deltas):
 
 
 def _with_leaves(tree: base.Tree, path: taps.Path, **changes: Any) -> base.Tree:
-  """A tree with leaves of one layer changed, in their own type."""
+  """Changes leaves of one layer, each keeping its type."""
   if path:
     inner = _with_leaves(tree[path[0]], path[1:], **changes)
     return {**tree, path[0]: inner}
@@ -290,7 +273,7 @@ def _with_leaves(tree: base.Tree, path: taps.Path, **changes: Any) -> base.Tree:
 
 
 def _reset(opt_state: Any, table: state_lib.AxisTable) -> Any:
-  """All moments and step counts zero; learning rates stay."""
+  """Zeroes all moments and step counts; learning rates stay."""
 
   def zero(path, leaf):
     path = state_lib.names(path)
@@ -301,7 +284,7 @@ def _reset(opt_state: Any, table: state_lib.AxisTable) -> Any:
 
 
 def _along(vector: np.ndarray, dim: int, like: np.ndarray) -> np.ndarray:
-  """A vector shaped to be multiplied along one dimension."""
+  """Reshapes a vector to be multiplied along one dimension."""
   shape = [1] * like.ndim
   shape[dim] = -1
   return vector.reshape(shape)

@@ -1,9 +1,10 @@
-"""How estimated changes of the loss compare with measured ones."""
+"""Agreement of estimated with measured changes of the loss."""
 
 import dataclasses
 
 import jax
 import numpy as np
+from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,14 +12,14 @@ class Calibration:
   """Agreement of pairs of estimated and measured changes.
 
   Attributes:
-    count: pairs of finite numbers; the others are left out.
+    count: number of finite pairs; the others are left out.
     pearson: correlation; NaN if either side is constant.
-    spearman: correlation of ranks, equal values sharing their mean rank.
-    slope: of the line through the origin that gives the measured changes from
-      the estimated ones with least squares. 1 is right on average, below 1 the
-      estimates promise too much; NaN if all of them are zero.
-    estimated: mean.
-    measured: mean.
+    spearman: correlation of ranks.
+    slope: slope of the line through the origin that gives the measured changes
+      from the estimated ones with least squares: 1 is right on average, below 1
+      the estimates promise too much; NaN if all of them are zero.
+    estimated: mean estimate.
+    measured: mean measurement.
   """
 
   count: int
@@ -32,17 +33,10 @@ class Calibration:
 def calibration(
     estimated: jax.typing.ArrayLike, measured: jax.typing.ArrayLike
 ) -> Calibration:
-  """Compares two vectors of changes.
-
-  Args:
-    estimated: (candidates,) nats.
-    measured: (candidates,) nats.
-
-  Returns:
-    The comparison.
+  """Compares two vectors of changes, nats.
 
   Raises:
-    ValueError: they are not two vectors of one length.
+    ValueError: if they are not two vectors of one length.
   """
   x, y = (np.asarray(side, np.float64) for side in (estimated, measured))
   if x.ndim != 1 or x.shape != y.shape:
@@ -51,28 +45,17 @@ def calibration(
     )
   finite = np.isfinite(x) & np.isfinite(y)
   x, y = x[finite], y[finite]
+  varies = len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
   square = float(x @ x)
   mean = lambda side: float(side.mean()) if len(side) else float('nan')
+  correlate = lambda rule: (
+      float(rule(x, y).statistic) if varies else float('nan')
+  )
   return Calibration(
       count=len(x),
-      pearson=_correlation(x, y),
-      spearman=_correlation(_ranks(x), _ranks(y)),
+      pearson=correlate(stats.pearsonr),
+      spearman=correlate(stats.spearmanr),
       slope=float(x @ y) / square if square > 0 else float('nan'),
       estimated=mean(x),
       measured=mean(y),
   )
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-  """Pearson's, NaN for a constant side."""
-  if not len(x) or np.ptp(x) == 0 or np.ptp(y) == 0:
-    return float('nan')
-  x, y = x - x.mean(), y - y.mean()
-  return float(x @ y / np.sqrt((x @ x) * (y @ y)))
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-  """Ranks from 0; equal values share their mean rank."""
-  _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
-  last = np.cumsum(counts) - 1
-  return (last - (counts - 1) / 2)[place]
