@@ -4,8 +4,6 @@ from collections.abc import Mapping
 import dataclasses
 import fractions
 import re
-import types
-import typing
 from typing import Any, Self
 
 from autogrow_jax import data as data_lib
@@ -13,10 +11,9 @@ from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.methods import autogrow
-from autogrow_jax.methods.gauss_newton import method as gauss_newton
-from autogrow_jax.methods.sparsify import method as sparsify
-from autogrow_jax.methods.sparsify import pruning
+from autogrow_jax.methods import base
 from autogrow_jax.networks import common
+from autogrow_jax.run import settings
 
 PRECISIONS = ('float32', 'bfloat16')
 POLICIES = (
@@ -24,12 +21,12 @@ POLICIES = (
 )
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 
-Method = (
-    autogrow.AutoGrow
-    | gauss_newton.GaussNewton
-    | sparsify.Sparsify
-    | pruning.Pruned
-)
+# Methods by the 'kind' that configurations store.
+METHODS = {
+    'autogrow': 'autogrow_jax.methods.autogrow:AutoGrow',
+    'sparsify': 'autogrow_jax.methods.sparsify.method:Sparsify',
+    'gauss_newton': 'autogrow_jax.methods.gauss_newton.method:GaussNewton',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +158,7 @@ class DeviceConfig:
     steps_per_call: training steps that the devices do in a loop before the host
       gives them the next ones; at most an epoch, and 1 of a stream. Where they
       are several, an evaluation of images in memory is one loop. Results are
-      equal to rounding; memory is foretold for a single step.
+      equal to rounding.
   """
 
   parallel: str = 'auto'
@@ -293,7 +290,9 @@ class RunConfig:
   data: data_lib.DataConfig = data_lib.DataConfig()
   network: NetworkConfig = NetworkConfig()
   policy: PolicyConfig = PolicyConfig()
-  method: Method = autogrow.AutoGrow()
+  method: base.Method = dataclasses.field(
+      default=autogrow.AutoGrow(), metadata={'kinds': METHODS}
+  )
   schedule: ScheduleConfig = ScheduleConfig()
   optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
   devices: DeviceConfig = DeviceConfig()
@@ -382,12 +381,12 @@ class RunConfig:
 
   def to_json(self) -> dict[str, Any]:
     """As plain dictionaries and lists."""
-    return dataclasses.asdict(self)
+    return settings.to_json(self)
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> Self:
     """The inverse of `to_json`; refuses unknown fields by name."""
-    return _from_json(cls, value, '')
+    return settings.from_json(cls, value)
 
 
 def _one_shot(
@@ -470,71 +469,3 @@ def _protocol_conflicts(config: RunConfig) -> list[str]:
       f'{name}={value}' for name, value, allowed in wanted
       if value not in allowed
   ]
-
-
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ''
-) -> list[str]:
-  """Fields in which two JSON forms differ, as 'name: old -> new'."""
-  result = []
-  for name in sorted(old.keys() | new.keys()):
-    before, after = old.get(name), new.get(name)
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-      result += differences(before, after, f'{prefix}{name}.')
-    elif before != after:
-      result.append(f'{prefix}{name}: {before} -> {after}')
-  return result
-
-
-def _from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
-  hints = typing.get_type_hints(kind)
-  if not isinstance(value, Mapping):
-    what = where.rstrip('.') or 'The configuration'
-    raise ValueError(f'{what} is not a JSON object.')
-  fields = {field.name for field in dataclasses.fields(kind)}
-  if unknown := [where + name for name in sorted(set(value) - fields)]:
-    raise ValueError(f'The configuration has unknown fields {unknown}.')
-  arguments = {}
-  for name, item in value.items():
-    hint = _kind_of(hints[name], item)
-    if dataclasses.is_dataclass(hint):
-      item = _from_json(hint, item, f'{where}{name}.')
-    elif isinstance(item, list):
-      item = tuple(item)
-    _check_type(f'{where}{name}', item, hint)
-    arguments[name] = item
-  try:
-    return kind(**arguments)
-  except TypeError as error:
-    raise ValueError(f'The configuration is incomplete: {error}.') from error
-
-
-def _kind_of(hint: Any, value: Any) -> Any:
-  """Of several dataclasses the one whose fields a JSON object has."""
-  kinds = [kind for kind in typing.get_args(hint) if _has_fields(kind, value)]
-  return kinds[0] if kinds else hint
-
-
-def _has_fields(kind: Any, value: Any) -> bool:
-  return (
-      dataclasses.is_dataclass(kind)
-      and isinstance(value, Mapping)
-      and value.keys() <= {field.name for field in dataclasses.fields(kind)}
-  )
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-  if not _is_of(value, hint):
-    raise ValueError(f'{name} has the wrong type: {value!r}.')
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-  """Whether a value has a type; ints are floats, but bools are not ints."""
-  if isinstance(hint, types.UnionType):
-    return any(_is_of(value, option) for option in typing.get_args(hint))
-  if typing.get_origin(hint) is tuple:
-    item_hint, _ = typing.get_args(hint)
-    return isinstance(value, tuple) and all(
-        _is_of(item, item_hint) for item in value
-    )
-  return type(value) in ((int, float) if hint is float else (hint,))

@@ -108,7 +108,7 @@ def grow(
     tx: optax.GradientTransformation,
     *,
     key: jax.Array,
-    extra: state_lib.Extra = state_lib.no_extra,
+    extra: state_lib.ExtraOf = state_lib.no_extra,
 ) -> tuple[TrainState, Carried]:
   """Applies a growth event.
 

@@ -11,8 +11,7 @@ A record is a dictionary with at least `event`, `epoch`, `step` and `depths`
   perplexity and train_perplexity; params, macs; train_macs and eval_macs
   (multiply-adds so far); wall_seconds, compile_seconds and compile_count (so
   far); images_per_second (missing where an epoch's last step had been done
-  before a restart); pause_seconds (between the last training step before the
-  epoch and its first one, forward passes left out; missing after a start); of a
+  before a restart); of a
   stream input_wait_seconds (for which the devices had no batch to work on,
   since the restart); skipped (damaged training images, if there were any);
   device_bytes (most that were in use on one device since the restart; where

@@ -19,7 +19,6 @@ import numpy as np
 import optax
 
 from autogrow_jax import data
-from autogrow_jax import memory
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import parallel as parallel_lib
@@ -168,7 +167,7 @@ def train_step(
 
   def loss_fn(params):
     return task.method.objective(
-        base.Forward(layout, x, dropout_key, depths),
+        base.Network(task.method.execution, layout, x, dropout_key, depths),
         params,
         packed.stats,
         y,
@@ -181,7 +180,9 @@ def train_step(
   grads, stats, loss = task.parallel.mean((grads, stats, loss))
   opt_state = optimizers.with_learning_rate(packed.opt_state, learning_rate)
   updates, opt_state = task.tx.update(grads, opt_state, packed.params)
-  updates = task.method.applied(layout.canonical, updates, packed.stats)
+  updates = task.method.execution.applied(
+      layout.canonical, updates, packed.stats
+  )
   count = lambda which: jnp.sum(which, dtype=jnp.uint32)
   correct, total = task.parallel.sum(  # No prediction is the label -1.
       (
@@ -297,21 +298,6 @@ def _packed_shapes(task: Task, layout: view.Layout) -> Any:
   )
 
 
-def predicted_bytes(task: Task, layout: view.Layout, **inputs: Any) -> int:
-  """`compiled_bytes` of a training step, foretold without compiling.
-
-  Args:
-    task: what to train, and on what kind of device.
-    layout: of the network.
-    **inputs: of `trace_step`.
-
-  Returns:
-    Bytes on each device.
-  """
-  platform = task.parallel.devices[0].platform
-  return memory.peak(trace_step(task, layout, **inputs).program, platform)
-
-
 def forward_batches(
     task: Task,
     layout: view.Layout,
@@ -345,7 +331,7 @@ def forward_batches(
 
   def forward(images):
     x = data.preprocess(images, task.preprocessing, dtype=task.dtype)
-    gated = task.method.gated(layout, params, stats)
+    gated = task.method.execution.gated(layout, params, stats)
     logits, _ = networks_base.apply(
         layout.bucket,
         gated.weights,
@@ -376,13 +362,11 @@ class TimedStep:
   Attributes:
     run: does one, and waits for it.
     bytes: see `compiled_bytes`.
-    predicted: see `predicted_bytes`.
     compile_seconds: of tracing and compiling.
   """
 
   run: Callable[[], None]
   bytes: int | None
-  predicted: int
   compile_seconds: float
 
 
@@ -406,10 +390,7 @@ def timed_step(
     now[:] = compiled(*now, *rest)
     jax.block_until_ready(now)
 
-  predicted = predicted_bytes(
-      task, layout, batch_size=len(batch[1]), image_shape=batch[0].shape[1:]
-  )
-  return TimedStep(run, compiled_bytes(compiled), predicted, seconds)
+  return TimedStep(run, compiled_bytes(compiled), seconds)
 
 
 def compiled_bytes(compiled: Any) -> int | None:

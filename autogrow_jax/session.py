@@ -41,6 +41,7 @@ from autogrow_jax import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.networks import base as networks_base
+from autogrow_jax.run import settings
 
 Architecture = architecture_lib.Architecture
 RunConfig = config_lib.RunConfig
@@ -173,24 +174,6 @@ class Setup:
     return -(-len(split.labels) // self.eval_batch)
 
 
-class Pause:
-  """The time since a training step ended, forward passes left out."""
-
-  def __init__(self):
-    self._since = time.perf_counter()
-
-  @property
-  def seconds(self) -> float:
-    return time.perf_counter() - self._since
-
-  @contextlib.contextmanager
-  def left_out(self) -> Iterator[None]:
-    """What happens within it is not counted."""
-    started = time.perf_counter()
-    yield
-    self._since += time.perf_counter() - started
-
-
 class Session:
   """The mutable edge of a run: devices, files, the screen, signals.
 
@@ -205,7 +188,6 @@ class Session:
     meters: sums over the current epoch, on the devices.
     signals: numbers of the signals received, most recent last.
     observed: what the policy saw last; None before, or after a restart.
-    pause: since the last training step; None before, or after a restart.
   """
 
   def __init__(
@@ -232,7 +214,6 @@ class Session:
     self.load(state)
     self.meters = parallel.replicate(meters)
     self.observed: policies.Observation | None = None
-    self.pause: Pause | None = None
     self._accounted = started
     self._saved = started
     self._pending: list[programs_lib.Compiling] = []
@@ -251,13 +232,13 @@ class Session:
   def load(self, state: state_lib.TrainState) -> None:
     """Puts a canonical state, or what of it is active, on the devices."""
     architecture = self.progress.architecture
-    self.active = self.setup.task.method.active(
+    self.active = self.setup.task.method.execution.active(
         architecture, state.stats['method']
     )
     self.layout = self._layout(architecture)
     if self.active is not None:
       self._canonical = state
-      state = view.take(state, self.layout, self.active)
+      state = self.active.take(state)
     self.packed, self.depths = self.setup.task.parallel.replicate(
         (view.pack(state, self.layout), self.layout.depths)
     )
@@ -276,7 +257,7 @@ class Session:
     )
     if self.active is None:
       return state
-    return view.put(state, self._canonical, self.layout, self.active)
+    return self.active.put(state, self._canonical)
 
   def own(self) -> tuple[Any, Any]:
     """The method's own leaves, (trainable, other), of the canonical state."""
@@ -284,7 +265,7 @@ class Session:
     own = self.setup.task.parallel.fetch(part(self.packed))
     if self.active is None:
       return own
-    return view.put(own, part(self._canonical), self.layout, self.active)
+    return self.active.put(own, part(self._canonical))
 
   def cost(self) -> tuple[int, int]:
     """Parameters and multiply-adds of the active network."""
@@ -297,37 +278,9 @@ class Session:
     )
 
   def describe(self) -> str:
-    """The shape of the network, as the method sees it."""
-    return self.setup.task.method.describe(
-        self.progress.architecture, self.own()[1]
-    )
-
-  def predicted_bytes(self, architecture: Architecture | None = None) -> int:
-    """What a training step will need on each device.
-
-    Args:
-      architecture: of the network, if it is not the current one.
-
-    Returns:
-      Bytes, the data set included if it is there; of text for the batch as a
-      whole.
-    """
-    setup, layout = self.setup, self.layout
-    if architecture is not None:
-      layout = self._layout(architecture)
-    train = setup.dataset.train
-    devices = len(setup.task.parallel.devices)
-    if setup.dataset.is_text:  # Whose state has a row for every example.
-      devices = 1
-    return programs_lib.predicted_bytes(
-        setup.task,
-        layout,
-        batch_size=setup.config.batch_size // devices,
-        image_shape=train.images.shape[1:],
-        examples=(
-            len(train.labels) if setup.dataset.stream is None else None
-        ),
-    )
+    """Returns the network's shape, as the method reports it."""
+    method, own = self.setup.task.method, self.own()
+    return method.report(self.progress.architecture, *own)['shape']
 
   def device_bytes(self) -> int | None:
     """Most bytes in use at a time so far on any device, None if none says."""
@@ -376,8 +329,8 @@ class Session:
 
   def compile_ahead(self) -> None:
     """Begins to compile for the growth that is likely to come next."""
-    method, progress = self.setup.task.method, self.progress
-    is_wanted = self.setup.config.devices.compile_ahead and method.deepens
+    execution, progress = self.setup.task.method.execution, self.progress
+    is_wanted = self.setup.config.devices.compile_ahead and execution.spare
     if not is_wanted or progress.phase != 'growing' or self.observed is None:
       return
     decision = controls.next_growth(progress.policy, self.observed)
@@ -464,7 +417,7 @@ class Session:
     return view.layout(
         architecture,
         spare=self._may_deepen(),
-        active=self.active,
+        computed=None if self.active is None else self.active.computed,
         remat=self.setup.config.devices.remat_of(len(architecture.stages)),
     )
 
@@ -472,7 +425,7 @@ class Session:
     """Whether to leave room for blocks, so that growths seldom compile."""
     return (
         self.setup.config.devices.depth_buckets == 'powers'
-        and self.setup.task.method.deepens
+        and self.setup.task.method.execution.spare
         and self.progress.phase == 'growing'
     )
 
@@ -507,7 +460,9 @@ def set_up(
   )
   task = programs_lib.Task(
       method=method or config.method,
-      tx=trained.optimizer(config, method),
+      tx=trained.optimizer(
+          config, seed_architecture(config, dataset), method
+      ),
       preprocessing=dataset.preprocessing,
       dtype=jnp.dtype(config.devices.precision),
       parallel=parallel_lib.make(
@@ -657,7 +612,7 @@ def claim(config: RunConfig) -> pathlib.Path:
         },
     }
 
-  if changed := config_lib.differences(strip(continued), strip(config)):
+  if changed := settings.differences(strip(continued), strip(config)):
     raise ValueError(
         f'Work directory {workdir} holds another run ('
         + '; '.join(changed)

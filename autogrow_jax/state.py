@@ -5,7 +5,7 @@ uses a packed copy of it on the devices (`view.py`).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -15,6 +15,7 @@ import optax
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
 from autogrow_jax import networks
+from autogrow_jax import optimizers
 from autogrow_jax import randomness
 from autogrow_jax.networks import base
 
@@ -22,8 +23,22 @@ Architecture = architecture_lib.Architecture
 Path = tuple[str, ...]
 AxisTable = dict[Path, layers.Axes]
 
-# A method's additional (trainable, other) leaves for an architecture.
-Extra = Callable[[Architecture], tuple[base.Tree, base.Tree]]
+
+class Extra(NamedTuple):
+  """A method's own leaves, keyed by axis or block so that growth carries them.
+
+  Attributes:
+    trainable: tree of the leaves that are trained beside the weights.
+    other: tree of the leaves that the method changes by itself.
+    optimizer: descent on the trainable leaves; None if there are none.
+  """
+
+  trainable: base.Tree
+  other: base.Tree
+  optimizer: optimizers.AuxConfig | None = None
+
+
+ExtraOf = Callable[[Architecture], Extra]
 
 
 @struct.dataclass
@@ -46,10 +61,10 @@ class TrainState:
   key: Any
 
 
-def no_extra(architecture: Architecture) -> tuple[base.Tree, base.Tree]:
-  """The `Extra` of a method that needs none."""
+def no_extra(architecture: Architecture) -> Extra:
+  """Returns no leaves, for methods that have none of their own."""
   del architecture
-  return {}, {}
+  return Extra({}, {})
 
 
 def create_state(
@@ -57,7 +72,7 @@ def create_state(
     tx: optax.GradientTransformation,
     *,
     key: jax.Array,
-    extra: Extra = no_extra,
+    extra: ExtraOf = no_extra,
     known: Mapping[str, tuple[base.Tree, base.Tree]] | None = None,
 ) -> TrainState:
   """A fresh state.
@@ -78,7 +93,7 @@ def create_state(
       part.name: known.get(part.name) or base.init(part, stream)
       for part in networks.parts(architecture)
   }
-  aux, memory = extra(architecture)
+  aux, memory, _ = extra(architecture)
   params = {
       'weights': {name: weights for name, (weights, _) in parts.items()},
       'aux': aux,
@@ -102,7 +117,7 @@ def abstract_state(
     architecture: Architecture,
     tx: optax.GradientTransformation,
     *,
-    extra: Extra = no_extra,
+    extra: ExtraOf = no_extra,
 ) -> TrainState:
   """Shapes and types of `create_state`, without computing anything."""
   return jax.eval_shape(
@@ -113,7 +128,7 @@ def abstract_state(
 def _zeros_state(
     architecture: Architecture,
     tx: optax.GradientTransformation,
-    extra: Extra,
+    extra: ExtraOf,
 ) -> TrainState:
   """Zeros in the shape of a state; traceable."""
   parts = {
@@ -122,7 +137,7 @@ def _zeros_state(
   zeros = lambda tree: jax.tree.map(
       lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), tree
   )
-  aux, memory = extra(architecture)
+  aux, memory, _ = extra(architecture)
   params = {
       'weights': {name: zeros(weights) for name, (weights, _) in parts.items()},
       'aux': aux,
@@ -161,7 +176,7 @@ def names(path: tuple[Any, ...]) -> Path:
 
 
 def axis_table(
-    architecture: Architecture, extra: Extra = no_extra
+    architecture: Architecture, extra: ExtraOf = no_extra
 ) -> AxisTable:
   """Named axes of every leaf, by the end of its path.
 
@@ -183,7 +198,8 @@ def axis_table(
       root = 'weights' if collection == 'params' else 'network'
       table[root, *path] = axes
   sizes = dict(architecture.sizes)
-  for root, tree in zip(('aux', 'method'), extra(architecture), strict=True):
+  aux, memory, _ = extra(architecture)
+  for root, tree in (('aux', aux), ('method', memory)):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       path = names(path)
       axis = next((name for name in path if name in sizes), None)

@@ -96,7 +96,6 @@ def run(
     stack.callback(session.close)
     session.signals = stack.enter_context(session_lib.catch_signals())
     session.screen.write(_headline(setup, progress, asked))
-    session.screen.write(_memory_line(session))
     session.screen.write(_cache_line())
     session.record_compilations('initialisation', spent)
     while not _is_done(session.progress, config):
@@ -131,25 +130,6 @@ def _headline(
       f'{"windows" if dataset.is_text else "images"}, {selection}; '
       f'{len(devices)} {devices[0].platform} device'
       f'{"s" if len(devices) > 1 else ""}{rule}; results in {setup.workdir}'
-  )
-
-
-def _memory_line(session: session_lib.Session) -> str:
-  """The memory that a run will need, now and at the largest depths."""
-  now = session.predicted_bytes()
-  text = f'memory: {logs.format_count(now)}B on a device by prediction'
-  policy, progress = session.setup.config.policy, session.progress
-  depths = policy.max_depths or policy.target
-  is_growing = progress.phase == 'growing' and session.setup.task.method.deepens
-  if not depths or not is_growing:
-    return text
-  stages = policies.Decision('grow', target=depths).stages(
-      progress.architecture.depths
-  )
-  largest = growth.append_all(progress.architecture, stages).architecture
-  return (
-      f'{text}, {logs.format_count(session.predicted_bytes(largest))}B at '
-      f'{policies.format_depths(depths)}'
   )
 
 
@@ -196,7 +176,10 @@ def resolve(
     )
   _check_task(architecture, dataset)
   is_divided = parallel.mode == 'pmap' and len(parallel.devices) > 1
-  if is_divided and (method or config.method).needs_whole_batches:
+  # Joint learning alone has this attribute.
+  if is_divided and getattr(
+      method or config.method, 'needs_whole_batches', False
+  ):
     raise ValueError(
         'What this method learns beside the weights needs whole batches, but '
         'in pmap mode each device has a part; use --parallel=jit.'
@@ -383,13 +366,10 @@ class _Pace:
     images_per_second: in training.
     input_wait_seconds: for which the devices had nothing to do, because a batch
       was not there yet.
-    pause_seconds: between the last step before the epoch and its first one,
-      forward passes left out; None if this process did no step before.
   """
 
   images_per_second: float
   input_wait_seconds: float
-  pause_seconds: float | None
 
 
 def _train_epoch(session: session_lib.Session) -> _Pace | None:
@@ -413,7 +393,7 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
   session.screen.update(steps - (end - step))
   if step == end - steps:
     session.rewind()
-  late, paused, program = None, None, None
+  late, program = None, None
   started, session.feed.waited = time.perf_counter(), 0.0
   for number in range(step, end, session.feed.steps_per_call):
     session.stop_if_asked()
@@ -427,8 +407,6 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
       program = session.programs.train_step(session.layout, arguments)
       session.flush_compilations()
       started += time.perf_counter() - compiling
-      if session.pause is not None:
-        paused, session.pause = session.pause.seconds, None
     session.packed, session.meters = program(*arguments)
     if late is None:
       session.compile_ahead()
@@ -443,11 +421,9 @@ def _train_epoch(session: session_lib.Session) -> _Pace | None:
   if late is None:
     return None
   jax.block_until_ready(late)
-  session.pause = session_lib.Pause()
   return _Pace(
       (end - step) * config.batch_size / (time.perf_counter() - started),
       session.feed.waited,
-      paused,
   )
 
 
@@ -468,7 +444,9 @@ def _finish_epoch(
   images = setup.steps_per_epoch * setup.config.batch_size
   images *= setup.dataset.train.length
   params, macs = session.cost()
-  aux, memory = session.own()
+  report = dict(
+      setup.task.method.report(before.architecture, *session.own())
+  )
   session.progress = dataclasses.replace(
       before,
       epoch=before.epoch + 1,
@@ -487,7 +465,7 @@ def _finish_epoch(
   ledger = session.progress.ledger
   session.record(
       'epoch',
-      shape=setup.task.method.describe(before.architecture, memory),
+      shape=report.pop('shape'),
       phase=before.phase,
       phase_epoch=session.progress.phase_epoch,
       learning_rate=setup.schedule.rate(before.phase, before.phase_epoch),
@@ -511,7 +489,7 @@ def _finish_epoch(
       **_pace_values(setup, pace),
       **_memory_values(session),
       **_growth_values(before),
-      **setup.task.method.metrics(before.architecture, aux, memory),
+      **report,
       **({'skipped': before.skipped} if before.skipped else {}),
   )
   undecided = dataclasses.replace(
@@ -543,8 +521,6 @@ def _pace_values(
   if pace is None:
     return {}
   values = {'images_per_second': round(pace.images_per_second, 1)}
-  if pace.pause_seconds is not None:
-    values['pause_seconds'] = round(pace.pause_seconds, 3)
   if setup.dataset.stream is not None:
     values['input_wait_seconds'] = round(pace.input_wait_seconds, 3)
   return values
@@ -756,20 +732,15 @@ def _forward(
   if batches > 1:
     images = images.reshape(batches, setup.eval_batch, *images.shape[1:])
     count = np.int32(-(-examples // setup.eval_batch))
-  left_out = lambda: (
-      session.pause.left_out() if session.pause else contextlib.nullcontext()
+  arguments = (
+      session.packed.params,
+      session.packed.stats,
+      parallel.shard(images, dim=int(batches > 1)),
+      *parallel.replicate((np.bool_(train), count)),
+      session.depths,
   )
-  with left_out():
-    arguments = (
-        session.packed.params,
-        session.packed.stats,
-        parallel.shard(images, dim=int(batches > 1)),
-        *parallel.replicate((np.bool_(train), count)),
-        session.depths,
-    )
   program = session.programs.forward(session.layout, arguments)
-  with left_out():
-    logits = parallel.gather(program(*arguments))
+  logits = parallel.gather(program(*arguments))
   if batches > 1:
     logits = np.moveaxis(logits, 1, 0).reshape(-1, *logits.shape[2:])
   return logits[:examples]

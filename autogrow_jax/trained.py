@@ -169,7 +169,7 @@ def load(
   architecture = architecture_lib.Architecture.from_json(
       documents['architecture']
   )
-  active = (method or config.method).active(
+  active = (method or config.method).execution.active(
       architecture, state.stats['method']
   )
   if active is not None:
@@ -188,12 +188,23 @@ def load(
 
 
 def optimizer(
-    config: config_lib.RunConfig, method: base.Method | None = None
+    config: config_lib.RunConfig,
+    architecture: architecture_lib.Architecture,
+    method: base.Method | None = None,
 ) -> optax.GradientTransformation:
-  """Of a resolved configuration; `method` in place of its own."""
+  """Makes the optimizer of a resolved configuration.
+
+  Args:
+    config: the configuration.
+    architecture: any network of the run.
+    method: method that replaces the configuration's own.
+
+  Returns:
+    The optimizer.
+  """
   return optimizers.make(
       config.optimizer,
-      aux=(method or config.method).aux,
+      aux=(method or config.method).extra(architecture).optimizer,
       top_rate=config.schedule.learning_rate,
   )
 
@@ -210,7 +221,7 @@ def abstract_arrays(
   return {
       'state': state_lib.abstract_state(
           architecture,
-          optimizer(config, method),
+          optimizer(config, architecture, method),
           extra=(method or config.method).extra,
       ),
       'meters': programs.new_meters(),

@@ -56,7 +56,9 @@ def training(
   task = programs.Task(
       method=method,
       tx=optimizers.make(
-          optimizers.OptimizerConfig(), aux=method.aux, top_rate=0.1
+          optimizers.OptimizerConfig(),
+          aux=method.extra(architecture).optimizer,
+          top_rate=0.1,
       ),
       preprocessing=data.Preprocessing(
           mean=(0.5,) * channels, std=(0.25,) * channels, crop=4, flip=True
@@ -69,10 +71,13 @@ def training(
   )
   changed = memory(state.stats['method'])
   state = state.replace(stats={**state.stats, 'method': changed})
-  active = method.active(architecture, state.stats['method'])
+  active = method.execution.active(architecture, state.stats['method'])
   layout = view.layout(
-      architecture, spare=spare, active=active, remat=remat
+      architecture,
+      spare=spare,
+      computed=None if active is None else active.computed,
+      remat=remat,
   )
   if active is not None:
-    state = view.take(state, layout, active)
+    state = active.take(state)
   return programs.timed_step(task, layout, state, batch)

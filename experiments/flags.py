@@ -320,17 +320,17 @@ GROWING_FLAGS = {
 # Settings of learning, for the binaries that learn or study morphisms.
 LEARNING_FLAGS = {
     'sweeps': (
-        'method.learn.sweeps',
+        'method.ranking.learn.sweeps',
         'int',
         'Sweeps of alternating least squares over all splits.',
     ),
     'damping': (
-        'method.learn.damping',
+        'method.ranking.learn.damping',
         'float',
         'Damping of its solves, in units of the mean eigenvalue.',
     ),
     'curvature': (
-        'method.learn.curvature',
+        'method.ranking.learn.curvature',
         'text',
         f'Curvature of the model: {", ".join(signals.CURVATURES)}; a step as a '
         'whole is always confirmed by mc.',
@@ -342,7 +342,7 @@ LEARNING_FLAGS = {
         'default, at most half an epoch each.',
     ),
     'compensation': (
-        'method.compensation',
+        'method.ranking.compensation',
         'text',
         'Compensation of pruned channels: '
         f'{", ".join(compensation.COMPENSATIONS)}.',

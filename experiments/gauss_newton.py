@@ -30,6 +30,7 @@ from autogrow_jax import parallel
 from autogrow_jax import results
 from autogrow_jax import session
 from autogrow_jax import train
+from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals
@@ -178,14 +179,15 @@ COMPARE = absl_flags.DEFINE_list(
 def main() -> None:
   flags.use_compilation_cache()
   _check_own_flags()
-  run_config = complete(flags.make_config(FIELDS, growing))
-  method = run_config.method
-  strategy = rivals.name_of(method.ranking)
-  preset = presets.get(flags.FLAGS.preset).method
-  is_joint = isinstance(preset, joint.JointGaussNewton)
+  preset = presets.get(flags.FLAGS.preset)
+  is_joint = isinstance(preset.method, joint.JointGaussNewton)
   learn = LEARN.value or ('joint' if is_joint else 'frozen')
+  ranking = growing(preset).method.ranking
+  strategy = STRATEGY.value or rivals.name_of(ranking)
   flags.refuse_unused(STRATEGY_FLAGS, 'strategy', strategy)
   flags.refuse_unused(LEARN_FLAGS, 'learn', learn)
+  run_config = complete(flags.make_config(FIELDS, growing))
+  method = run_config.method
   dataset = data.load(run_config.data, seed=run_config.seed)
   _check_examples(run_config, len(dataset.train.labels))
   if learn == 'joint':
@@ -223,19 +225,19 @@ def complete(run_config: config.RunConfig) -> config.RunConfig:
     network = dataclasses.replace(network, widths=(width,) * stages)
   preset = growing(presets.get(flags.FLAGS.preset)).policy
   phases = PHASES.value or preset.max_epochs // preset.interval
-  method, schedule = run_config.method, run_config.schedule
+  ranking, schedule = run_config.method.ranking, run_config.schedule
   if PRUNE.value == 'off':
-    method = dataclasses.replace(method, compensation='off')
-  if STRATEGY.value is not None:
-    rival = rivals.RIVALS.get(STRATEGY.value)
-    method = dataclasses.replace(method, ranking=rival and rival())
+    ranking = dataclasses.replace(ranking, compensation='off')
+  if STRATEGY.value not in (None, rivals.name_of(ranking)):
+    kind = rivals.RIVALS.get(STRATEGY.value, learned_splits.LearnedSplits)
+    ranking = kind()
   if FINAL.value == 'scratch':
     schedule = dataclasses.replace(schedule, finetune_epochs=0)
   return dataclasses.replace(
       run_config,
       network=network,
       policy=dataclasses.replace(policy, max_epochs=phases * policy.interval),
-      method=method,
+      method=dataclasses.replace(run_config.method, ranking=ranking),
       schedule=schedule,
   )
 

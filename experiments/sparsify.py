@@ -31,15 +31,20 @@ from autogrow_jax import results
 from autogrow_jax import session
 from autogrow_jax import train
 from autogrow_jax.methods.sparsify import method as method_lib
-from autogrow_jax.methods.sparsify import pruning
 from experiments import comparison
 from experiments import flags
 from experiments import presets
 from experiments import summary
+from experiments.studies.sparsify import pruning
+from experiments.studies.sparsify import random_masks
 
-_CHOICES = {
-    name: ', '.join(values) for name, values in method_lib.CHOICES.items()
+# Method -> its class, whose fields say which settings it has.
+_KINDS = {
+    'sparsify': method_lib.Sparsify,
+    'random': random_masks.RandomMasks,
+    **dict.fromkeys(pruning.STRATEGIES, pruning.Pruned),
 }
+METHODS = (*_KINDS, 'direct')
 FIELDS = {
     'depths': flags.DEPTHS,
     'epochs': (
@@ -48,61 +53,17 @@ FIELDS = {
     'query_epochs': (
         'policy.interval', 'int', 'Epochs from one sample of masks to the next.'
     ),
-    'target_sparsity': (
-        'method.target_sparsity',
-        'float',
-        'Part of the cost of the full network to do without: 0.9 leaves a '
-        'tenth.',
-    ),
-    'budget': (
-        'method.budget', 'text', f'What cost is: {_CHOICES["budget"]}.'
-    ),
-    'grow': (
-        'method.grow', 'text', f'What has masks: {_CHOICES["grow"]}.'
-    ),
-    'gate': (
-        'method.gate',
-        'text',
-        'Where a mask multiplies: readers (of the channel) or filter (equation '
-        '1, to whose factor a norm is blind).',
-    ),
-    'lambda1': ('method.lambda1', 'float', 'Penalty on channels.'),
-    'lambda2': ('method.lambda2', 'float', 'Penalty on layers.'),
-    'lambda_update': (
-        'method.lambda_update',
-        'text',
-        'The excess over the budget is known anew per step (expected cost) or '
-        'per epoch (cost of the sample).',
-    ),
-    'temperature': (
-        'method.temperature',
-        'text',
-        'Annealed per structure (by how often it was sampled) or global.',
-    ),
-    'beta_final': (
-        'method.beta_final', 'float', 'Inverse temperature at the end; 1 first.'
-    ),
-    'relaxation': (
-        'method.relaxation', 'text', f'Of masks: {_CHOICES["relaxation"]}.'
-    ),
-    'final_select': (
-        'method.final',
-        'text',
-        'What remains: the last sample, or by threshold (p of at least 1/2).',
-    ),
-    'freeze': (
-        'method.freeze',
-        'float',
-        'Part of the growing epochs after which nothing is sampled any more.',
-    ),
-    'start': (
-        'method.start',
-        'float',
-        'Part of the updates in which the penalty alone would bring what is '
-        'off to even chances.',
-    ),
+    **{
+        {'final': 'final_select'}.get(field.name, field.name): (
+            f'method.{field.name}',
+            'float' if field.type is float else 'text',
+            field.metadata['help'],
+        )
+        for field in dataclasses.fields(method_lib.Sparsify)
+        if 'help' in field.metadata and field.name != 'backend'
+    },
     'mask_learning_rate': (
-        'method.mask.learning_rate', 'float', 'Of mask variables.'
+        'method.mask.learning_rate', 'float', 'Learning rate of mask variables.'
     ),
     'growing_schedule': flags.GROWING_FLAGS['growing_schedule'],
     **{
@@ -111,20 +72,29 @@ FIELDS = {
         if name not in ('paper_compat', 'reinitialize')
     },
 }
-METHODS = ('sparsify', 'random', *pruning.STRATEGIES, 'direct')
-# Flag -> the methods that it means something to; most, to those with masks.
-METHOD_FLAGS = {'init_from': ('direct',)} | dict.fromkeys(
-    [
-        'backend',
-        *(
-            name
-            for name, (field, *_) in FIELDS.items()
-            if field.startswith('method.')
-            and name not in ('target_sparsity', 'budget')
-        ),
-    ],
-    ('sparsify', 'random'),
-)
+
+
+def _users(field: str) -> tuple[str, ...]:
+  """Names the methods that have a setting."""
+  name = field.split('.')[1]
+  return tuple(
+      method
+      for method, kind in _KINDS.items()
+      if name in {field.name for field in dataclasses.fields(kind)}
+  )
+
+
+# Flag -> the methods that it means something to.
+METHOD_FLAGS = {
+    'init_from': ('direct',),
+    'backend': _users('method.backend'),
+    **{
+        name: _users(field)
+        for name, (field, *_) in FIELDS.items()
+        if field.startswith('method.')
+        and name not in ('target_sparsity', 'budget')
+    },
+}
 BACKENDS = ('auto', 'masked', 'compact')
 COMPARISONS = ('full', 'direct', 'cost')
 
@@ -247,7 +217,6 @@ def complete(
       backend = 'compact' if is_worth else 'masked'
     method = dataclasses.replace(
         method,
-        strategy=METHOD.value,
         backend=backend,
         run=method_lib.Run(
             queries=-(-policy.max_epochs // policy.interval),
@@ -255,9 +224,14 @@ def complete(
             accumulate=run_config.optimizer.accumulate,
         ),
     )
+    if METHOD.value == 'random':
+      method = random_masks.RandomMasks(**{
+          field.name: getattr(method, field.name)
+          for field in dataclasses.fields(random_masks.RandomMasks)
+      })
     how = f'{backend} execution'
   # Both refuse networks that the method has no use for.
-  method.active(architecture, method.extra(architecture)[1])
+  method.execution.active(architecture, method.extra(architecture).other)
   least = method.least_density(architecture)
   if 1 - method.target_sparsity < least:
     raise ValueError(
@@ -339,7 +313,7 @@ def of_masks(
   sizes = result['architecture']['sizes']
   percent = lambda part, whole: f'{100 * part / whole:.2f} %'
   # The stage of the method itself: of pruning what follows the dense network.
-  is_masked = isinstance(run_config.method, method_lib.Sparsify)
+  is_masked = not isinstance(run_config.method, pruning.Pruned)
   stage = 'growing' if is_masked else 'finetuning'
   of_stage = [record for record in epochs if record['phase'] == stage]
   saved = lambda epochs: costs.savings(

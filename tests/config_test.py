@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from autogrow_jax import config
+from autogrow_jax.run import settings
 from experiments import presets
 
 Cadence = config.Cadence
@@ -47,6 +48,7 @@ class JsonTest(parameterized.TestCase):
             'error_rate': '0.1', 'target': [4, 4, 4, 4],
         },
         'method': {
+            'kind': 'autogrow',
             'initializer': 'uniform', 'scale': 2, 'low': -1, 'high': 2,
             'random_bias': False,
         },
@@ -114,7 +116,7 @@ class JsonTest(parameterized.TestCase):
           "schedule.learning_rate has the wrong type: 'high'",
       ),
       (
-          {'workdir': 'w', 'method': {'random_bias': 1}},
+          {'workdir': 'w', 'method': {'kind': 'autogrow', 'random_bias': 1}},
           'method.random_bias has the wrong type: 1',
       ),
   )
@@ -127,12 +129,12 @@ class JsonTest(parameterized.TestCase):
     new = RunConfig(
         'w', seed=3, policy=config.PolicyConfig(interval=5)
     ).to_json()
-    self.assertEqual(config.differences(old, old), [])
+    self.assertEqual(settings.differences(old, old), [])
     self.assertEqual(
-        config.differences(old, new),
+        settings.differences(old, new),
         ['policy.interval: None -> 5', 'seed: 0 -> 3'],
     )
-    self.assertEqual(config.differences({'a': 1}, {}), ['a: 1 -> None'])
+    self.assertEqual(settings.differences({'a': 1}, {}), ['a: 1 -> None'])
 
 
 class ChecksTest(parameterized.TestCase):
@@ -153,7 +155,7 @@ class ChecksTest(parameterized.TestCase):
       ({'policy': {'threshold': 'nan'}}, 'percentage points'),
       ({'policy': {'max_depths': [2, 2]}}, 'stages'),
       ({'policy': {'max_epochs': 0}}, 'epochs'),
-      ({'method': {'initializer': 'he'}}, 'gauss, zero, uniform, adam'),
+      ({'method': {'kind': 'autogrow', 'initializer': 'he'}}, 'gauss, zero, uniform, adam'),
       ({'schedule': {'growing': 'linear'}}, 'constant, staircase, cosine'),
       ({'schedule': {'learning_rate': 0}}, 'positive'),
       ({'schedule': {'learning_rate': float('nan')}}, 'positive'),

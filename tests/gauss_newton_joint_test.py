@@ -61,7 +61,7 @@ class JointTest(absltest.TestCase):
     self.step = jax.jit(
         lambda now, key, timing: joint.step(
             now,
-            base.Forward(layout, jnp.asarray(self.x)),
+            base.Network(view.Plain(), layout, jnp.asarray(self.x)),
             self.weights,
             self.stats,
             self.labels,

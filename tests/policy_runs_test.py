@@ -102,7 +102,7 @@ class OneShotRunTest(RunTest):
                 'name': 'oneshot', 'interval': 2, 'target': [2, 2, 1],
                 'max_depths': None,
             },
-            method={'initializer': initializer},
+            method={'kind': 'autogrow', 'initializer': initializer},
             schedule={'growing': 'staircase', 'finetune_epochs': 1},
         )
     )

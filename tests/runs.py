@@ -19,7 +19,6 @@ from autogrow_jax import config as config_lib
 from autogrow_jax import logs
 from autogrow_jax import programs
 from autogrow_jax import report
-from autogrow_jax import session
 from autogrow_jax import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -98,18 +97,12 @@ def quietly(
 ) -> dict[str, Any]:
   """`train.run` with the shared cache; its words go to `stdout`.
 
-  The figures of a report take a second, and so does foretelling the memory:
-  without them unless told otherwise.
+  The figures of a report take a second: without them unless asked.
   """
   train.cache_compilations(CACHE)
   with contextlib.ExitStack() as stack:
     if not with_report:
       stack.enter_context(mock.patch.object(report, 'write'))
-      stack.enter_context(
-          mock.patch.object(
-              session.Session, 'predicted_bytes', lambda *unused: 0
-          )
-      )
     stack.enter_context(contextlib.redirect_stdout(stdout or io.StringIO()))
     return train.run(config, **arguments)
 
@@ -155,7 +148,7 @@ def course(workdir: str | os.PathLike[str]) -> list[tuple[Any, ...]]:
   """All of a history that must not depend on time, machine or interruptions."""
   volatile = {
       'wall_seconds', 'compile_seconds', 'compile_count', 'images_per_second',
-      'pause_seconds', 'device_bytes', 'seconds',
+      'device_bytes', 'seconds',
   }
   return [
       {name: item for name, item in record.items() if name not in volatile}

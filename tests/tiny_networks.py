@@ -108,7 +108,7 @@ def state(
     architecture: architecture_lib.Architecture,
     tx: optax.GradientTransformation = OPTIMIZERS['sgd'],
     number: int = 0,
-    extra: state_lib.Extra = state_lib.no_extra,
+    extra: state_lib.ExtraOf = state_lib.no_extra,
 ) -> state_lib.TrainState:
   """A canonical state with arbitrary values in all parameters."""
   key = jax.random.key(number)

@@ -441,7 +441,7 @@ class VariantTest(RunTest):
   @pytest.mark.slow
   def test_adam_initializer(self):
     changes = {
-        'method': {'initializer': 'adam'},
+        'method': {'kind': 'autogrow', 'initializer': 'adam'},
         'policy': {'max_depths': [2, 1, 1]},
         'schedule': {'finetune_epochs': 0},
     }

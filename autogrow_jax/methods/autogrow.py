@@ -9,7 +9,7 @@ plain sub-module has no such norm and keeps the default.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ ADAM_TOLERANCE = 0.005
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoGrow(base.FixedArchitecture):
+class AutoGrow(base.Method):
   """Appends a sub-module to the stage that the policy names, or several to all.
 
   Attributes:
@@ -49,8 +49,6 @@ class AutoGrow(base.FixedArchitecture):
       1.0; its published runs used U(0, 1).
     random_bias: draw the norm's bias, too, and not only its scale.
   """
-
-  deepens: ClassVar[bool] = True
 
   initializer: str = 'gauss'
   scale: float = 1.0
@@ -68,6 +66,10 @@ class AutoGrow(base.FixedArchitecture):
       raise ValueError(f'scale is positive, got {self.scale}.')
     if not self.low < self.high:
       raise ValueError(f'low is below high, got {self.low} and {self.high}.')
+
+  @property
+  def execution(self) -> view.Plain:
+    return view.Plain(spare=True)
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation

@@ -11,8 +11,9 @@ formulas here are our own derivation, all defaults our own choice, and no number
 is the paper's.
 
   method        `GaussNewton`: measures, halves, refuses or takes a step
+  ranking       the protocol for ways to choose a step
+  learned_splits  the method's own way
   steps         a step before it is taken, and the examples it is chosen by
-  ranking       the protocol for other ways to choose splits
   sites         axes whose channels can be split
   taps          inputs and outputs of layers, recorded or replaced
   signals       activations and two gradients per example of one batch

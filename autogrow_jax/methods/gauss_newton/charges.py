@@ -20,6 +20,11 @@ def count(batches: Sequence[splits_lib.Batch]) -> int:
   return sum(len(labels) for _, labels in batches)
 
 
+def of_passes(passes: int, batches: Sequence[splits_lib.Batch]) -> int:
+  """Returns the cost of some passes over some batches."""
+  return STEPS_PER_PASS * passes * count(batches)
+
+
 def of_learning(
     architecture: architecture_lib.Architecture,
     model: signals_lib.Model,

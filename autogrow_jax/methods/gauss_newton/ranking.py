@@ -1,15 +1,46 @@
-"""The protocol by which a study gives `GaussNewton` another way to split."""
+"""The protocol for ways to choose splits, and the one for ways that rank them.
 
+A value is a frozen, hashable dataclass of settings. A configuration names it by
+its kind: `KINDS`, or 'package.module:Class'.
+"""
+
+import abc
 from collections.abc import Sequence
 import dataclasses
-from typing import Protocol
 
 import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
+from autogrow_jax.methods.gauss_newton import charges
+from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
+from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
+from autogrow_jax.methods.gauss_newton import steps
+
+KINDS = {
+    'learned': 'autogrow_jax.methods.gauss_newton.learned_splits:LearnedSplits'
+}
+
+
+class Ranking(abc.ABC):
+  """A way to choose a growth step."""
+
+  @abc.abstractmethod
+  def step(
+      self, snapshot: steps.Snapshot, limits: selection.Limits, samples: int
+  ) -> steps.Step:
+    """Chooses a step.
+
+    Args:
+      snapshot: the network and examples.
+      limits: limits of the step.
+      samples: number of sampled labels per example for estimates.
+
+    Returns:
+      The step at its whole length, and its cost.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +65,14 @@ class Ranked:
   refused: tuple[tuple[str, str], ...]
 
 
-class Ranking(Protocol):
-  """A way to split and rank units: a frozen, hashable dataclass of settings.
+class RankingByGain(Ranking):
+  """A way to split and rank units whose gains are taken to add up.
 
-  Gains are taken to add up. Splits are picked by gain per resource and applied
-  without scaling; nothing is pruned, and every step is taken.
+  Splits are picked by gain per resource and applied without scaling. Nothing is
+  pruned, and every step is taken.
   """
 
+  @abc.abstractmethod
   def rank(
       self,
       architecture: architecture_lib.Architecture,
@@ -61,4 +93,34 @@ class Ranking(Protocol):
     Returns:
       The splits and their gains.
     """
-    ...
+
+  def step(
+      self, snapshot: steps.Snapshot, limits: selection.Limits, samples: int
+  ) -> steps.Step:
+    architecture, model = snapshot.architecture, snapshot.model
+    ranked = self.rank(
+        architecture, model, snapshot.trees, snapshot.learning, snapshot.key(0)
+    )
+    candidates = estimates_lib.candidates_of(model)
+    selected = selection.by_gain(
+        architecture, candidates, ranked.gains, ranked.usable, limits
+    )
+    images, change = ranked.examples_seen, 0.0
+    if not ranked.one_sided:  # New channels change nothing at first.
+      chosen = np.zeros(len(candidates))
+      chosen[list(selected.splits)] = 1
+      splits = estimates_lib.scaled(ranked.splits, candidates, chosen)
+      joint = snapshot.together(splits, [], snapshot.key(1), samples)
+      change = joint.change([])
+      images += charges.of_passes(samples, snapshot.judging)
+    return steps.Step(
+        dataclasses.replace(selected, change=change),
+        ranked.splits,
+        {},
+        candidates,
+        int(np.count_nonzero(~ranked.usable)),
+        images,
+        one_sided=ranked.one_sided,
+        must_help=False,
+        refused='; '.join(f'{a}: {reason}' for a, reason in ranked.refused),
+    )

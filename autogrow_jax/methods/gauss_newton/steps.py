@@ -212,8 +212,9 @@ class Step:
         one_sided=self.one_sided,
     )
 
-  def measured(self, snapshot: Snapshot, change: growth.Growth) -> 'Step':
-    """Returns the step with one more attempt, the measured growth."""
+  def measured(self, snapshot: Snapshot) -> 'Step':
+    """Returns the step with one more attempt, its measured growth."""
+    change = self.as_growth(snapshot.architecture)
     attempt = self.selected.change, snapshot.change_of_loss(change)
     step = self.charged(2 * charges.count(snapshot.judging) // 3)
     return dataclasses.replace(step, attempts=(*self.attempts, attempt))
@@ -232,17 +233,14 @@ class Step:
     step = dataclasses.replace(
         self, selected=selected, splits=splits, removed={}
     )
-    return step.charged(
-        charges.STEPS_PER_PASS * samples * charges.count(snapshot.judging)
-    )
+    return step.charged(charges.of_passes(samples, snapshot.judging))
 
-  def report(self, wider: Architecture, price_of_image: float) -> dict[str, Any]:
+  def report(self, wider: Architecture, image_cost: float) -> dict[str, Any]:
     """Returns the receipt of the step.
 
     Args:
       wider: architecture after the step.
-      price_of_image: cost of an image before the step, in units of that after
-        it.
+      image_cost: cost of an image before the step, in units of that after it.
     """
     selected = self.selected
     return {
@@ -256,7 +254,7 @@ class Step:
         'candidates': len(self.candidates),
         'dropped': self.dropped,
         **({'refused': self.refused} if self.refused else {}),
-        'images': round(self.images * price_of_image),
+        'images': round(self.images * image_cost),
     }
 
 

@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 
+from autogrow_jax.methods.gauss_newton import ranking
 from experiments.studies.gauss_newton import common
 
 
 @dataclasses.dataclass(frozen=True)
-class Random:
+class Random(ranking.RankingByGain):
   """Splits random channels by u in random directions and e = 0.
 
   It shows the worth of a split without any learning. Gains are random: selected
@@ -30,7 +31,7 @@ class Random:
 
 
 @dataclasses.dataclass(frozen=True)
-class Net2Net:
+class Net2Net(ranking.RankingByGain):
   """Copies random channels up to a little noise (Chen et al. 2016).
 
   Attributes:

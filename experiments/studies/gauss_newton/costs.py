@@ -24,6 +24,7 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax.methods import base as methods_base
+from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import learning as learning_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
@@ -168,7 +169,9 @@ def measure(
   data.steps_per_epoch(len(dataset.train.labels), batch_size)
   batch = dataset.train.take(np.arange(batch_size))
   joint = joint_lib.JointGaussNewton(
-      method_lib.GaussNewton(learn=learning_lib.LearnConfig(curvature)),
+      method_lib.GaussNewton(
+          learned_splits.LearnedSplits(learning_lib.LearnConfig(curvature))
+      ),
       timing=joint_lib.Timing(phase=repeats + 1, end=repeats + 1),
   )
   progress('compiling a plain step')

@@ -16,6 +16,7 @@ import optax
 
 from autogrow_jax import costs
 from autogrow_jax.methods.gauss_newton import charges
+from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from experiments.studies.gauss_newton import common
 from experiments.studies.gauss_newton import trials
@@ -25,7 +26,7 @@ POINTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Firefly:
+class Firefly(ranking.RankingByGain):
   """Optimises all splits at once, and ranks them by their contributions.
 
   Attributes:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax.methods.gauss_newton import charges
+from autogrow_jax.methods.gauss_newton import ranking
 from experiments.studies.gauss_newton import common
 
 # Smallest singular value of a usable direction, relative to the largest one.
@@ -29,7 +30,7 @@ SMALLEST_SINGULAR = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class GradMax:
+class GradMax(ranking.RankingByGain):
   """Adds the k-th best new channel of a site as a one-sided split of unit k."""
 
   def rank(self, architecture, model, trees, batches, key):

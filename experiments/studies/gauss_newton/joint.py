@@ -10,6 +10,7 @@ with several devices must not be used.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import growth
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import charges
+from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import learning as learning_lib
 from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import method as method_lib
@@ -71,11 +73,12 @@ class Timing:
 
 
 @dataclasses.dataclass(frozen=True)
-class JointGaussNewton(base.FixedArchitecture):
+class JointGaussNewton(base.Method):
   """`GaussNewton` with splits that Adam learns beside the weights.
 
   Attributes:
-    settings: settings of growth steps; of `learn` the curvature and the trust.
+    settings: settings of growth steps by learned splits; of the settings of
+      learning, the curvature and the trust have an effect.
     learning_rate: learning rate of Adam.
     timing: the steps in which splits are learned.
   """
@@ -85,33 +88,32 @@ class JointGaussNewton(base.FixedArchitecture):
   timing: Timing = Timing()
 
   def __post_init__(self):
-    if self.settings.ranking is not None:
+    if not isinstance(self.settings.ranking, learned_splits.LearnedSplits):
       raise ValueError(
-          'Joint learning has no other ranking than its own; leave out '
-          f'{self.settings.ranking}.'
+          f'Joint learning ranks learned splits, not {self.settings.ranking}.'
       )
 
-  def extra(self, architecture: Architecture) -> tuple[base.Tree, base.Tree]:
+  def extra(self, architecture: Architecture) -> base.Extra:
     if not self.timing.phase:
       raise ValueError(
           'Joint learning has to know its timing: the steps of a phase.'
       )
-    return {}, _memory(architecture, self.learning_rate)
+    return base.Extra({}, _memory(architecture, self.learning_rate))
 
   def objective(
       self,
-      forward: base.Forward,
+      network: base.Network,
       params: base.Tree,
       stats: base.Tree,
       labels: jax.Array,
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[base.Tree, jax.Array]]:
     loss, (after, logits) = super().objective(
-        forward, params, stats, labels, key
+        network, params, stats, labels, key
     )
     after['method'] = self.learn(
         stats['method'],
-        forward,
+        network,
         params['weights'],
         stats['network'],
         labels,
@@ -119,8 +121,10 @@ class JointGaussNewton(base.FixedArchitecture):
     )
     return loss, (after, logits)
 
-  def describe(self, architecture: Architecture, memory: base.Tree) -> str:
-    return self.settings.describe(architecture, memory)
+  def report(
+      self, architecture: Architecture, aux: base.Tree, memory: base.Tree
+  ) -> dict[str, Any]:
+    return self.settings.report(architecture, aux, memory)
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
@@ -148,7 +152,7 @@ class JointGaussNewton(base.FixedArchitecture):
   def learn(
       self,
       memory: base.Tree,
-      forward: base.Forward,
+      network: base.Network,
       weights: base.Tree,
       stats: base.Tree,
       labels: jax.Array,
@@ -158,7 +162,7 @@ class JointGaussNewton(base.FixedArchitecture):
 
     Args:
       memory: splits, moments and step count.
-      forward: forward pass of the training step.
+      network: the network of the training step.
       weights: packed weights; nothing is differentiated by them.
       stats: packed statistics of the network.
       labels: (batch,) int32.
@@ -167,12 +171,12 @@ class JointGaussNewton(base.FixedArchitecture):
     Returns:
       The next splits, moments and step count.
     """
-    unpack = lambda tree: view.unpack(tree, forward.layout)
+    unpack = lambda tree: view.unpack(tree, network.layout)
     trees = signals_lib.Trees(
         *jax.lax.stop_gradient((unpack(weights), unpack(stats)))
     )
-    x = forward.x.astype(jnp.float32)
-    model = _model_of(forward.layout.architecture)
+    x = network.x.astype(jnp.float32)
+    model = _model_of(network.layout.architecture)
     tx = adam(self.learning_rate)
     start_key, label_key = jax.random.split(key)
     position = memory['steps'] % self.timing.phase
@@ -187,7 +191,7 @@ class JointGaussNewton(base.FixedArchitecture):
       )
       _, by_axis = signals_lib.signals(
           model, trees, x, labels, label_key,
-          curvature=self.settings.learn.curvature,
+          curvature=self.settings.ranking.learn.curvature,
       )
       gradient = jax.grad(
           lambda splits: modelled_change(
@@ -209,9 +213,14 @@ class JointGaussNewton(base.FixedArchitecture):
       self, snapshot: steps.Snapshot, memory: base.Tree
   ) -> steps.Step:
     """Selects from learned splits."""
-    found = learned(memory, snapshot.architecture)
-    images = self._images(len(snapshot.learning[0][1]))
-    return self.settings.step_from(snapshot, found, images)
+    settings = self.settings
+    step = settings.ranking.step_from(
+        learned(memory, snapshot.architecture),
+        snapshot,
+        settings.limits,
+        settings.samples,
+    )
+    return step.charged(self._images(len(snapshot.learning[0][1])))
 
   def _images(self, batch_size: int) -> int:
     """Returns the cost of learning in a phase, images of training steps."""
@@ -224,7 +233,7 @@ class JointGaussNewton(base.FixedArchitecture):
     """
 
     def patch(state, key):
-      memory = state_lib.to_host(self.extra(change.architecture)[1])
+      memory = state_lib.to_host(self.extra(change.architecture).other)
       memory['steps'] = state.stats['method']['steps']
       state, report = change.patch(state, key)
       return state.replace(stats={**state.stats, 'method': memory}), report

@@ -1,6 +1,6 @@
 """Rivals of Gauss-Newton, by the name of the flag.
 
-Each splits units in its own way and ranks them, as `ranking.Ranking` says.
+Each splits units in its own way and ranks them by gains that add up.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from experiments.studies.gauss_newton import firefly
 from experiments.studies.gauss_newton import gradmax
 from experiments.studies.gauss_newton import steepest
 
-RIVALS: dict[str, type[ranking.Ranking]] = {
+RIVALS: dict[str, type[ranking.RankingByGain]] = {
     'random': at_random.Random,
     'net2net': at_random.Net2Net,
     'steepest': steepest.Steepest,
@@ -26,9 +26,9 @@ OF_ONE_WRITER = ('steepest', 'gradmax')
 IN_NATS = ('steepest', 'firefly')
 
 
-def name_of(rival: ranking.Ranking | None) -> str:
-  """Returns the flag's name of a rival; 'gauss_newton' for none."""
-  names = [name for name, kind in RIVALS.items() if type(rival) is kind]
+def name_of(chosen: ranking.Ranking) -> str:
+  """Returns the flag's name of a rival, or 'gauss_newton'."""
+  names = [name for name, kind in RIVALS.items() if type(chosen) is kind]
   return names[0] if names else 'gauss_newton'
 
 

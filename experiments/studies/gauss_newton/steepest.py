@@ -21,6 +21,7 @@ import optax
 
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import linalg
+from autogrow_jax.methods.gauss_newton import ranking
 from experiments.studies.gauss_newton import common
 
 # Sharpness of the softplus log(1 + exp(beta h)) / beta in place of ReLU.
@@ -31,7 +32,7 @@ LARGEST_MATRIX = 576
 
 
 @dataclasses.dataclass(frozen=True)
-class Steepest:
+class Steepest(ranking.RankingByGain):
   """Splits by the smallest eigenvalue lambda: gain -lambda (step |w|)^2 / 2.
 
   Attributes:

@@ -57,7 +57,7 @@ _L2 = lambda leaf, axes: (leaf * leaf).sum(axes) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Pruned(base.FixedArchitecture):
+class Pruned(base.Method):
   """The full network, pruned when growing ends.
 
   Attributes:
@@ -86,7 +86,7 @@ class Pruned(base.FixedArchitecture):
             f'{name} is a number of at least 0, got {getattr(self, name)}.'
         )
 
-  def extra(self, architecture: Architecture) -> tuple[Tree, Tree]:
+  def extra(self, architecture: Architecture) -> base.Extra:
     if self.strategy == 'morphnet' and not any(
         writers(architecture, 'scale').values()
     ):
@@ -94,22 +94,22 @@ class Pruned(base.FixedArchitecture):
           f'{architecture} has no norms, whose scales morphnet needs; take '
           'another strategy.'
       )
-    return {}, {'open': np.float32(1)}
+    return base.Extra({}, {'open': np.float32(1)})
 
   def objective(
       self,
-      forward: base.Forward,
+      network: base.Network,
       params: Tree,
       stats: Tree,
       labels: jax.Array,
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
     """The penalty has a gradient but does not show in the loss."""
-    loss, rest = super().objective(forward, params, stats, labels, key)
+    loss, rest = super().objective(network, params, stats, labels, key)
     if self.strategy == 'morphnet':
-      architecture = forward.layout.architecture
+      architecture = network.layout.architecture
       scales = norms(
-          view.unpack(params['weights'], forward.layout),
+          view.unpack(params['weights'], network.layout),
           writers(architecture, 'scale'),
           _L1,
       )
