@@ -4,9 +4,9 @@ Unit c is removed, and others take over: a reader's input a_c is replaced by
 
   r_0 + sum over j != c of r_j a_j,
 
-which adds r_j v_c to the outgoing weights of a_j, and a constant to the reader's
-output. With weights w = r and w_c = -1, and R_nj the product of the gradient of
-example n with v_c a_j (with the constant for j = 0), s_n = R_n'w.
+which adds r_j v_c to the outgoing weights of a_j, and a constant to the
+reader's output. With weights w = r and w_c = -1, and R_nj the product of the
+gradient of example n with v_c a_j (with the constant for j = 0), s_n = R_n'w.
 
 Several units of an axis are removed one after another. Unit d has then taken
 over from those before it: its outgoing weights are no longer v_d but a mixture
