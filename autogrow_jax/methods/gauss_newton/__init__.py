@@ -31,6 +31,20 @@ is the paper's.
   charges       the cost of choosing, in images of training steps
   linalg        solves of many small quadratic models
 
+Arguments of functions have the same names throughout:
+
+  architecture  architecture of the network
+  chain         the whole network, unfused
+  model, trees  the network with its sites, and its arrays
+  site, signal  a site, and the signal of a batch at it
+  splits        splits of all units of all sites, by axis
+  batches       examples: (x, labels) with x (batch, height, width, channel)
+                preprocessed, and labels (batch,)
+  key           key of all randomness, such as sampled labels
+  curvature     one of `signals.CURVATURES`
+  samples       number of sampled labels per example
+  limits        limits of the step
+
 Streams of residual stages, with several writers and readers, are covered, and
 depthwise layers. Shortcuts without parameters are not; `sites.survey` lists
 each such axis with its reason.

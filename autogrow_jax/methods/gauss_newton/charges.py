@@ -35,11 +35,6 @@ def of_learning(
   Each block of each sweep is a pass. A matrix takes the square of its size in
   multiply-adds per example; an iteration without matrices takes two products
   with the layer.
-
-  Args:
-    architecture: architecture of the network.
-    model: the network.
-    config: settings of learning.
   """
   products = {
       leaf.path[:-1]: math.prod(leaf.shape) * leaf.positions

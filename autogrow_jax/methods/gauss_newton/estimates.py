@@ -108,17 +108,7 @@ def estimate(
 ) -> Estimates:
   """Estimates the change of the loss by every split.
 
-  Args:
-    model: the network.
-    trees: arrays of the network.
-    splits: splits of all units of all sites.
-    batches: examples; better not those that the splits were learned from.
-    key: key of sampled labels.
-    curvature: one of `signals.CURVATURES`.
-    samples: number of sampled labels per example.
-
-  Returns:
-    The estimates.
+  The examples are better not those that the splits were learned from.
   """
   if not batches or samples < 1:
     raise ValueError('An estimate takes at least one batch and one sample.')

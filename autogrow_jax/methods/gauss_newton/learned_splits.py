@@ -65,9 +65,6 @@ class LearnedSplits(ranking.Ranking):
 
     Args:
       learned: learned splits of all units.
-      snapshot: the network and examples.
-      limits: limits of the step.
-      samples: number of sampled labels per example for estimates.
 
     Returns:
       The step, without the cost of learning.

@@ -79,16 +79,7 @@ def learn(
 ) -> Learned:
   """Learns the splits of all units of all sites.
 
-  Args:
-    model: the network.
-    trees: arrays of the network.
-    batches: examples; each block of each sweep sees all of them, with other
-      sampled labels.
-    key: key of all randomness.
-    config: settings.
-
-  Returns:
-    The splits.
+  Each block of each sweep sees all examples, with other sampled labels.
 
   Raises:
     ValueError: if there are no examples.
@@ -209,15 +200,10 @@ def linearized(
 ) -> tuple[matrix_free.Linears, dict[str, jax.Array]]:
   """Writes c of the sites as a linear function of a block, on a batch.
 
+  The other block is held at the splits, and the gradient is taken there.
+
   Args:
-    model: the network, and the sites to look at.
     block: 'u' or 'e'.
-    curvature: one of `signals.CURVATURES`.
-    trees: arrays of the network.
-    splits: the point at which the other block is held and the gradient taken.
-    x: (batch, height, width, channel), preprocessed.
-    labels: (batch,).
-    key: key of the sampled labels.
 
   Returns:
     c of each axis, and the gradient of the model summed over the batch,

@@ -27,18 +27,10 @@ def measured(
     trees: Trees,
     batches: Sequence[splits_lib.Batch],
 ) -> Trees:
-  """Replaces all running statistics by those of some batches.
+  """Replaces all running statistics by those of some batches of equal size.
 
   Each batch runs in training mode, so that a norm sees the outputs of the
   layers before it in that mode; statistics are then pooled.
-
-  Args:
-    chain: the whole network, unfused.
-    trees: arrays of the network.
-    batches: batches of equal size.
-
-  Returns:
-    The arrays with new statistics.
   """
   if not jax.tree.leaves(trees.stats):
     return trees
@@ -65,14 +57,6 @@ def settled(
     bias'  = bias + scale (m' - m) / sqrt(v + eps)
 
   is the same affine map in evaluation mode, and also holds in training mode.
-
-  Args:
-    chain: the whole network, unfused.
-    trees: arrays of the network.
-    batches: examples.
-
-  Returns:
-    The arrays with new statistics, scales and biases.
   """
   epsilons: dict[taps.Path, float] = {}
 

@@ -86,16 +86,9 @@ def estimate(
   """Estimates the change of the loss by removing each unit.
 
   Args:
-    model: the network.
-    trees: arrays of the network.
     learning: examples that choose the compensation.
     judging: examples that judge it, better others.
-    key: key of sampled labels.
     compensation: one of `compensation.COMPENSATIONS`.
-    curvature: one of `signals.CURVATURES`.
-
-  Returns:
-    The estimates.
   """
   with_gram = _with_gram(model.sites)
   remaining = [

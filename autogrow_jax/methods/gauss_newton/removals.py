@@ -115,8 +115,6 @@ def projected(
   """Computes <gradients, dz> of some removals.
 
   Args:
-    site: the site.
-    trees: arrays of the network.
     inputs: per reader, (batch, ..., units) as by `activations`.
     gradients: per reader, (batch, ..., out).
     weights: (removals, readers, units + 1).

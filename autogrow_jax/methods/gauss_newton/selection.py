@@ -101,9 +101,7 @@ def select(
   """Selects splits and prunes.
 
   Args:
-    architecture: architecture of the network.
     estimates: estimates of all splits.
-    limits: limits of the step.
     prunes: estimates of all prunes.
 
   Returns:
@@ -142,11 +140,9 @@ def confirm(
   depend on it.
 
   Args:
-    architecture: architecture of the network.
     candidates: (axis, unit) pairs that splits were selected from.
     selected: splits and prunes.
     joint: joint model of this selection.
-    limits: limits of the step.
 
   Returns:
     The selection, with the change of the loss by all of it together.
@@ -194,9 +190,7 @@ def pick(
   Cholesky factorisation per pick updates both.
 
   Args:
-    architecture: architecture of the network.
     estimates: estimates of all splits.
-    limits: limits of the step.
 
   Returns:
     The picks, and the ratio of the last one, nats per unit of resource.
@@ -242,14 +236,9 @@ def pick_prunes(
   estimate is the lowest of all.
 
   Args:
-    architecture: architecture of the network.
     split: (axis, unit) pairs that are split in the same step.
     prunes: estimates of all units.
-    limits: limits of the step.
     price: largest cost, nats per unit of resource.
-
-  Returns:
-    The removals, in the order of picking.
   """
   sizes = _sizes_with(architecture, split)
   axes = np.array([axis for axis, _ in prunes.candidates])
@@ -292,12 +281,10 @@ def by_gain(
   There is no joint model: splits are applied without scaling.
 
   Args:
-    architecture: architecture of the network.
     candidates: (axis, unit) pairs.
     gains: (candidates,) score that is larger for better splits; in nats if
       `limits.price` is to mean anything.
     usable: (candidates,) true for candidates that may be selected.
-    limits: limits of the step.
 
   Returns:
     The selection, whose change is minus the sum of gains; it may be empty.
@@ -325,10 +312,8 @@ def _greedy(
   """Picks by gain per resource, one by one, within limits.
 
   Args:
-    architecture: architecture of the network.
     candidates: (axis, unit) pairs.
     available: (candidates,) true for candidates that may be picked.
-    limits: limits of the step.
     gains: function that returns the current gains, (candidates,).
     update: callback after each pick.
 

@@ -104,14 +104,6 @@ def signals(
 ) -> tuple[jax.Array, dict[str, Signal]]:
   """Runs the network forward once, and backward once or twice.
 
-  Args:
-    model: the network and its sites.
-    trees: arrays of the network.
-    x: (batch, height, width, channel), preprocessed.
-    labels: (batch,).
-    key: key of the sampled labels.
-    curvature: one of `CURVATURES`.
-
   Returns:
     The losses (batch,) in nats, and the signal of each site by its axis.
   """

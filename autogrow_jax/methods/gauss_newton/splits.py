@@ -48,14 +48,6 @@ def start(model: Model, trees: Trees, key: jax.Array) -> Splits:
 
   u = 0, and each child feeds a random half of the consumers: e = +-v/2. With
   e = 0, too, all gradients would be zero.
-
-  Args:
-    model: the network.
-    trees: arrays of the network.
-    key: key of the halves.
-
-  Returns:
-    The splits.
   """
   splits = {}
   for index, site in enumerate(model.sites):
@@ -87,9 +79,6 @@ def differences(
   """Computes the change of the readers' input.
 
   Args:
-    site: the site.
-    trees: arrays of the network.
-    signal: signal of a batch.
     u: u of a `Split`.
 
   Returns:
@@ -152,15 +141,9 @@ def linear(
   """Writes <gradients, dz> of all units as a linear function of a block.
 
   Args:
-    site: the site.
-    trees: arrays of the network.
-    signal: signal of a batch.
     split: point of the linearisation.
     block: 'u' or 'e'.
     gradients: per reader, gradient at its output.
-
-  Returns:
-    The function.
   """
   if block == 'e':
     both = differences(site, trees, signal, split.u)
@@ -200,13 +183,7 @@ def balanced(
   same length in units of w and v, as far as u stays within trust.
 
   Args:
-    model: the network.
-    trees: arrays of the network.
-    splits: splits of all sites.
     trust: largest length of u in units of w.
-
-  Returns:
-    The splits.
   """
   kernels = lambda ends: tuple(trees.kernel(end.layer) for end in ends)
   return {

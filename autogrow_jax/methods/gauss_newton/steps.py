@@ -54,9 +54,6 @@ def draw(
     examples: number of examples to learn from; None for up to `EXAMPLES`, and
       at most half an epoch.
 
-  Returns:
-    The batches.
-
   Raises:
     ValueError: if an epoch does not have so many examples.
   """

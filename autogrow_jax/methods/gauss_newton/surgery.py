@@ -52,8 +52,6 @@ def absorbed(
   """Computes the changes of readers that compensate removals, by axis.
 
   Args:
-    model: the network.
-    trees: arrays of the network.
     removals: removals, those of an axis in their order.
 
   Returns:
@@ -96,15 +94,10 @@ def morph(
   only; see `norms.settled`. All moments of the optimizer become zero.
 
   Args:
-    architecture: architecture of the network.
-    splits: splits of all units of these sites.
     units: per axis, units to split.
     removed: per axis, units to prune.
     one_sided: true to leave parents as they are, and to give each new unit
       w - u, which nothing reads yet; e is ignored.
-
-  Returns:
-    The growth.
   """
   removed = removed or {}
   sites = {site.axis: site for site in sites_lib.survey(architecture).sites}
@@ -120,72 +113,84 @@ def morph(
       sources[axis] = _sources(axis, site.units, chosen, pruned)
       signs[axis] = _signs(sources[axis], chosen)
       notes.append(_note(axis, site.units, chosen, pruned))
-  moved = signs
-  kept = {axis: np.where(sign, 0.5, 1) for axis, sign in signs.items()}
-  if one_sided:
-    moved = {axis: np.minimum(sign, 0) for axis, sign in signs.items()}
-    kept = {axis: np.where(sign < 0, 0, 1) for axis, sign in signs.items()}
   wider = architecture.resized({a: len(s) for a, s in sources.items()})
-  changed = {axis: sites[axis] for axis in sources}
-
-  def patch(state: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
-    del key
-    table = state_lib.axis_table(wider)
-    weights, network = state.params['weights'], state.stats['network']
-    deltas = _Deltas(table, sources)
-    for axis, site in changed.items():
-      if axis in units:
-        weights = deltas.add(
-            weights, site.writers, splits[axis].u, along=(axis, moved[axis])
-        )
-    for axis, taken in removed.items():
-      weights = deltas.add(weights, sites[axis].readers, taken.deltas)
-    weights = growth.scale_readers({'weights': weights}, table, kept)
-    weights = weights['weights']
-    for axis, site in changed.items():
-      if axis in units and not one_sided:
-        weights = deltas.add(
-            weights, site.readers, splits[axis].e, along=(axis, signs[axis])
-        )
-    for axis, taken in removed.items():
-      weights, network = _with_constants(
-          weights, network, sites[axis], taken, deltas
-      )
-    return state.replace(
-        params={**state.params, 'weights': weights},
-        stats={**state.stats, 'network': network},
-        opt_state=_reset(state.opt_state, table),
-    ), {}
-
-  return growth.Growth(wider, sources, patch, '; '.join(notes))
+  surgery = _Surgery(
+      table=state_lib.axis_table(wider),
+      sources=sources,
+      signs=signs,
+      # In forward order.
+      split={sites[a]: splits[a] for a in sources if a in units},
+      removed={sites[axis]: taken for axis, taken in removed.items()},
+      one_sided=one_sided,
+  )
+  return growth.Growth(wider, sources, surgery.patch, '; '.join(notes))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Deltas:
-  """Adds learned deltas to kernels of the grown network."""
+class _Surgery:
+  """The change of the leaves of a grown network.
+
+  Attributes:
+    table: named axes of its leaves.
+    sources: per changed axis, the source of each unit.
+    signs: per changed axis, the sign of each unit, see `_signs`.
+    split: splits of the sites with split units.
+    removed: compensation of the sites with pruned units.
+    one_sided: see `morph`.
+  """
 
   table: state_lib.AxisTable
   sources: Mapping[str, np.ndarray]
+  signs: Mapping[str, np.ndarray]
+  split: Mapping[sites_lib.Site, splits_lib.Split]
+  removed: Mapping[sites_lib.Site, Absorbed]
+  one_sided: bool
 
-  def add(
+  def patch(
+      self, state: TrainState, key: jax.Array
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """Changes a carried state; a `growth.Patch`."""
+    del key
+    weights, network = state.params['weights'], state.stats['network']
+    moved = self.signs
+    kept = {a: np.where(sign, 0.5, 1) for a, sign in self.signs.items()}
+    if self.one_sided:
+      moved = {a: np.minimum(sign, 0) for a, sign in self.signs.items()}
+      kept = {a: np.where(sign < 0, 0, 1) for a, sign in self.signs.items()}
+    for site, split in self.split.items():
+      along = site.axis, moved[site.axis]
+      weights = self._add(weights, site.writers, split.u, along)
+    for site, taken in self.removed.items():
+      weights = self._add(weights, site.readers, taken.deltas)
+    weights = growth.scale_readers({'weights': weights}, self.table, kept)
+    weights = weights['weights']
+    if not self.one_sided:
+      for site, split in self.split.items():
+        along = site.axis, self.signs[site.axis]
+        weights = self._add(weights, site.readers, split.e, along)
+    for site, taken in self.removed.items():
+      weights, network = self._with_constants(weights, network, site, taken)
+    return state.replace(
+        params={**state.params, 'weights': weights},
+        stats={**state.stats, 'network': network},
+        opt_state=_reset(state.opt_state, self.table),
+    ), {}
+
+  def _add(
       self,
       weights: base.Tree,
       ends: Sequence[sites_lib.End],
       deltas: Sequence[Any],
-      *,
       along: tuple[str, np.ndarray] | None = None,
   ) -> base.Tree:
-    """Adds deltas to the kernels of some layers.
+    """Adds deltas, in the shapes before the growth, to some layers' kernels.
 
     Args:
       weights: weights of the grown network.
       ends: layers to change.
-      deltas: arrays in the shapes of the kernels before the growth.
+      deltas: change of each kernel.
       along: an axis, and the factor of the deltas for each of its units after
         the growth; None for no factors.
-
-    Returns:
-      The weights.
     """
     for end, delta in zip(ends, deltas, strict=True):
       delta = np.asarray(delta)
@@ -201,35 +206,54 @@ class _Deltas:
       )
     return weights
 
-  def of_outputs(self, layer: taps.Layer, vector: np.ndarray) -> np.ndarray:
-    """Gathers a vector over a layer's outputs for the units after growth."""
-    name = self.table['weights', *layer.path, 'kernel'][-1].name
-    return vector[self.sources[name]] if name in self.sources else vector
+  def _with_constants(
+      self,
+      weights: base.Tree,
+      network: base.Tree,
+      site: sites_lib.Site,
+      taken: Absorbed,
+  ) -> tuple[base.Tree, base.Tree]:
+    """Adds the constants of a compensation to the readers' outputs."""
+    for reader, shift in zip(site.readers, taken.constants, strict=True):
+      if not shift.any():
+        continue
+      written = self.table['weights', *reader.layer.path, 'kernel'][-1].name
+      if written in self.sources:
+        shift = shift[self.sources[written]]
+      if reader.norm is not None:
+        network = _with_leaves(
+            network, reader.norm.path, mean=lambda mean, by=shift: mean - by
+        )
+      else:
+        weights = _with_leaves(
+            weights, reader.layer.path, bias=lambda bias, by=shift: bias + by
+        )
+    return weights, network
 
 
 def _sources(
-    axis: str, size: int, chosen: np.ndarray, gone: np.ndarray
+    axis: str, size: int, chosen: np.ndarray, pruned: np.ndarray
 ) -> np.ndarray:
   """Returns the kept units, then the parent of each new one."""
-  named = [*chosen.tolist(), *gone.tolist()]
+  named = [*chosen.tolist(), *pruned.tolist()]
   if len(set(named) & set(range(size))) != len(named):
     raise ValueError(
         f'Units of axis {axis!r} to split or prune are distinct numbers from 0 '
         f'to {size - 1}, got {named}.'
     )
-  if size == len(gone):
+  if size == len(pruned):
     raise ValueError(
         f'At least one unit of axis {axis!r} stays, but all {size} are to be '
         'pruned.'
     )
-  return np.concatenate([np.setdiff1d(np.arange(size), gone), chosen])
+  return np.concatenate([np.setdiff1d(np.arange(size), pruned), chosen])
 
 
-def _note(axis: str, size: int, chosen: np.ndarray, gone: np.ndarray) -> str:
+def _note(axis: str, size: int, chosen: np.ndarray, pruned: np.ndarray) -> str:
   """Describes the change of an axis."""
   done = [
       f'{verb} {len(units)}'
-      for verb, units in (('split', chosen), ('prune', gone))
+      for verb, units in (('split', chosen), ('prune', pruned))
       if units.size
   ]
   return f'{axis}: {" and ".join(done)} of {size} units'
@@ -241,23 +265,6 @@ def _signs(sources: np.ndarray, units: np.ndarray) -> np.ndarray:
   signs = np.where(np.isin(sources, units), 1, 0)
   signs[len(sources) - len(units) :] = -1
   return signs
-
-
-def _with_constants(weights, network, site, taken, deltas):
-  """Adds the constants of a compensation to the readers' outputs."""
-  for reader, out in zip(site.readers, taken.constants, strict=True):
-    if not out.any():
-      continue
-    shift = deltas.of_outputs(reader.layer, out)
-    if reader.norm is not None:
-      network = _with_leaves(
-          network, reader.norm.path, mean=lambda mean, by=shift: mean - by
-      )
-    else:
-      weights = _with_leaves(
-          weights, reader.layer.path, bias=lambda bias, by=shift: bias + by
-      )
-  return weights, network
 
 
 def _with_leaves(tree: base.Tree, path: taps.Path, **changes: Any) -> base.Tree:

@@ -52,16 +52,8 @@ def together(
   """Estimates a step as it will be applied, with curvature mc.
 
   Args:
-    model: the network.
-    trees: arrays of the network.
     splits: splits of all sites, with u = 0 for units that are not split.
     removals: removals, those of an axis in their order.
-    batches: examples.
-    key: key of sampled labels.
-    samples: number of sampled labels per example.
-
-  Returns:
-    The joint model.
   """
   numbers: dict[str, list[int]] = {}
   for number, removal in enumerate(removals):
