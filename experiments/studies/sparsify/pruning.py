@@ -50,7 +50,7 @@ from autogrow_jax.networks import common
 Architecture = architecture_lib.Architecture
 Tree = base.Tree
 Channels = dict[str, np.ndarray]  # By group.
-Places = list[tuple[state_lib.Path, int]]
+Places = list[tuple[axes_lib.Path, int]]
 
 STRATEGIES = ('l1', 'uniform', 'soft', 'morphnet')
 
