@@ -28,12 +28,6 @@ _GROWTH = '#444444'  # Marks of growths; not the colour of a line.
 _PHASES = {
     'growing': ('growing', '#e8f1fa'), 'finetuning': ('fine-tuning', '#fdf3e1')
 }
-# Accuracies, which a history has as counts.
-_COUNTS = {
-    'train_accuracy': ('train_correct', 'train_total'),
-    'accuracy': ('correct', 'total'),
-    'best_accuracy': ('best', 'total'),
-}
 
 
 def of_run(history: Records) -> dict[str, Figure]:
@@ -193,7 +187,7 @@ def bars(
 
 def _curves(epochs: Records, growths: Records) -> dict[str, Figure]:
   """Metric above loss, of the training and of the selection data."""
-  metric = 'perplexity' if 'perplexity' in epochs[0] else 'accuracy'
+  metric = next(iter(epochs[0]['metrics']))
   figure, both = new_figure(2, 1, height=6.0, sharex=True)
   _background(both, epochs, growths, names=True)
   for axes, name in zip(both, (metric, 'loss'), strict=True):
@@ -317,10 +311,12 @@ def _lines(
 
 
 def _number(record: history_lib.Record, key: str) -> float:
-  """A number of a record, NaN if there is none; accuracies in percent."""
-  value = (
-      console.percent(record, *_COUNTS[key]) if key in _COUNTS else record.get(key)
-  )
+  """A number or metric of a record, NaN if there is none."""
+  if key == 'best_accuracy':
+    return 100 * record['best'] / record['total']
+  prefix = 'train_' if key.startswith('train_') else ''
+  metrics = record.get(f'{prefix}metrics', {})
+  value = metrics.get(key.removeprefix(prefix), record.get(key))
   return np.nan if value is None else float(value)
 
 
