@@ -201,9 +201,7 @@ class _Surgery:
         delta = np.take(delta, self.sources[named.name], axis=dim)
         if along is not None and named.name == along[0]:
           delta = delta * _along(along[1], dim, delta)
-      weights = _with_leaves(
-          weights, end.layer.path, kernel=lambda old, by=delta: old + by
-      )
+      weights = _plus(weights, end.layer.path, 'kernel', delta)
     return weights
 
   def _with_constants(
@@ -221,13 +219,9 @@ class _Surgery:
       if written in self.sources:
         shift = shift[self.sources[written]]
       if reader.norm is not None:
-        network = _with_leaves(
-            network, reader.norm.path, mean=lambda mean, by=shift: mean - by
-        )
+        network = _plus(network, reader.norm.path, 'mean', -shift)
       else:
-        weights = _with_leaves(
-            weights, reader.layer.path, bias=lambda bias, by=shift: bias + by
-        )
+        weights = _plus(weights, reader.layer.path, 'bias', shift)
     return weights, network
 
 
@@ -267,16 +261,10 @@ def _signs(sources: np.ndarray, units: np.ndarray) -> np.ndarray:
   return signs
 
 
-def _with_leaves(tree: base.Tree, path: taps.Path, **changes: Any) -> base.Tree:
-  """Changes leaves of one layer, each keeping its type."""
-  if path:
-    inner = _with_leaves(tree[path[0]], path[1:], **changes)
-    return {**tree, path[0]: inner}
-  changed = {
-      name: np.asarray(change(tree[name]), tree[name].dtype)
-      for name, change in changes.items()
-  }
-  return {**tree, **changed}
+def _plus(tree: base.Tree, path: taps.Path, name: str, change: np.ndarray):
+  """Adds a change to one leaf of a layer."""
+  leaf = signals_lib.at(tree, path)[name]
+  return signals_lib.with_leaves(tree, path, **{name: leaf + change})
 
 
 def _reset(opt_state: Any, table: state_lib.AxisTable) -> Any:
