@@ -84,12 +84,10 @@ def settled(
     deviation = np.sqrt(old['var'] + epsilons[path])
     shift = norm['scale'] * (mean - old['mean']) / deviation
     ratio = np.sqrt(var + epsilons[path]) / deviation
-    weights = _replaced(
-        weights,
-        path,
-        {'scale': norm['scale'] * ratio, 'bias': norm['bias'] + shift},
+    weights = signals_lib.with_leaves(
+        weights, path, scale=norm['scale'] * ratio, bias=norm['bias'] + shift
     )
-    stats = _replaced(stats, path, {'mean': mean, 'var': var})
+    stats = signals_lib.with_leaves(stats, path, mean=mean, var=var)
   return trees.replace(weights=weights, stats=stats)
 
 
@@ -103,19 +101,6 @@ def _entering(chain, paths, trees, x):
     flat = entering.reshape(len(x), -1, entering.shape[-1])
     result[path] = flat.mean(1).sum(0), jnp.square(flat).mean(1).sum(0)
   return result
-
-
-def _replaced(tree: base.Tree, path: taps.Path, leaves: base.Tree) -> base.Tree:
-  """Replaces leaves of one layer, each keeping its type."""
-  if path:
-    return {**tree, path[0]: _replaced(tree[path[0]], path[1:], leaves)}
-  return {
-      **tree,
-      **{
-          name: np.asarray(leaf, tree[name].dtype)
-          for name, leaf in leaves.items()
-      },
-  }
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -153,7 +153,7 @@ def confirm(
   for number, removal in enumerate(selected.prunes):
     axis = removal.axis
     cost = joint.change([*kept, number]) - joint.change(kept)
-    freed = _freed(architecture, sizes, [axis], limits.resource)[axis]
+    freed = _resources(architecture, sizes, [axis], limits.resource, -1)[axis]
     if axis not in refused and cost / freed < selected.price:
       kept.append(number)
       sizes[axis] -= 1
@@ -248,7 +248,7 @@ def pick_prunes(
   found = {index: prunes.alone(index) for index in np.flatnonzero(available)}
   picked: list[removals.Removal] = []
   while available.any():
-    freed = _freed(architecture, sizes, set(axes), limits.resource)
+    freed = _resources(architecture, sizes, set(axes), limits.resource, -1)
     ratios = changes / [freed[axis] for axis in axes]
     ratios = np.where(available, ratios, np.inf)
     best = int(np.argmin(ratios))
@@ -326,7 +326,9 @@ def _greedy(
   available = np.array(available)
   picked, spent, last = [], 0, 0.0
   while available.any():
-    increments = _increments(architecture, sizes, set(axes), limits.resource)
+    increments = _resources(
+        architecture, sizes, set(axes), limits.resource, 1
+    )
     resource = np.array([increments[axis] for axis in axes])
     ratios = np.where(available, gains(), 0) / resource
     ratios[resource > allowance - spent] = 0
@@ -350,21 +352,12 @@ def _sizes_with(architecture, split):
   return sizes
 
 
-def _freed(architecture, sizes, axes, resource):
-  """Returns the resource freed by one unit less, per axis."""
+def _resources(architecture, sizes, axes, resource, more):
+  """Returns the resource taken or freed by 1 or -1 unit more, per axis."""
   measure = getattr(costs, resource)
   now = measure(architecture, sizes)
   return {
-      axis: now - measure(architecture, {**sizes, axis: sizes[axis] - 1})
-      for axis in axes
-  }
-
-
-def _increments(architecture, sizes, axes, resource):
-  """Returns the resource taken by one unit more, per axis."""
-  measure = getattr(costs, resource)
-  now = measure(architecture, sizes)
-  return {
-      axis: measure(architecture, {**sizes, axis: sizes[axis] + 1}) - now
+      axis: more
+      * (measure(architecture, {**sizes, axis: sizes[axis] + more}) - now)
       for axis in axes
   }

@@ -18,6 +18,7 @@ import dataclasses
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.methods import base as methods_base
@@ -160,6 +161,18 @@ def at(tree: base.Tree, path: taps.Path) -> base.Tree:
   for name in path:
     tree = tree[name]
   return tree
+
+
+def with_leaves(
+    tree: base.Tree, path: taps.Path, **leaves: np.ndarray
+) -> base.Tree:
+  """Replaces leaves of one layer, each keeping its type."""
+  if path:
+    inner = with_leaves(tree[path[0]], path[1:], **leaves)
+    return {**tree, path[0]: inner}
+  return tree | {
+      name: np.asarray(leaf, tree[name].dtype) for name, leaf in leaves.items()
+  }
 
 
 def model_of(architecture: architecture_lib.Architecture) -> Model:
