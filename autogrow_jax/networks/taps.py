@@ -17,6 +17,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from autogrow_jax import layers
+from autogrow_jax import ops
 from autogrow_jax.networks import base
 
 Path = tuple[str, ...]
@@ -58,10 +59,10 @@ class Layer:
   def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution or matrix product with some kernel, without bias.
 
-    It has no forward mode, see `layers.conv`.
+    It has no forward mode, see `ops.conv`.
     """
     if self.kind in ('Conv', 'DepthwiseConv'):
-      return layers.conv(x, kernel, self.stride, self._pad, self.dilation)
+      return ops.conv(x, kernel, self.stride, self._pad, self.dilation)
     return x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[-1])
 
   def transposed(
@@ -78,7 +79,7 @@ class Layer:
       An array of that shape.
     """
     if self.kind in ('Conv', 'DepthwiseConv'):
-      return layers.conv_input_gradient(
+      return ops.conv_input_gradient(
           dy, kernel, shape, self.stride, self._pad, self.dilation
       )
     return (dy @ kernel.reshape(-1, kernel.shape[-1]).T).reshape(shape)
