@@ -5,9 +5,8 @@ channel, output channel). Layers compute in their input's type, to which weights
 are cast; statistics and their reductions are always float32.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from flax import linen as nn
 from flax import struct
@@ -18,27 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import ops
+from autogrow_jax.core import axes as axes_lib
 
-Role = Literal['reads', 'writes', 'both', 'neither']
+Axes = axes_lib.Axes
+Axis = axes_lib.Axis
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-  """One named dimension of a leaf.
-
-  Attributes:
-    name: name of the axis; a local one inside a module ('in', 'mid', 'out').
-    role: 'reads' for a kernel's input side, 'writes' for an output side, a bias
-      or a norm's scale, 'both' for a depthwise kernel, 'neither' for
-      statistics.
-  """
-
-  name: str
-  role: Role
-
-
-Axes = tuple[Axis | None, ...]
 
 
 @struct.dataclass

@@ -3,7 +3,7 @@
 Bytes for the sites of a network with M channels in all and d weights of a
 channel on either side:
 
-  adam       of a step on all splits, foretold from its trace (see `memory`)
+  adam       of a step on all splits, as the compiler says
   als        4 sum_channels d^2 for the side where that is more, without the
              layers that are solved without a matrix
   estimates  4 M^2, the Gram matrix of all candidates
@@ -24,13 +24,12 @@ import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
-from autogrow_jax import memory
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax import parallel as parallel_lib
-from autogrow_jax import programs
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
-from autogrow_jax import trained
+from autogrow_jax.run import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import joint as joint_lib
@@ -116,12 +115,9 @@ def predict(
       )
   }
   channels = sum(site.units for site in sites)
-  program = jax.make_jaxpr(_step(architecture, curvature))(
-      *_shapes(architecture, batch_size)
-  )
   return Memory(
       channels=channels,
-      adam=memory.peak(program, jax.devices()[0].platform),
+      adam=compiled_bytes(architecture, batch_size, curvature) or 0,
       als=max(products.values()),
       estimates=4 * channels**2,
   )

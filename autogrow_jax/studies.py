@@ -22,7 +22,7 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import randomness
-from autogrow_jax import trained
+from autogrow_jax.run import trained
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib

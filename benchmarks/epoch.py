@@ -17,12 +17,12 @@ import tempfile
 
 from absl import flags
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import networks
 from autogrow_jax import policies
-from autogrow_jax import train
+from autogrow_jax.run import train
 from benchmarks import common
 from benchmarks import steps
 from experiments import flags as run_flags

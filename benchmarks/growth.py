@@ -1,4 +1,4 @@
-"""What growing costs: compilations, pauses, and a second start.
+"""What growing costs: compilations, and a second start.
 
     python -m benchmarks.growth                    # 12 growths, digits
     python -m benchmarks.growth --depths=32-32-32 --growths=3 --starts=first
@@ -8,10 +8,7 @@
 Runs of p-AutoGrow, each in a process of its own, by --starts: `first`, with an
 empty compilation cache; `second`, the same again with the cache it left;
 `waiting`, a first start that compiles nothing in advance; `exact`, one that
-compiles for every exact depth as well. The pause of a growth is what passes
-between the last training step before it and the first one after, without
-forward passes (of evaluations and the receipt), but with what is compiled or
-waited for.
+compiles for every exact depth as well.
 """
 
 import os
@@ -21,11 +18,11 @@ import tempfile
 
 from absl import flags
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import policies
-from autogrow_jax import train
+from autogrow_jax.run import train
 from benchmarks import common
 from experiments import flags as run_flags
 
@@ -86,17 +83,14 @@ def main() -> None:
       f'{WIDTHS.value}, {DATASET.value} ({FRACTION.value}), K = '
       f'{INTERVAL.value}',
       ('start', 'wall, s', 'compiling, s', 'of the first', 'waited, s',
-       'train steps compiled', 'growing and compiling',
-       'pause, s, median (range)', 'without growth'),
+       'train steps compiled', 'growing and compiling'),
       [
           (name, f'{item["wall_seconds"]:.1f}',
            f'{item["compile_seconds"]:.1f}',
            f'{100 * item["compile_seconds"] / base:.0f} %',
            f'{item["waited_seconds"]:.1f}',
            item['train_steps_compiled'],
-           f'{100 * item["share"]:.1f} %',
-           item['pause'].seconds(),
-           item['no_pause'].seconds() if item['no_pause'] else '')
+           f'{100 * item["share"]:.1f} %')
           for name, item in figures.items()
       ],
       figures,
@@ -139,14 +133,6 @@ def _figures(workdir: str) -> dict[str, object]:
   compiled = [item for item in records if item['event'] == 'compile']
   waited = sum(item.get('waited', item['seconds']) for item in compiled)
   grown = [item for item in records if item['event'] == 'grow']
-  pauses = {True: [], False: []}
-  after_growth = False
-  for record in records:
-    after_growth |= record['event'] == 'grow'
-    if record['event'] == 'epoch':
-      if record['phase'] == 'growing' and 'pause_seconds' in record:
-        pauses[after_growth].append(record['pause_seconds'])
-      after_growth = False
   spent = waited + sum(item['seconds'] for item in grown)
   return {
       'wall_seconds': result['wall_seconds'],
@@ -158,8 +144,6 @@ def _figures(workdir: str) -> dict[str, object]:
       ),
       'growths': len(grown),
       'share': min(1.0, spent / result['wall_seconds']),
-      'pause': common.Spread.of(pauses[True]),
-      'no_pause': common.Spread.of(pauses[False]) if pauses[False] else None,
   }
 
 

@@ -1,4 +1,4 @@
-"""Memory of a training step: foretold, compiled, and with rematerialisation.
+"""Memory of a training step as compiled, without and with rematerialisation.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --networks=vgg16 --batch_size=64
@@ -10,7 +10,7 @@ included and a data set left out.
 
 from absl import flags
 
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 from autogrow_jax import networks
 from autogrow_jax import policies
 from benchmarks import common
@@ -50,12 +50,10 @@ def main() -> None:
       }
   common.report(
       f'Memory of a training step, batch {BATCH.value}',
-      ('network, remat', 'predicted', 'compiled', 'ratio', 'of none',
+      ('network, remat', 'compiled', 'of none',
        'ms, median (range)', 'time of none'),
       [
-          (name, f'{logs.format_count(item["predicted"])}B',
-           f'{logs.format_count(item["compiled"])}B',
-           f'{item["predicted"] / item["compiled"]:.2f}',
+          (name, f'{logs.format_count(item["compiled"])}B',
            f'{item["memory_of_none"]:.2f}', item['milliseconds'],
            f'{item["time_of_none"]:.2f}')
           for name, item in figures.items()
@@ -78,7 +76,6 @@ def _measure(architecture, batch, *, spare):
   )
   return {
       name: {
-          'predicted': step.predicted,
           'compiled': step.bytes,
           'memory_of_none': step.bytes / runs['none'].bytes,
           'milliseconds': spreads[name],

@@ -10,8 +10,8 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import optimizers
-from autogrow_jax import parallel as parallel_lib
-from autogrow_jax import programs
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base
@@ -56,7 +56,9 @@ def training(
   task = programs.Task(
       method=method,
       tx=optimizers.make(
-          optimizers.OptimizerConfig(), aux=method.aux, top_rate=0.1
+          optimizers.SGD(),
+          aux=method.extra(architecture).optimizer,
+          top_rate=0.1,
       ),
       preprocessing=data.Preprocessing(
           mean=(0.5,) * channels, std=(0.25,) * channels, crop=4, flip=True
@@ -69,10 +71,13 @@ def training(
   )
   changed = memory(state.stats['method'])
   state = state.replace(stats={**state.stats, 'method': changed})
-  active = method.active(architecture, state.stats['method'])
+  active = method.execution.active(architecture, state.stats['method'])
   layout = view.layout(
-      architecture, spare=spare, active=active, remat=remat
+      architecture,
+      spare=spare,
+      computed=None if active is None else active.computed,
+      remat=remat,
   )
   if active is not None:
-    state = view.take(state, layout, active)
+    state = active.take(state)
   return programs.timed_step(task, layout, state, batch)

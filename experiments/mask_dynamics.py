@@ -3,8 +3,8 @@
     python -m experiments.mask_dynamics
 
 prints, for some settings of `Sparsify`, how much of the network its samples
-have in the course of a run in which a fixed random gradient stands for the
-task, see `methods.sparsify.dynamics`. Nothing is trained; it takes minutes.
+have in the course of a run in which a fixed random gradient replaces that of
+the task, see `studies.sparsify.dynamics`. It trains nothing and takes minutes.
 """
 
 from absl import app
@@ -12,8 +12,8 @@ from absl import flags
 
 from autogrow_jax import costs
 from autogrow_jax import networks
-from autogrow_jax.methods.sparsify import dynamics
 from autogrow_jax.methods.sparsify import method
+from experiments.studies.sparsify import dynamics
 
 _STEPS = flags.DEFINE_integer(
     'steps', 391, 'Steps between two samples; of ResNet-50 5005.'

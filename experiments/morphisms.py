@@ -29,17 +29,17 @@ from typing import Any
 from absl import flags as absl_flags
 import numpy as np
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import learning_costs
-from autogrow_jax import logs
-from autogrow_jax import plots
+from autogrow_jax.run import console as logs
 from autogrow_jax import studies
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import calibration
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from experiments import flags
+from experiments import plots
 from experiments import presets
 from experiments import summary
 

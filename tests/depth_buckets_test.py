@@ -63,15 +63,6 @@ class DepthBucketsTest(parameterized.TestCase):
     for program in ('train step', 'evaluation'):
       self.assertEqual(ahead('powers').count(program), 2)
 
-  def test_pauses_are_told(self):
-    for workdir in self.workdirs.values():
-      pauses = [
-          item.get('pause_seconds') for item in runs.records(workdir, 'epoch')
-      ]
-      self.assertIsNone(pauses[0])
-      for pause in pauses[1:]:
-        self.assertGreaterEqual(pause, 0)
-
   def test_same_run(self):
     found = {
         buckets: [

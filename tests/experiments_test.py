@@ -11,7 +11,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import runs
 
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 
 TINY = (
     '--widths=4-8-16', '--grow_interval=1', '--stop_window=2',
@@ -28,9 +28,9 @@ BAD_AUTOGROW = (
     ('--preset=paper', "Unknown preset 'paper'; there are digits"),
     ('--policy=random', "policy is one of periodic, .*got 'random'"),
     ('--policy=no:where', 'no:where is one of your own'),
-    ('--policy=sequential --error_rate=0.5', 'error rate .* below 0.5'),
-    ('--policy=oneshot', 'give --target_depths'),
-    ('--policy=oneshot --target_depths=1-1-1', 'must differ before'),
+    ('--policy=sequential --error_rate=0.5', 'error_rate .* below 0.5'),
+    ('--policy=oneshot', 'target is None'),
+    ('--policy=oneshot --target_depths=1-1-1', 'must differ from'),
     ('--policy=oneshot --target_depths=x', "target_depths.*'x' must be"),
     ('--error_rate=0.1', 'rate means nothing .*policy=periodic, only to seq'),
     ('--target_depths=3-3-3', 'target_depths .*=periodic, only to oneshot;'),
@@ -52,15 +52,15 @@ BAD_AUTOGROW = (
     ('--bn_scale_init=zeros', "one of .*uniform01.*got 'zeros'"),
     ('--precision=float64', "one of float32, bfloat16, got 'float64'"),
     ('--parallel=xmap', "one of auto, pmap, jit, got 'xmap'"),
-    ('--compare=best', 'compare names seed, found or both, not best'),
+    ('--compare=best', 'compare names some of seed, found, not best'),
     ('--seed_depths=1-1', '3 stages, but depths 1-1 name 2'),
     ('--seed_depths=1-0-1', "seed_depths.*'1-0-1' must be positive"),
     ('--seed_depths=1--1-1', "'1--1-1' must be positive"),
     ('--seed_depths=one', "'one' must be positive"),
     ('--seed_depths=', "'' must be positive"),
-    ('--max_depths=2-2', 'differ in their number of stages'),
+    ('--max_depths=2-2', 'same number of stages'),
     ('--max_depths=2-2-0', "max_depths.*'2-2-0' must be positive"),
-    ('--seed_depths=3-3-3 --max_depths=2-2-2', 'depth 3 but a cap of 2'),
+    ('--seed_depths=3-3-3 --max_depths=2-2-2', 'max_depths .* at least the depths'),
     ('--widths=4-8', 'takes 3 positive widths, got 4-8'),
     ('--widths=x', "widths.*'x' must be positive"),
     ('--grow_interval=0', r'K \(epochs\) is 0; it must be an int, at least 1'),
@@ -243,7 +243,8 @@ class AutogrowTest(parameterized.TestCase):
         rf'compiled programs: \d+ of [\d.]+ .?B in {re.escape(runs.CACHE)}\n',
     )
     self.assertRegex(
-        self.outcome.stderr, r'^for comparison: 1-1-1, fixed, \d+ epochs.*\n$'
+        self.outcome.stderr,
+        r'^for comparison: seed, basic3resnet-1-1-1 .* \d+ epochs at .*\n$',
     )
     summary = self.outcome.stdout.partition('\n\n')[2]
     fixed = logs.read_json(self.workdir / 'fixed-seed' / 'result.json')

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import runs
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import joint
@@ -32,7 +32,7 @@ from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.networks import taps
 
 CONFIG = splits.LearnConfig()
-SGD = optimizers.make(optimizers.OptimizerConfig())
+SGD = optimizers.make(optimizers.SGD())
 
 
 def seed():
@@ -61,7 +61,7 @@ class JointTest(absltest.TestCase):
     self.step = jax.jit(
         lambda now, key, timing: joint.step(
             now,
-            base.Forward(layout, jnp.asarray(self.x)),
+            base.Network(view.Plain(), layout, jnp.asarray(self.x)),
             self.weights,
             self.stats,
             self.labels,

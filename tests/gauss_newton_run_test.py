@@ -30,7 +30,7 @@ from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax.networks import base as networks_base
 from autogrow_jax.networks import taps
 
-SGD = optimizers.make(optimizers.OptimizerConfig())
+SGD = optimizers.make(optimizers.SGD())
 BATCH = 128
 
 

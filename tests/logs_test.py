@@ -12,7 +12,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 
 _EPOCH = {
     'event': 'epoch', 'epoch': 12, 'step': 420, 'depths': [3, 2, 2],
@@ -36,7 +36,7 @@ _GROW = {
 
 _APPEND_FOR_EVER = '''
 import sys
-from autogrow_jax import logs
+from autogrow_jax.run import console as logs
 history = logs.History(sys.argv[1])
 for i in range(1_000_000):
   history.append({'event': 'epoch', 'epoch': i, 'text': 'x' * 1000})
@@ -278,7 +278,7 @@ class TensorBoardTest(absltest.TestCase):
 
   def test_not_imported_while_unused(self):
     code = (
-        'import sys; from autogrow_jax import logs;'
+        'import sys; from autogrow_jax.run import console as logs;'
         ' sys.exit("tensorboardX" in sys.modules or "jax" in sys.modules)'
     )
     root = pathlib.Path(__file__).parent.parent

@@ -20,7 +20,7 @@ from autogrow_jax import growth
 from autogrow_jax import learning_costs
 from autogrow_jax import networks
 from autogrow_jax import studies
-from autogrow_jax import trained
+from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import calibration
 from autogrow_jax.methods.gauss_newton import estimates
 from autogrow_jax.methods.gauss_newton import prunes

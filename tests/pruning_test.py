@@ -15,17 +15,17 @@ import runs
 import tiny_networks
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
-from autogrow_jax import trained
+from autogrow_jax.run import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import method as sparsify
-from autogrow_jax.methods.sparsify import pruning
 from autogrow_jax.networks import base as networks_base
+from experiments.studies.sparsify import pruning
 
 SGD = tiny_networks.OPTIMIZERS['sgd']
 COSTS = {'params': costs.params, 'macs': costs.macs}
@@ -235,7 +235,7 @@ class SoftTest(absltest.TestCase):
     )
     method = pruning.Pruned('soft', sparsity(architecture, 2, 1))
     state = state.replace(
-        stats={**state.stats, 'method': method.extra(architecture)[1]}
+        stats={**state.stats, 'method': method.extra(architecture).other}
     )
     situation = base.Situation(architecture, state, None, 1, 0.0, 0.0)
     change = method.propose(policies.grow(), situation)
@@ -283,7 +283,7 @@ class PenaltyTest(absltest.TestCase):
     layout = view.layout(architecture)
     self.assertIn(3, [segment.length for segment in layout.bucket])
     packed = view.pack((state.params, state.stats), layout)
-    forward = base.Forward(layout, tiny_networks.images())
+    network = base.Network(view.Plain(), layout, tiny_networks.images())
     labels = np.arange(6) % tiny_networks.CLASSES
 
     @functools.partial(jax.jit, compiler_options=tiny_networks.FAST_COMPILE)
@@ -292,7 +292,7 @@ class PenaltyTest(absltest.TestCase):
       return [
           jax.value_and_grad(
               lambda params, method=method: method.objective(
-                  forward, params, stats, labels, None
+                  network, params, stats, labels, None
               )[0]
           )(params)
           for method in (

@@ -15,12 +15,10 @@ import sys
 from typing import Any, NamedTuple
 from unittest import mock
 
-from autogrow_jax import config as config_lib
-from autogrow_jax import logs
-from autogrow_jax import programs
-from autogrow_jax import report
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import console as logs
+from autogrow_jax.run import programs
+from autogrow_jax.run import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = os.environ['JAX_COMPILATION_CACHE_DIR']  # See conftest.py.
@@ -93,24 +91,11 @@ def quietly(
     config: config_lib.RunConfig,
     *,
     stdout: io.StringIO | None = None,
-    with_report: bool = False,
     **arguments: Any,
 ) -> dict[str, Any]:
-  """`train.run` with the shared cache; its words go to `stdout`.
-
-  The figures of a report take a second, and so does foretelling the memory:
-  without them unless told otherwise.
-  """
+  """Calls `train.run` with the shared cache; `stdout` gets what it prints."""
   train.cache_compilations(CACHE)
-  with contextlib.ExitStack() as stack:
-    if not with_report:
-      stack.enter_context(mock.patch.object(report, 'write'))
-      stack.enter_context(
-          mock.patch.object(
-              session.Session, 'predicted_bytes', lambda *unused: 0
-          )
-      )
-    stack.enter_context(contextlib.redirect_stdout(stdout or io.StringIO()))
+  with contextlib.redirect_stdout(stdout or io.StringIO()):
     return train.run(config, **arguments)
 
 
@@ -155,7 +140,7 @@ def course(workdir: str | os.PathLike[str]) -> list[tuple[Any, ...]]:
   """All of a history that must not depend on time, machine or interruptions."""
   volatile = {
       'wall_seconds', 'compile_seconds', 'compile_count', 'images_per_second',
-      'pause_seconds', 'device_bytes', 'seconds',
+      'device_bytes', 'seconds',
   }
   return [
       {name: item for name, item in record.items() if name not in volatile}

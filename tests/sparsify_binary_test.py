@@ -7,9 +7,9 @@ import tempfile
 from absl.testing import absltest
 import runs
 
-from autogrow_jax import logs
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import console as logs
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 
 TINY = (
     '--network=mlp', '--depths=1-1', '--widths=8-8', '--epochs=2',

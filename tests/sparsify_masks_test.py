@@ -17,10 +17,11 @@ from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.methods import base as methods_base
-from autogrow_jax.methods.sparsify import dynamics
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import method as sparsify
 from autogrow_jax.methods.sparsify import space as space_lib
+from experiments.studies.sparsify import dynamics
+from experiments.studies.sparsify import random_masks
 import tiny_masks
 
 NETWORKS = tuple(
@@ -192,14 +193,14 @@ class SpaceTest(parameterized.TestCase):
     state, _ = dynamics.start(dynamics.Scene(method, architecture), 0)
     state = tiny_masks.masked(state, q={'channels': channels, 'layers': {}})
     pruned = method.conclude(architecture, state).architecture
-    active = method.active(architecture, state.stats['method'])
+    active = method.execution.active(architecture, state.stats['method'])
     self.assertEqual(
         costs.params(architecture, active.counts), costs.params(pruned)
     )
     self.assertEqual(
         costs.macs(architecture, active.counts), costs.macs(pruned)
     )
-    seen = method.metrics(
+    seen = method.report(
         architecture, state.params['aux'], state.stats['method']
     )
     for budget in space_lib.BUDGETS:
@@ -223,7 +224,7 @@ class SpaceTest(parameterized.TestCase):
     spent = []
     for number in range(3):
       q, _ = tiny_masks.draw(state, number=number, off=('s1b1',))
-      active = method.active(
+      active = method.execution.active(
           architecture, {**state.stats['method'], 'q': q}
       )
       spent.append(costs.macs(architecture, active.counts, active.blocks))
@@ -245,7 +246,7 @@ class MasksTest(parameterized.TestCase):
     """Invariants 11, 12."""
     t = {'a': np.array([0, 1, 9, 10])}
     np.testing.assert_allclose(
-        masks.temperatures(t, 100.0, 10)['a'], [1, 100**0.1, 100**0.9, 100],
+        masks.Annealing(100.0, 10).temperatures(t)['a'], [1, 100**0.1, 100**0.9, 100],
         rtol=1e-6,
     )
 
@@ -318,7 +319,7 @@ class MasksTest(parameterized.TestCase):
           masks.steps_to_zero(distance, rate * pressure) + 1e-6,
           method.start * steps / accumulate,
       )
-    s, _ = method.extra(architecture)
+    s = method.extra(architecture).trainable
     p = jax.tree.map(lambda s: 1 / (1 + np.exp(-np.float64(s))), s)
     seed = method.least_density(architecture)
     self.assertLessEqual(
@@ -347,7 +348,7 @@ class MasksTest(parameterized.TestCase):
     for changes in ({'lambda1': 0.0}, {'lambda2': 0.0},
                     {'mask': optimizers.AuxConfig(learning_rate=0.0)}):
       method = dataclasses.replace(tiny_masks.METHOD, **changes)
-      s, _ = method.extra(resnet20())
+      s = method.extra(resnet20()).trainable
       self.assertTrue(all(np.all(np.isfinite(x)) for x in jax.tree.leaves(s)))
 
 
@@ -382,25 +383,25 @@ class CountersTest(absltest.TestCase):
       )
 
   def test_random_samples_meet_the_budget(self):
-    """Invariant 27: within 3 %, and mask variables never change."""
+    """Invariant 27: within 3 %, and all gates are the sample."""
+    self.assertEqual(masks.probability_of(lambda p: p**2, 0.25), 0.5)
     architecture = narrow_vgg()
-    method = sparsify.Sparsify(
-        strategy='random', target_sparsity=0.95,
-        run=sparsify.Run(queries=4, steps=40),
-    )
-    scene = dynamics.Scene(method, architecture)
-    self.assertEqual(
-        masks.probability_of(lambda p: p**2, 0.25), 0.5
-    )
-    state, worth = dynamics.start(scene, 0)
-    old = state.params['aux']
-    course = dynamics.simulate(scene)
-    for query in course[1:]:
-      self.assertAlmostEqual(query.sampled / 0.05, 1, delta=0.03)
-    self.assertLen({query.macs for query in course}, 4)
-    state = dynamics.train(scene, 40, state, worth, jnp.float32(0.1))
-    for name, s in state.params['aux']['channels'].items():
-      np.testing.assert_array_equal(s, old['channels'][name])
+    method = random_masks.RandomMasks(target_sparsity=0.95)
+    extra = method.extra(architecture)
+    p = method.sparsify.annealing.probabilities(extra.trainable, extra.other)
+    self.assertTrue(all(np.all(p == 1) for p in jax.tree.leaves(p)))
+    self.assertEqual(extra.optimizer.learning_rate, 0)
+    state = dynamics.start(dynamics.Scene(method.sparsify, architecture), 0)[0]
+    seen = set()
+    for number in range(4):
+      state = state.replace(step=np.int32(number))
+      state, _ = propose(method, architecture, state).patch(state, None)
+      report = method.report(
+          architecture, state.params['aux'], state.stats['method']
+      )
+      self.assertAlmostEqual(report['density_params'] / 0.05, 1, delta=0.03)
+      seen.add(report['density_macs'])
+    self.assertLen(seen, 4)
 
 
 class DynamicsTest(parameterized.TestCase):
@@ -461,7 +462,7 @@ class DynamicsTest(parameterized.TestCase):
     before, after = (
         space_lib.density(
             architecture, space,
-            method.probabilities(state.params['aux'], state.stats['method']),
+            method.annealing.probabilities(state.params['aux'], state.stats['method']),
             'params',
         )
         for state in (

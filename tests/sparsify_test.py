@@ -13,9 +13,9 @@ import numpy as np
 
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import parallel
+from autogrow_jax.run import parallel
 from autogrow_jax import policies
-from autogrow_jax import programs
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
@@ -336,15 +336,14 @@ class GrowthTest(parameterized.TestCase):
     state = tiny_masks.sampled(architecture)
     there = tiny_masks.attached(architecture, METHOD, state)
     for compact in (True, False):
-      active = METHOD.active(architecture, state.stats['method'])
-      active = view.Active(active.units, active.blocks, compact)
-      layout = view.layout(architecture, active=active)
-      taken = view.take(state, layout, active)
+      active = METHOD.execution.active(architecture, state.stats['method'])
+      active = dataclasses.replace(active, compact=compact)
+      taken = active.take(state)
       # A step changes everything that is computed, padding included.
       changed = jax.tree.map(
           lambda leaf: leaf + 1 if leaf.dtype == np.float32 else leaf, taken
       )
-      after = view.put(changed, state, layout, active)
+      after = active.put(changed, state)
       for name, tree in state.params['weights'].items():
         for old, new, mask in zip(
             *map(jax.tree.leaves, (
@@ -356,18 +355,16 @@ class GrowthTest(parameterized.TestCase):
       for path, leaf in tiny_networks.leaves(state).items():
         if f'/{tiny_masks.OFF}/' in path:
           np.testing.assert_array_equal(flat[path], leaf, path)
-      tiny_networks.assert_same(
-          view.put(taken, state, layout, active), state
-      )
+      tiny_networks.assert_same(active.put(taken, state), state)
 
   @parameterized.parameters(True, False)
   def test_masks_of_a_detached_layer_rest(self, compact):
     """Through a training step, although moments and decay would move them."""
     architecture = tiny_masks.seed(tiny_masks.BASIC)
     state = tiny_masks.sampled(architecture)
-    active = METHOD.active(architecture, state.stats['method'])
-    active = view.Active(active.units, active.blocks, compact)
-    layout = view.layout(architecture, active=active)
+    active = METHOD.execution.active(architecture, state.stats['method'])
+    active = dataclasses.replace(active, compact=compact)
+    layout = view.layout(architecture, computed=active.computed)
     task = programs.Task(
         METHOD, tiny_masks.TX,
         data.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3), np.float32,
@@ -378,13 +375,11 @@ class GrowthTest(parameterized.TestCase):
         compiler_options=tiny_networks.FAST_COMPILE,
     )
     packed, _ = step(
-        view.pack(view.take(state, layout, active), layout),
+        view.pack(active.take(state), layout),
         programs.new_meters(), np.zeros((6, *tiny_networks.IMAGE), np.uint8),
         tiny_masks.LABELS, None, np.float32(0.1),
     )
-    after = view.put(
-        view.unpack(packed, layout), state, layout, active
-    ).params['aux']
+    after = active.put(view.unpack(packed, layout), state).params['aux']
     for name, s in state.params['aux']['channels'].items():
       rests = name.startswith(f'{tiny_masks.OFF}.')
       np.testing.assert_array_equal(
@@ -406,10 +401,10 @@ class GrowthTest(parameterized.TestCase):
       q = state.stats['method']['q']
       half = {n: np.arange(on.size) < 3 for n, on in q['channels'].items()}
       state = tiny_masks.masked(state, q={**q, 'channels': half})
-      active = METHOD.active(architecture, state.stats['method'])
-      layout = view.layout(architecture, active=active)
-      taken = view.take(state, layout, active)
-      tiny_networks.assert_same(view.put(taken, state, layout, active), state)
+      active = METHOD.execution.active(architecture, state.stats['method'])
+      layout = view.layout(architecture, computed=active.computed)
+      taken = active.take(state)
+      tiny_networks.assert_same(active.put(taken, state), state)
       layouts.add(layout)
       shapes.add(str(tiny_networks.described(view.pack(taken, layout))))
       whole, part = (
@@ -477,8 +472,8 @@ class GrowthTest(parameterized.TestCase):
     """Invariants 6, 8: one filter in each layer, one layer in each stage."""
     for network, options in tiny_masks.VARIANTS:
       architecture = tiny_masks.seed(network, **options)
-      _, memory = METHOD.extra(architecture)
-      active = METHOD.active(architecture, memory)
+      memory = METHOD.extra(architecture).other
+      active = METHOD.execution.active(architecture, memory)
       sizes = dict(architecture.sizes)
       self.assertEqual(
           active.counts, {a: 1 for a in sizes if a not in ('image', 'classes')}
@@ -520,7 +515,7 @@ class GrowthTest(parameterized.TestCase):
       for axis, size in zip(axes or (), leaf.shape):
         if axis is not None:
           self.assertEqual(small.size(axis.name), size, path)
-    self.assertIsNone(METHOD.active(small, pruned.stats['method']))
+    self.assertIsNone(METHOD.execution.active(small, pruned.stats['method']))
     self.assertIsNone(
         METHOD.propose(policies.grow(), methods_base.Situation(
             small, pruned, None, 1, 0.0, 0.0
@@ -634,7 +629,6 @@ class ConfigurationTest(parameterized.TestCase):
       ({'freeze': 1.5}, 'freeze is'),
       ({'start': -1.0}, 'start is'),
       ({'grow': 'depth'}, 'grow is one of channels, layers, both'),
-      ({'strategy': 'random', 'final': 'threshold'}, 'leave out'),
   )
   def test_refuses(self, fields, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -644,9 +638,9 @@ class ConfigurationTest(parameterized.TestCase):
     architecture = tiny_masks.seed(tiny_masks.BASIC, 1)
     for grow in ('layers', 'both'):
       method = dataclasses.replace(METHOD, grow=grow)
-      _, memory = method.extra(architecture)
+      memory = method.extra(architecture).other
       with self.assertRaisesRegex(ValueError, 'give more with --depths'):
-        method.active(architecture, memory)
+        method.execution.active(architecture, memory)
 
 
 if __name__ == '__main__':

@@ -84,7 +84,7 @@ def memory(
 
 def step(
     now: Memory,
-    forward: methods_base.Forward,
+    network: methods_base.Network,
     weights: base.Tree,
     stats: base.Tree,
     labels: jax.Array,
@@ -96,7 +96,7 @@ def step(
 
   Args:
     now: what has been learned.
-    forward: of the training step.
+    network: the network of the training step.
     weights: packed; nothing is differentiated with respect to them.
     stats: of the network, packed.
     labels: (batch,) int32.
@@ -107,12 +107,12 @@ def step(
   Returns:
     What has been learned then.
   """
-  unpack = lambda tree: view.unpack(tree, forward.layout)
+  unpack = lambda tree: view.unpack(tree, network.layout)
   trees = signals_lib.Trees(
       *jax.lax.stop_gradient((unpack(weights), unpack(stats)))
   )
-  x = forward.x.astype(jnp.float32)
-  model = _model_of(forward.layout.architecture)
+  x = network.x.astype(jnp.float32)
+  model = _model_of(network.layout.architecture)
   factors = {site.axis: jnp.ones(()) for site in model.sites}
   start_key, label_key = jax.random.split(key)
 

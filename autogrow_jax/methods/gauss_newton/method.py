@@ -51,7 +51,7 @@ ROUNDING = 1e-6  # Of a mean loss, nats.
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussNewton(base.FixedArchitecture):
+class GaussNewton(base.Method):
   """Splits and prunes channels where a quadratic model of the loss says so.
 
   At the end of an epoch, on frozen weights, in evaluation mode, with statistics
@@ -121,30 +121,30 @@ class GaussNewton(base.FixedArchitecture):
   def needs_whole_batches(self) -> bool:
     return self.learning == 'joint'
 
-  def extra(self, architecture: Architecture) -> tuple[base.Tree, base.Tree]:
+  def extra(self, architecture: Architecture) -> base.Extra:
     if self.learning == 'frozen':
-      return {}, {}
+      return base.Extra({}, {})
     if not self.timing.phase:
       raise ValueError(
           'Joint learning has to know its timing: the steps of a phase.'
       )
-    return {}, joint.memory(architecture, self.learn)
+    return base.Extra({}, joint.memory(architecture, self.learn))
 
   def objective(
       self,
-      forward: base.Forward,
+      network: base.Network,
       params: base.Tree,
       stats: base.Tree,
       labels: jax.Array,
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[base.Tree, jax.Array]]:
     loss, (after, logits) = super().objective(
-        forward, params, stats, labels, key
+        network, params, stats, labels, key
     )
     if self.learning == 'joint':
       after['method'] = joint.step(
           stats['method'],
-          forward,
+          network,
           params['weights'],
           stats['network'],
           labels,
@@ -154,10 +154,20 @@ class GaussNewton(base.FixedArchitecture):
       )
     return loss, (after, logits)
 
-  def describe(self, architecture: Architecture, memory: base.Tree) -> str:
-    del memory
+  def report(
+      self, architecture: Architecture, aux: base.Tree, memory: base.Tree
+  ) -> dict[str, Any]:
+    del aux, memory
     axes = [site.axis for site in sites_lib.survey(architecture).sites]
-    return '-'.join(str(architecture.size(axis)) for axis in axes)
+    return {'shape': '-'.join(str(architecture.size(axis)) for axis in axes)}
+
+  def metrics(
+      self, architecture: Architecture, aux: base.Tree, memory: base.Tree
+  ) -> dict[str, Any]:
+    """Records the width of every layer that can be split."""
+    del aux, memory
+    sites = sites_lib.survey(architecture).sites
+    return {'widths': {s.axis: architecture.size(s.axis) for s in sites}}
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
@@ -455,7 +465,7 @@ class GaussNewton(base.FixedArchitecture):
       self, architecture: Architecture, state: state_lib.TrainState
   ) -> networks_base.Tree:
     """The method's own leaves after a growth: all but the step count is new."""
-    memory = state_lib.to_host(self.extra(architecture)[1])
+    memory = state_lib.to_host(self.extra(architecture).other)
     if memory:
       memory['steps'] = state.stats['method']['steps']
     return memory

@@ -66,7 +66,7 @@ class Query(NamedTuple):
 def start(scene: Scene, seed: int) -> tuple[state_lib.TrainState, Tree]:
   """A state without weights, and what structures are worth."""
   method = scene.method
-  aux, memory = method.extra(scene.architecture)
+  aux, memory, _ = method.extra(scene.architecture)
   if scene.s_off is not None:
     off = np.float32(scene.s_off)
     aux = jax.tree.map(lambda s, q: np.where(q, s, off), aux, memory['q'])
@@ -94,7 +94,7 @@ def train(
   method, memory = scene.method, state.stats['method']
 
   def loss(params):
-    p = method.probabilities(params['aux'], memory)
+    p = method.annealing.probabilities(params['aux'], memory)
     values = jax.tree.map(
         lambda p, q, worth: jnp.sum(p * q * worth), p, memory['q'], worth
     )
@@ -107,7 +107,9 @@ def train(
   def step(carry, _):
     params, opt_state = carry
     updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
-    updates = method.applied(scene.architecture, updates, state.stats)
+    updates = method.execution.applied(
+        scene.architecture, updates, state.stats
+    )
     params = jax.tree.map(lambda leaf, by: leaf + by, params, updates)
     return (params, opt_state), None
 
@@ -154,7 +156,7 @@ def simulate(scene: Scene, seed: int = 0) -> list[Query]:
 def _seen(scene: Scene, state: state_lib.TrainState) -> Query:
   method, architecture = scene.method, scene.architecture
   aux, memory = state.params['aux'], state.stats['method']
-  p = jax.tree.map(np.asarray, method.probabilities(aux, memory))
+  p = jax.tree.map(np.asarray, method.annealing.probabilities(aux, memory))
   space = space_lib.of(architecture, method.grow)
   density = lambda tree, budget=method.budget: float(
       space_lib.density(architecture, space, tree, budget)
@@ -170,7 +172,7 @@ def _seen(scene: Scene, state: state_lib.TrainState) -> Query:
 
 def _optimizer(scene: Scene) -> Any:
   return optimizers.make(
-      optimizers.OptimizerConfig(),
-      aux=scene.method.aux,
+      optimizers.SGD(),
+      aux=scene.method.mask,
       top_rate=scene.top_rate,
   )

@@ -40,6 +40,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import space as space_lib
@@ -57,7 +58,7 @@ _L2 = lambda leaf, axes: (leaf * leaf).sum(axes) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Pruned(base.FixedArchitecture):
+class Pruned(base.Method):
   """The full network, pruned when growing ends.
 
   Attributes:
@@ -86,7 +87,7 @@ class Pruned(base.FixedArchitecture):
             f'{name} is a number of at least 0, got {getattr(self, name)}.'
         )
 
-  def extra(self, architecture: Architecture) -> tuple[Tree, Tree]:
+  def extra(self, architecture: Architecture) -> base.Extra:
     if self.strategy == 'morphnet' and not any(
         writers(architecture, 'scale').values()
     ):
@@ -94,22 +95,22 @@ class Pruned(base.FixedArchitecture):
           f'{architecture} has no norms, whose scales morphnet needs; take '
           'another strategy.'
       )
-    return {}, {'open': np.float32(1)}
+    return base.Extra({}, {'open': np.float32(1)})
 
   def objective(
       self,
-      forward: base.Forward,
+      network: base.Network,
       params: Tree,
       stats: Tree,
       labels: jax.Array,
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
     """The penalty has a gradient but does not show in the loss."""
-    loss, rest = super().objective(forward, params, stats, labels, key)
+    loss, rest = super().objective(network, params, stats, labels, key)
     if self.strategy == 'morphnet':
-      architecture = forward.layout.architecture
+      architecture = network.layout.architecture
       scales = norms(
-          view.unpack(params['weights'], forward.layout),
+          view.unpack(params['weights'], network.layout),
           writers(architecture, 'scale'),
           _L1,
       )
@@ -117,7 +118,7 @@ class Pruned(base.FixedArchitecture):
       penalty = stats['method']['open'] * self.penalty * sum(
           costs[name] * scale.sum() for name, scale in scales.items()
       )
-      loss = base.with_penalty(loss, penalty)
+      loss = tasks.with_penalty(loss, penalty)
     return loss, rest
 
   def propose(

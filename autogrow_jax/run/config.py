@@ -4,8 +4,6 @@ from collections.abc import Mapping
 import dataclasses
 import fractions
 import re
-import types
-import typing
 from typing import Any, Self
 
 from autogrow_jax import data as data_lib
@@ -13,23 +11,19 @@ from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.methods import autogrow
-from autogrow_jax.methods.gauss_newton import method as gauss_newton
-from autogrow_jax.methods.sparsify import method as sparsify
-from autogrow_jax.methods.sparsify import pruning
+from autogrow_jax.methods import base
 from autogrow_jax.networks import common
+from autogrow_jax.run import settings
 
 PRECISIONS = ('float32', 'bfloat16')
-POLICIES = (
-    'periodic', 'convergent', 'sequential', 'oneshot', 'every', 'fixed'
-)
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 
-Method = (
-    autogrow.AutoGrow
-    | gauss_newton.GaussNewton
-    | sparsify.Sparsify
-    | pruning.Pruned
-)
+# Methods by the 'kind' that configurations store.
+METHODS = {
+    'autogrow': 'autogrow_jax.methods.autogrow:AutoGrow',
+    'sparsify': 'autogrow_jax.methods.sparsify.method:Sparsify',
+    'gauss_newton': 'autogrow_jax.methods.gauss_newton.method:GaussNewton',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +72,7 @@ class PolicyConfig:
 
   Attributes:
     name: 'periodic', 'convergent', 'sequential', 'oneshot', 'every' (every
-      interval, what the method finds best), or 'fixed' to not grow; of a
-      policy or method object that `run` is given, 'module:class' of the policy,
-      how it starts, and the method.
+      interval, what the method finds best), or 'fixed' to not grow.
     interval: K, epochs between checks; None for the paper's rule,
       `default_interval`.
     window: J, epochs over which a stage must have helped (periodic and
@@ -104,13 +96,7 @@ class PolicyConfig:
   target: tuple[int, ...] | None = None
 
   def __post_init__(self):
-    if self.is_named:
-      common.check_choice('policy', self.name, POLICIES)
-
-  @property
-  def is_named(self) -> bool:
-    """Whether it is the library's, and not an object given to `run`."""
-    return ':' not in self.name
+    common.check_choice('policy', self.name, tuple(policies.POLICIES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +147,7 @@ class DeviceConfig:
     steps_per_call: training steps that the devices do in a loop before the host
       gives them the next ones; at most an epoch, and 1 of a stream. Where they
       are several, an evaluation of images in memory is one loop. Results are
-      equal to rounding; memory is foretold for a single step.
+      equal to rounding.
   """
 
   parallel: str = 'auto'
@@ -287,15 +273,20 @@ class RunConfig:
       weights afresh.
     paper_compat: the paper's own protocol as a whole, see `in_paper_protocol`;
       what contradicts it is refused.
+    own: names of the objects that `run` was given in place of these settings.
   """
 
   workdir: str
   data: data_lib.DataConfig = data_lib.DataConfig()
   network: NetworkConfig = NetworkConfig()
   policy: PolicyConfig = PolicyConfig()
-  method: Method = autogrow.AutoGrow()
+  method: base.Method = dataclasses.field(
+      default=autogrow.AutoGrow(), metadata={'kinds': METHODS}
+  )
   schedule: ScheduleConfig = ScheduleConfig()
-  optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
+  optimizer: optimizers.Optimizer = dataclasses.field(
+      default=optimizers.SGD(), metadata={'kinds': optimizers.OPTIMIZERS}
+  )
   devices: DeviceConfig = DeviceConfig()
   checkpoints: CheckpointConfig = CheckpointConfig()
   batch_size: int = 128
@@ -303,6 +294,7 @@ class RunConfig:
   init_from: str | None = None
   reinitialize: bool = False
   paper_compat: bool = False
+  own: str = ''
 
   def __post_init__(self):
     if self.paper_compat and (conflicts := _protocol_conflicts(self)):
@@ -329,7 +321,7 @@ class RunConfig:
         network, self.network.depths or network.seed_depths
     )
     self.devices.remat_of(len(depths))
-    if self.policy.is_named:
+    if 'policy' not in self.own:
       self.make_policy(depths)
 
   @property
@@ -344,69 +336,18 @@ class RunConfig:
     return 'paper_compat' if self.paper_compat else self.data.select_on
 
   def make_policy(self, depths: tuple[int, ...]) -> policies.Policy:
-    """The policy, at its start from a network of some depths."""
+    """Makes the policy, at its start from a network of some depths."""
     policy = dataclasses.replace(self.policy, interval=self.interval)
-    has_window = policy.name in ('periodic', 'sequential')
-    if has_window and self.policy.interval is None:
-      if policy.window < policy.interval:
-        raise ValueError(
-            f'K is {policy.interval} epochs, by the rule 3 / data_fraction, '
-            f'and the window J is {policy.window}: give a shorter '
-            '--grow_interval, or a larger --stop_window.'
-        )
-    if not policy.is_named:
-      raise ValueError(
-          f'The policy {policy.name} is one of your own: pass it to `run`.'
-      )
-    if policy.name == 'fixed':
-      return policies.Fixed(depths=depths)
-    if policy.name == 'every':
-      return policies.EveryEpochs(policy.interval, policy.max_epochs)
-    if policy.name == 'oneshot':
-      return _one_shot(policy, depths)
-    shared = {
-        'interval': policy.interval,
-        'depths': depths,
-        'caps': policy.max_depths,
-        'max_epochs': policy.max_epochs,
-    }
-    if policy.name == 'sequential':
-      return policies.Sequential(
-          window=policy.window, error_rate=policy.error_rate, **shared
-      )
-    if policy.name == 'convergent':
-      return policies.Convergent(threshold=policy.threshold, **shared)
-    return policies.Periodic(
-        window=policy.window, threshold=policy.threshold, **shared
-    )
+    return policies.make(depths=depths, **dataclasses.asdict(policy))
 
   def to_json(self) -> dict[str, Any]:
     """As plain dictionaries and lists."""
-    return dataclasses.asdict(self)
+    return settings.to_json(self)
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> Self:
     """The inverse of `to_json`; refuses unknown fields by name."""
-    return _from_json(cls, value, '')
-
-
-def _one_shot(
-    policy: PolicyConfig, depths: tuple[int, ...]
-) -> policies.OneShot:
-  for name in ('max_depths', 'max_epochs'):
-    if getattr(policy, name) is not None:
-      raise ValueError(
-          f'The policy oneshot grows once, after its interval; {name} means '
-          'nothing to it, so leave it out.'
-      )
-  if policy.target is None:
-    raise ValueError(
-        'The policy oneshot needs the depths to grow to; give --target_depths, '
-        "such as '5-5-5'."
-    )
-  return policies.OneShot(
-      interval=policy.interval, depths=depths, target=policy.target
-  )
+    return settings.from_json(cls, value)
 
 
 def default_interval(fraction: fractions.Fraction) -> int:
@@ -470,71 +411,3 @@ def _protocol_conflicts(config: RunConfig) -> list[str]:
       f'{name}={value}' for name, value, allowed in wanted
       if value not in allowed
   ]
-
-
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ''
-) -> list[str]:
-  """Fields in which two JSON forms differ, as 'name: old -> new'."""
-  result = []
-  for name in sorted(old.keys() | new.keys()):
-    before, after = old.get(name), new.get(name)
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-      result += differences(before, after, f'{prefix}{name}.')
-    elif before != after:
-      result.append(f'{prefix}{name}: {before} -> {after}')
-  return result
-
-
-def _from_json(kind: Any, value: Mapping[str, Any], where: str) -> Any:
-  hints = typing.get_type_hints(kind)
-  if not isinstance(value, Mapping):
-    what = where.rstrip('.') or 'The configuration'
-    raise ValueError(f'{what} is not a JSON object.')
-  fields = {field.name for field in dataclasses.fields(kind)}
-  if unknown := [where + name for name in sorted(set(value) - fields)]:
-    raise ValueError(f'The configuration has unknown fields {unknown}.')
-  arguments = {}
-  for name, item in value.items():
-    hint = _kind_of(hints[name], item)
-    if dataclasses.is_dataclass(hint):
-      item = _from_json(hint, item, f'{where}{name}.')
-    elif isinstance(item, list):
-      item = tuple(item)
-    _check_type(f'{where}{name}', item, hint)
-    arguments[name] = item
-  try:
-    return kind(**arguments)
-  except TypeError as error:
-    raise ValueError(f'The configuration is incomplete: {error}.') from error
-
-
-def _kind_of(hint: Any, value: Any) -> Any:
-  """Of several dataclasses the one whose fields a JSON object has."""
-  kinds = [kind for kind in typing.get_args(hint) if _has_fields(kind, value)]
-  return kinds[0] if kinds else hint
-
-
-def _has_fields(kind: Any, value: Any) -> bool:
-  return (
-      dataclasses.is_dataclass(kind)
-      and isinstance(value, Mapping)
-      and value.keys() <= {field.name for field in dataclasses.fields(kind)}
-  )
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-  if not _is_of(value, hint):
-    raise ValueError(f'{name} has the wrong type: {value!r}.')
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-  """Whether a value has a type; ints are floats, but bools are not ints."""
-  if isinstance(hint, types.UnionType):
-    return any(_is_of(value, option) for option in typing.get_args(hint))
-  if typing.get_origin(hint) is tuple:
-    item_hint, _ = typing.get_args(hint)
-    return isinstance(value, tuple) and all(
-        _is_of(item, item_hint) for item in value
-    )
-  return type(value) in ((int, float) if hint is float else (hint,))
