@@ -157,9 +157,6 @@ class Network(abc.ABC):
       classes: number of classes.
       options: options by name; the family's default stands for a missing one
         and for None.
-
-    Returns:
-      The architecture.
     """
 
   @abc.abstractmethod
@@ -261,26 +258,7 @@ def apply(
   for segment in chain:
     name = segment.key
     gate = None if gates is None else gates.get(name)
-
-    def call(
-        x, weights, stats, gate, position,
-        train=train, key=key, module=segment.module,
-    ):
-      random = {}
-      if key is not None and module.is_random:
-        random['dropout'] = jax.random.fold_in(key, position)
-      y, changed = module.apply(
-          {'params': weights, 'stats': stats},
-          x,
-          train=train,
-          gate=gate,
-          rngs=random,
-          mutable=['stats'],
-      )
-      return y, changed.get('stats', {})
-
-    if segment.remat:
-      call = _rematerialized(call, in_loop=segment.length is not None)
+    call = _function_of(segment, train, key)
     if segment.length is None:
       x, new_stats[name] = call(x, weights[name], stats[name], gate, position)
     elif name in depths:
@@ -302,6 +280,30 @@ def apply(
       )
     position += depths.get(name, segment.length or 1)
   return x, new_stats
+
+
+def _function_of(
+    segment: Segment, train: bool | jax.Array, key: jax.Array | None
+) -> Callable[..., tuple[jax.Array, Tree]]:
+  """Function of one block of a segment, see `loops.Block`."""
+
+  def call(x, weights, stats, gate, position, train=train, key=key):
+    random = {}
+    if key is not None and segment.module.is_random:
+      random['dropout'] = jax.random.fold_in(key, position)
+    y, changed = segment.module.apply(
+        {'params': weights, 'stats': stats},
+        x,
+        train=train,
+        gate=gate,
+        rngs=random,
+        mutable=['stats'],
+    )
+    return y, changed.get('stats', {})
+
+  if segment.remat:
+    return _rematerialized(call, in_loop=segment.length is not None)
+  return call
 
 
 def _rematerialized(
@@ -336,26 +338,16 @@ def rewound(stats: Tree) -> Tree:
 
 
 def init(part: Part, key: jax.Array) -> tuple[Tree, Tree]:
-  """Draws fresh (weights, statistics) of one part; folds in the part's name.
-
-  Args:
-    part: the part.
-    key: random key of initialisations, shared by all parts of a network.
-
-  Returns:
-    Its weights and its statistics.
-  """
+  """Draws fresh (weights, statistics) of one part; folds in the part's name."""
   return _initialiser(part.module, part.input_shape)(
       randomness.stream(key, part.name)
   )
 
 
 def axes(part: Part) -> dict[Path, tuple[str, layers.Axes]]:
-  """Axes of a part's leaves, with global names.
+  """Axes of a part's leaves by (part, layer, leaf), with global names.
 
-  Returns:
-    `{(part, layer, leaf): (collection, axes)}`; collection is 'params' or
-    'stats'.
+  They stand behind the leaf's collection, 'params' or 'stats'.
   """
   names = dict(part.axes)
   rename = lambda axis: axis and layers.Axis(names[axis.name], axis.role)
@@ -367,10 +359,7 @@ def axes(part: Part) -> dict[Path, tuple[str, layers.Axes]]:
 
 
 def shapes(part: Part) -> tuple[Tree, Tree]:
-  """(weights, statistics) of one part as `jax.ShapeDtypeStruct`s.
-
-  All equal parts share these trees; don't change them.
-  """
+  """Shapes of a part's (weights, statistics); equal parts share the trees."""
   return _module_shapes(part.module, part.input_shape)
 
 

@@ -15,7 +15,7 @@ from autogrow_jax.networks import base
 
 Architecture = architecture_lib.Architecture
 Parts = tuple[base.Part, ...]
-# A module and its axes but the one that it reads: local to global names.
+# A module and its axes, local to global names, but for 'in' and 'classes'.
 Link = tuple[base.Module, dict[str, str]]
 
 
@@ -190,14 +190,13 @@ def chain(
     block_of: Callable[[str, int, int], Link],
     head: Link,
 ) -> Parts:
-  """Chains modules; each reads the axis 'out' of the one before it.
+  """Chains modules; each reads, as 'in', the axis 'out' of the one before it.
 
   Args:
-    architecture: names the blocks; its option `resolution` is that of images,
-      and text has none.
+    architecture: names of blocks; text has no option `resolution`.
     stem: the first link; None where the first block reads the input.
     block_of: (block, stage, index within the stage) -> link.
-    head: the last link.
+    head: the last link, which writes the axis 'classes'.
 
   Returns:
     The parts, with their input shapes.
@@ -213,8 +212,10 @@ def chain(
   ]
   if stem is not None:
     links.insert(0, ('stem', *stem))
+  module, axes = head
+  links.append(('head', module, {**axes, 'classes': 'classes'}))
   parts = []
-  for name, module, axes in (*links, ('head', *head)):
+  for name, module, axes in links:
     axes = {'in': stream, **axes}
     parts.append(base.Part(name, module, tuple(axes.items()), shape))
     stream, shape = axes.get('out', stream), base.output_shape(parts[-1])
@@ -234,8 +235,7 @@ def stem_link(architecture: Architecture, writes: str) -> Link:
 
 def head_link(architecture: Architecture) -> Link:
   """The families' common head."""
-  module = Head(classes=architecture.size('classes'))
-  return module, {'classes': 'classes'}
+  return Head(classes=architecture.size('classes')), {}
 
 
 def starts(architecture: Architecture) -> dict[str, str]:

@@ -63,18 +63,15 @@ class PyramidHead(base.Module):
     total = 0
     for index, (size, dilation) in enumerate(kernels):
       axis, width = BRANCHES[index], self.branches[index]
-      where = {'writes': axis, 'dilation': dilation}
-      branch = conv(width, size, **where, name=f'{axis}_conv')(
-          mean if index == len(kernels) - 1 else x
-      )
-      where = {'reads': axis, 'writes': 'project'}
-      total = total + conv(self.project, 1, **where, name=f'project_{axis}')(
-          norm(branch, axis)
-      )
-    where = {'reads': 'project', 'writes': 'classes'}
-    y = conv(self.classes, 1, **where, bias=True, name='classifier')(
-        layers.widened(norm(total, 'project'))
-    )
+      branch = conv(
+          width, size, writes=axis, dilation=dilation, name=f'{axis}_conv'
+      )(mean if index == len(kernels) - 1 else x)
+      total = total + conv(
+          self.project, 1, reads=axis, writes='project', name=f'project_{axis}'
+      )(norm(branch, axis))
+    axes = {'reads': 'project', 'writes': 'classes'}
+    classifier = conv(self.classes, 1, **axes, bias=True, name='classifier')
+    y = classifier(layers.widened(norm(total, 'project')))
     return resized(y, self.size)
 
 
@@ -86,10 +83,7 @@ def resized(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
   Args:
     x: (batch, height, width, channel).
-    size: (height, width) of the result, pixels.
-
-  Returns:
-    (batch, *size, channel).
+    size: height and width of the result, pixels.
   """
   rows, columns = (
       _interpolation(x.shape[dim + 1], size[dim]).astype(x.dtype)
@@ -120,7 +114,7 @@ class DeepLab(residual.Trunk):
 
   def parts(self, architecture: base.Architecture) -> common.Parts:
     sizes = dict(architecture.sizes)
-    axes = (*BRANCHES, 'project', 'classes')
+    axes = (*BRANCHES, 'project')
     head = PyramidHead(
         branches=tuple(sizes[name] for name in BRANCHES),
         project=sizes['project'],

@@ -32,7 +32,7 @@ class _Dropping(base.Module):
 
   Attributes:
     keep: probability with which a unit stays in training.
-    bound: largest parameter at the start, which is U(+-bound).
+    bound: largest parameter at the start.
   """
 
   keep: float = 1.0
@@ -55,7 +55,7 @@ class Words(base.Module):
 
   Attributes:
     vocabulary: number of different words.
-    bound: largest entry at the start, which is U(+-bound).
+    bound: largest entry at the start.
   """
 
   vocabulary: int = 10_000
@@ -126,11 +126,8 @@ class Softmax(_Dropping):
 class StackedLSTM(common.Family):
   """A family of language models.
 
-  Options: `widths`, units per stage; `embedding`, length of a word's vector, by
-  default as wide as the first stage; `keep`, probability with which a unit
-  stays in training, on the way into each layer and into the softmax;
-  `init_bound`, largest parameter at the start; `streams`, rows of a training
-  batch.
+  Units drop out on the way into each layer and into the softmax. The option
+  `streams` is the number of rows of a training batch.
 
   The published learning rate of 1 and gradient norm of 10 belong to a loss that
   is summed over the 35 steps of a window. The loss here is the mean, so that
@@ -187,12 +184,8 @@ class StackedLSTM(common.Family):
       return module, {'out': axis}
 
     head = Softmax(classes=sizes['classes'], **dropping)
-    return common.chain(
-        architecture,
-        (words, {'out': 'embedding'}),
-        block_of,
-        (head, {'classes': 'classes'}),
-    )
+    stem = words, {'out': 'embedding'}
+    return common.chain(architecture, stem, block_of, (head, {}))
 
 
 LSTM2 = StackedLSTM(

@@ -50,8 +50,7 @@ class Perceptron(common.Family):
       return DenseBlock(features=architecture.size(axis)), {'out': axis}
 
     head = Logits(classes=architecture.size('classes'))
-    axes = {'classes': 'classes'}
-    return common.chain(architecture, None, block_of, (head, axes))
+    return common.chain(architecture, None, block_of, (head, {}))
 
 
 MLP = Perceptron('mlp', 'MLP', (300, 100))

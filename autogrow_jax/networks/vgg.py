@@ -71,9 +71,7 @@ class VGG(common.Family):
       return module, {'out': f'{block}.out'}
 
     head = HalvingHead(classes=sizes['classes'], hidden=sizes.get(HIDDEN))
-    axes = {'classes': 'classes'}
-    if HIDDEN in sizes:
-      axes['hidden'] = HIDDEN
+    axes = {'hidden': HIDDEN} if HIDDEN in sizes else {}
     return common.chain(architecture, None, block_of, (head, axes))
 
 

@@ -116,12 +116,8 @@ class WideResNet(common.Family):
 
     stem = ConvStem(features=sizes['stem'], init_scheme=starts['init_scheme'])
     head = NormHead(classes=sizes['classes'], scale_init=starts['scale_init'])
-    return common.chain(
-        architecture,
-        (stem, {'out': 'stem'}),
-        block_of,
-        (head, {'classes': 'classes'}),
-    )
+    stem_link = stem, {'out': 'stem'}
+    return common.chain(architecture, stem_link, block_of, (head, {}))
 
 
 WRN28 = WideResNet(

@@ -15,6 +15,8 @@ from autogrow_jax.methods import base
 from autogrow_jax.networks import common
 from autogrow_jax.run import settings
 
+NetworkConfig = networks.NetworkConfig
+
 PRECISIONS = ('float32', 'bfloat16')
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 
@@ -24,46 +26,6 @@ METHODS = {
     'sparsify': 'autogrow_jax.methods.sparsify.method:Sparsify',
     'gauss_newton': 'autogrow_jax.methods.gauss_newton.method:GaussNewton',
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-  """Which network a run starts from; None takes the family's default.
-
-  Attributes:
-    name: key of `networks.FAMILIES`, or 'package.module:attribute'.
-    depths: blocks per stage; None for the family's `seed_depths`, most often
-      one each.
-    stem: 'small' or 'imagenet'; by default small up to 64 pixels.
-    shortcut: 'B' (1x1 convolution and norm) or 'A' (no parameters).
-    bn_scale_init: 'ones', or 'uniform01', which the paper very likely had.
-    widths: base width per stage.
-    embedding: of a language model, length of a word's vector.
-    keep: of a language model, probability with which a unit stays in training.
-    init_bound: of a language model, largest parameter at its start.
-  """
-
-  name: str = 'basic3resnet'
-  depths: tuple[int, ...] | None = None
-  stem: str | None = None
-  shortcut: str | None = None
-  bn_scale_init: str | None = None
-  widths: tuple[int, ...] | None = None
-  embedding: int | None = None
-  keep: float | None = None
-  init_bound: float | None = None
-
-  def options(self) -> dict[str, Any]:
-    """The options for `Network.seed`."""
-    return {
-        'stem': self.stem,
-        'shortcut': self.shortcut,
-        'bn_scale_init': self.bn_scale_init,
-        'widths': self.widths,
-        'embedding': self.embedding,
-        'keep': self.keep,
-        'init_bound': self.init_bound,
-    }
 
 
 @dataclasses.dataclass(frozen=True)
