@@ -22,7 +22,6 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.run import checkpoint
 from autogrow_jax import costs
-from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
@@ -156,10 +155,10 @@ def _measure(depths: str) -> Case:
       optimizers.SGD(), aux=None, top_rate=0.1
   )
   state = state_lib.create_state(architecture, tx, key=jax.random.key(0))
-  change = growth.append(architecture, 0)
+  change = state_lib.append(architecture, [0])
 
   def grow():
-    grown, _ = growth.grow(state, change, tx, key=jax.random.key(1))
+    grown, _ = state_lib.grow(state, change, tx, key=jax.random.key(1))
     layout = view.layout(change.architecture, spare=True)
     jax.block_until_ready(jax.device_put(view.pack(grown, layout)))
 

@@ -14,7 +14,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
 from autogrow_jax.run import results
 from autogrow_jax.run import resolve
 from autogrow_jax.run import train
@@ -132,7 +132,7 @@ def configuration(
     why = ' at equal training cost'
   print(
       f'for comparison: {name}, {architecture} with '
-      f'{logs.format_count(costs.params(architecture))} parameters, fixed, '
+      f'{console.format_count(costs.params(architecture))} parameters, fixed, '
       f'{epochs} epochs{why}',
       file=sys.stderr,
       flush=True,

@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
 from autogrow_jax import networks
 from experiments import flags
 from experiments import presets
@@ -89,7 +89,7 @@ def main() -> None:
   print(
       f'{totals["params"]:,} parameters, {totals["macs"]:,} multiply-adds, '
       f'{totals["layers"]} layers (projections not counted), '
-      f'{logs.format_count(totals["activation_bytes"])}B of activations'
+      f'{console.format_count(totals["activation_bytes"])}B of activations'
   )
 
 

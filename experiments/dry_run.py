@@ -26,7 +26,7 @@ from autogrow_jax.run import checkpoint
 from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
 from autogrow_jax import networks
 from autogrow_jax.run import parallel as parallel_lib
 from autogrow_jax.run import programs
@@ -85,12 +85,12 @@ def show(config: config_lib.RunConfig, *, shapes: bool) -> None:
       )
     stops.append(stop)
     line = (
-        f'{stop.epoch:5}  {logs.format_depths(stop.architecture.depths):12}  '
-        f'{logs.format_count(costs.params(stop.architecture)):>10}  '
-        f'{logs.format_count(costs.macs(stop.architecture)):>13}'
+        f'{stop.epoch:5}  {console.format_depths(stop.architecture.depths):12}  '
+        f'{console.format_count(costs.params(stop.architecture)):>10}  '
+        f'{console.format_count(costs.macs(stop.architecture)):>13}'
     )
     if step := stop.step:
-      size = f'{logs.format_count(step.memory)}B' if step.memory else '-'
+      size = f'{console.format_count(step.memory)}B' if step.memory else '-'
       line += f'  {size:>11}  {step.compile_seconds:7.1f} s  {step.loss:.3f}'
     print(line, flush=True)
   done = 'traced'

@@ -46,7 +46,8 @@ def main() -> None:
           'correct': score.correct,
           'total': score.total,
           'loss': score.loss,
-          **results.metrics(dataset, score),
+          'accuracy': score.accuracy,
+          **score.metrics,
       })
   )
 

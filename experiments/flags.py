@@ -21,9 +21,8 @@ from autogrow_jax.run import config
 from autogrow_jax import networks
 from autogrow_jax import policies
 from autogrow_jax.run import train
-from autogrow_jax.methods.gauss_newton import prunes
+from autogrow_jax.methods.gauss_newton import compensation
 from autogrow_jax.methods.gauss_newton import signals
-from autogrow_jax.methods.gauss_newton import splits
 from experiments import presets
 
 flags.disclaim_key_flags()  # They belong to the binary that defines them.
@@ -318,59 +317,36 @@ GROWING_FLAGS = {
     ),
 }
 
-# How morphisms are learned, for the binaries that learn or study them.
+# Settings of learning, for the binaries that learn or study morphisms.
 LEARNING_FLAGS = {
-    'solver': (
-        'method.learn.solver',
-        'text',
-        f'Of the splits: {", ".join(splits.SOLVERS)}; joint learning has adam '
-        'in any case.',
-    ),
-    'morphism_epochs': (
-        'method.learn.epochs',
-        'int',
-        'Of adam: over the examples, or of joint learning at the end of each '
-        'phase.',
-    ),
-    'morphism_learning_rate': (
-        'method.learn.learning_rate', 'float', 'Of adam.'
-    ),
     'sweeps': (
-        'method.learn.sweeps',
+        'method.ranking.learn.sweeps',
         'int',
-        'Of alternating least squares over all splits.',
+        'Sweeps of alternating least squares over all splits.',
     ),
     'damping': (
-        'method.learn.damping',
+        'method.ranking.learn.damping',
         'float',
-        'Of its solves, in units of the mean eigenvalue.',
+        'Damping of its solves, in units of the mean eigenvalue.',
     ),
     'curvature': (
-        'method.learn.curvature',
+        'method.ranking.learn.curvature',
         'text',
-        f'Of the model: {", ".join(signals.CURVATURES)}; a step as a whole is '
-        'always confirmed by mc.',
+        f'Curvature of the model: {", ".join(signals.CURVATURES)}; a step as a '
+        'whole is always confirmed by mc.',
     ),
     'examples': (
         'method.examples',
         'int',
-        'To learn splits from, and as many to judge by; up to 4096 by default, '
-        'at most half an epoch each.',
+        'Examples to learn splits from, and as many to judge by; up to 4096 by '
+        'default, at most half an epoch each.',
     ),
     'compensation': (
-        'method.compensation',
+        'method.ranking.compensation',
         'text',
-        'What makes up for a pruned channel: '
-        f'{", ".join(prunes.COMPENSATIONS)}.',
+        'Compensation of pruned channels: '
+        f'{", ".join(compensation.COMPENSATIONS)}.',
     ),
-}
-
-# Flag -> the solvers that it means something to.
-SOLVER_FLAGS = {
-    'sweeps': ('als',),
-    'damping': ('als',),
-    'morphism_epochs': ('adam',),
-    'morphism_learning_rate': ('adam',),
 }
 
 # Flag -> the policies that it means something to.

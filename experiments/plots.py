@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 
 Axes = Figure = Any  # Matplotlib's.
-Records = Sequence[logs.Record]
+Records = Sequence[history_lib.Record]
 
 # Colours of Okabe and Ito, which colour-blind people can tell apart.
 BLUE, ORANGE, GREEN = '#0072b2', '#d55e00', '#009e73'
@@ -26,12 +27,6 @@ _GROWTH = '#444444'  # Marks of growths; not the colour of a line.
 # Phase -> its words and its shade.
 _PHASES = {
     'growing': ('growing', '#e8f1fa'), 'finetuning': ('fine-tuning', '#fdf3e1')
-}
-# Accuracies, which a history has as counts.
-_COUNTS = {
-    'train_accuracy': ('train_correct', 'train_total'),
-    'accuracy': ('correct', 'total'),
-    'best_accuracy': ('best', 'total'),
 }
 
 
@@ -192,7 +187,7 @@ def bars(
 
 def _curves(epochs: Records, growths: Records) -> dict[str, Figure]:
   """Metric above loss, of the training and of the selection data."""
-  metric = 'perplexity' if 'perplexity' in epochs[0] else 'accuracy'
+  metric = next(iter(epochs[0]['metrics']))
   figure, both = new_figure(2, 1, height=6.0, sharex=True)
   _background(both, epochs, growths, names=True)
   for axes, name in zip(both, (metric, 'loss'), strict=True):
@@ -285,7 +280,7 @@ def _costs(epochs: Records) -> dict[str, Figure]:
     axes.set_ylabel(f'{unit} so far')
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(
-        lambda value, unused_position: logs.format_count(float(f'{value:.6g}'))
+        lambda value, unused_position: console.format_count(float(f'{value:.6g}'))
     )
     _epoch_axis(axes, epochs)
     legend(axes)
@@ -315,11 +310,13 @@ def _lines(
   return np.concatenate(drawn)
 
 
-def _number(record: logs.Record, key: str) -> float:
-  """A number of a record, NaN if there is none; accuracies in percent."""
-  value = (
-      logs.percent(record, *_COUNTS[key]) if key in _COUNTS else record.get(key)
-  )
+def _number(record: history_lib.Record, key: str) -> float:
+  """A number or metric of a record, NaN if there is none."""
+  if key == 'best_accuracy':
+    return 100 * record['best'] / record['total']
+  prefix = 'train_' if key.startswith('train_') else ''
+  metrics = record.get(f'{prefix}metrics', {})
+  value = metrics.get(key.removeprefix(prefix), record.get(key))
   return np.nan if value is None else float(value)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 
 from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
@@ -283,7 +283,7 @@ def get(name: str) -> RunConfig:
     ValueError: if there is none of that name.
   """
   if name.endswith('.json'):
-    stored = logs.read_json(name)
+    stored = history_lib.read_json(name)
     if stored is None:
       raise ValueError(f'There is no configuration {name}.')
     return RunConfig.from_json(stored)

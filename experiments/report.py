@@ -11,12 +11,13 @@ import os
 import pathlib
 from typing import Any
 
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import results
 from experiments import plots
 
 Result = Mapping[str, Any]
-Records = Sequence[logs.Record]
+Records = Sequence[history_lib.Record]
 
 # Metric -> its words, its unit and how it is shown. Of a result with several,
 # the last one is that of the task.
@@ -123,8 +124,8 @@ def write(workdir: str | os.PathLike[str]) -> None:
   """Writes `report.html` into the work directory of a run, atomically."""
   workdir = pathlib.Path(workdir)
   page = render(
-      config=logs.read_json(workdir / 'config.json') or {},
-      history=logs.read(workdir / 'history.jsonl'),
+      config=history_lib.read_json(workdir / 'config.json') or {},
+      history=history_lib.read(workdir / 'history.jsonl'),
       result=results.read_result(workdir) or {},
   )
   new_path = workdir / 'report.html.new'
@@ -150,7 +151,7 @@ def render(
       '<h2>Summary</h2>' + _summary_table(result),
       '<h2>Growth receipts</h2>' + _growth_table(history),
       '<h2>Configuration</h2><details><summary>Resolved configuration'
-      f'</summary><pre>{_escape(logs.dumps(config, indent=2))}</pre></details>',
+      f'</summary><pre>{_escape(history_lib.dumps(config, indent=2))}</pre></details>',
   ]
   return (
       '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -224,7 +225,7 @@ def _short(value: Any, key: str) -> str:
   if key == 'wall_seconds':
     return _duration(value)
   if key in _COUNTS:
-    return logs.format_count(value)
+    return console.format_count(value)
   if key in _METRIC_WORDS:
     _, unit, digits = METRICS[key.rpartition('_')[2]]
     return f'{float(value):{digits}} {unit}'.strip()
@@ -272,7 +273,7 @@ def _value(value: Any, key: str = '') -> str:
   if value is None:
     return '–'
   if key in _COUNTS and abs(float(value)) >= 1000:
-    return f'{float(value):,.0f} ({logs.format_count(value)})'
+    return f'{float(value):,.0f} ({console.format_count(value)})'
   return _escape(f'{value:.6g}' if isinstance(value, float) else str(value))
 
 
@@ -288,7 +289,7 @@ def _growth_table(history: Records) -> str:
     elif record['event'] in ('stop', 'skip'):
       rows.append(
           f'<tr><td class="number">{_escape(str(record["epoch"]))}</td>'
-          f'<td colspan="8">{_escape(logs.format_record(record))}</td></tr>'
+          f'<td colspan="8">{_escape(console.format_record(record))}</td></tr>'
       )
   names = (
       'Epoch', 'Stage', 'Shape', 'Parameters', 'Multiply-adds', 'Loss',
@@ -302,7 +303,7 @@ def _growth_table(history: Records) -> str:
   )
 
 
-def _growth_cells(record: logs.Record) -> tuple[str, ...]:
+def _growth_cells(record: history_lib.Record) -> tuple[str, ...]:
 
   def change(key: str, form: Callable[[float], str]) -> str:
     pair = record.get(f'{key}_before'), record.get(f'{key}_after')
@@ -316,9 +317,9 @@ def _growth_cells(record: logs.Record) -> tuple[str, ...]:
   return (
       str(record['epoch']),
       f"{stage} ({record['block']})" if record.get('block') else stage,
-      record.get('shape') or logs.format_depths(record['depths']),
-      change('params', logs.format_count),
-      change('macs', logs.format_count),
+      record.get('shape') or console.format_depths(record['depths']),
+      change('params', console.format_count),
+      change('macs', console.format_count),
       change('loss', '{:.4f}'.format),
       listed(
           [record.get(f'logits_change_{mode}') for mode in ('eval', 'train')],

@@ -25,7 +25,8 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import optimizers
 from autogrow_jax.run import resolve
 from autogrow_jax.run import train
@@ -259,7 +260,7 @@ def of_masks(
 ) -> str:
   """What was found, and what it saved."""
   full = _full(run_config, dataset)
-  history = logs.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
+  history = history_lib.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
   epochs = [record for record in history if record['event'] == 'epoch']
   (end,) = [record for record in history if record['event'] == 'grow']
   sizes = result['architecture']['sizes']
@@ -279,9 +280,9 @@ def of_masks(
           if axis in end['initializer']['widths']
       ),
       f'  {percent(result["params"], costs.params(full))} of '
-      f'{logs.format_count(costs.params(full))} parameters, '
+      f'{console.format_count(costs.params(full))} parameters, '
       f'{percent(result["macs"], costs.macs(full))} of '
-      f'{logs.format_count(costs.macs(full))} multiply-adds; '
+      f'{console.format_count(costs.macs(full))} multiply-adds; '
       f'{percent(1 - run_config.method.target_sparsity, 1)} of the '
       f'{run_config.method.budget} were asked for',
       f'  training multiply-adds saved: {saved(of_stage):.2f}x while {stage}, '

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import fractions
 from typing import Any
 
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
 from autogrow_jax import policies
 from experiments import report
 
@@ -32,7 +32,7 @@ def of_run(
       *_costs(rows),
   ]
   if memory := result.get('memory'):
-    size = logs.format_count(memory['peak_bytes'])
+    size = console.format_count(memory['peak_bytes'])
     lines += [
         '',
         f'  Peak memory: {size}B on a device, by the {memory["source"]}.',
@@ -103,8 +103,8 @@ def _networks(rows: Mapping[str, Result]) -> list[str]:
           (
               name,
               item['found'],
-              logs.format_count(item['params']),
-              logs.format_count(item['macs']),
+              console.format_count(item['params']),
+              console.format_count(item['macs']),
               *(f'{item[key]:.2f} {unit}'.strip() for key in keys),
           )
           for name, item in rows.items()
@@ -119,7 +119,7 @@ def _costs(rows: Mapping[str, Result]) -> list[str]:
           (
               name,
               str(item['epochs']),
-              f'{logs.format_count(item["train_macs"])} multiply-adds',
+              f'{console.format_count(item["train_macs"])} multiply-adds',
               f'{item["wall_seconds"]:.0f} s',
               f'{item["compile_seconds"]:.0f} s in {item["compile_count"]}',
           )

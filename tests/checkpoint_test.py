@@ -28,14 +28,9 @@ _Momentum = collections.namedtuple('_Momentum', ['trace', 'count'])
 _SAVE_FOR_EVER = '''
 import sys
 import numpy as np
-<<<<<<< HEAD
 from autogrow_jax.run import checkpoint
-directory, first, stride = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-checkpoints = checkpoint.Checkpoints(directory, keep=2)
-=======
 from autogrow_jax.run import checkpoint
 checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
->>>>>>> checkpoint
 for i in range(10_000):
   state = {f'k{j}': np.full((30,), i, np.float32) for j in range(10)}
   checkpoints.save(1 + int(sys.argv[2]) * i, state, {'value': i})

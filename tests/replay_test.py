@@ -188,7 +188,7 @@ class BinaryTest(CurveTest):
         (f'--curve={path} other.json', 'other.json'),
         (f'--curve={gap}', 'Epoch 2 cannot follow 0'),
         ('--curve=/no/such/file', 'No such file'),
-        ('--noise=nan', 'error: '),
+        ('--noise=nan', 'NaN'),
         ('--noise=50 --error_rate=0.7', 'error_rate .* below 0.5'),
         ('--noise=50 --curve=x', 'either --curve=FILE or --noise'),
         ('--policy=sequential', 'either --curve=FILE or --noise'),

@@ -11,7 +11,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import history as history_lib
 from experiments import report
 
 _RESULT = {
@@ -211,9 +211,9 @@ class ReportTest(parameterized.TestCase):
 
     before = dict(matplotlib.rcParams)
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    logs.write_json(folder / 'config.json', {'setting': 'from config'})
-    logs.write_json(folder / 'result.json', _RESULT)
-    lines = [logs.dumps(record) + '\n' for record in _history()]
+    history_lib.write_json(folder / 'config.json', {'setting': 'from config'})
+    history_lib.write_json(folder / 'result.json', _RESULT)
+    lines = [history_lib.dumps(record) + '\n' for record in _history()]
     (folder / 'history.jsonl').write_text(''.join(lines))
     known = {path.name for path in folder.iterdir()}
     for _ in range(2):

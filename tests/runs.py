@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from autogrow_jax.run import config as config_lib
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import programs
 from autogrow_jax.run import train
 
@@ -132,7 +132,7 @@ def records(
     workdir: str | os.PathLike[str], event: str | None = None
 ) -> list[dict[str, Any]]:
   """The history of a run, of one kind of event or all."""
-  history = logs.read(pathlib.Path(workdir) / 'history.jsonl')
+  history = history_lib.read(pathlib.Path(workdir) / 'history.jsonl')
   return [item for item in history if event in (None, item['event'])]
 
 

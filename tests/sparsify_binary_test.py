@@ -7,7 +7,7 @@ import tempfile
 from absl.testing import absltest
 import runs
 
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
 
@@ -60,7 +60,7 @@ class BinaryTest(absltest.TestCase):
           float(saved) * sum(record['macs'] for record in epochs)
           / (len(epochs) * 656), 1, delta=0.01,
       )
-      config = logs.read_json(f'{workdir}/config.json')
+      config = history_lib.read_json(f'{workdir}/config.json')
       self.assertEqual(config['method']['run']['accumulate'], 2)
       (end,) = runs.records(workdir, 'grow')
       self.assertLess(end['logits_change_eval'], 1e-5)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from autogrow_jax.run import config as config_lib
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import policies
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
@@ -219,7 +219,7 @@ class RunTest(parameterized.TestCase):
         grow='layers', run=self.config().method.run
     )
     self.check_run(method)
-    config = logs.read_json(f'{self.workdir}/config.json')
+    config = history_lib.read_json(f'{self.workdir}/config.json')
     self.assertEqual(
         config_lib.RunConfig.from_json(config).method, method
     )

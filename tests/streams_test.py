@@ -25,7 +25,7 @@ from autogrow_jax.run import checkpoint
 from autogrow_jax import data
 from autogrow_jax import evaluation
 from autogrow_jax.run import feeds
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
 from autogrow_jax.run import parallel
 from autogrow_jax.run import session
 from autogrow_jax.run import train
@@ -591,9 +591,9 @@ class ShownTest(absltest.TestCase):
         'event': 'epoch', 'epoch': 3, 'depths': [1, 1], 'train_total': 1000,
         'images_per_second': 100.0, 'input_wait_seconds': 0.9,
     }
-    self.assertNotIn('wait', logs.format_epoch(record))
+    self.assertNotIn('wait', console.format_epoch(record))
     record |= {'input_wait_seconds': 2.5, 'skipped': 4}
-    self.assertIn('25% waiting  4 skipped', logs.format_epoch(record))
+    self.assertIn('25% waiting  4 skipped', console.format_epoch(record))
 
 
 def saved_step(workdir):

@@ -16,7 +16,7 @@ from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import evaluation
 from autogrow_jax.run import feeds
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import console
 from autogrow_jax.run import parallel
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
@@ -257,7 +257,7 @@ class RunTest(parameterized.TestCase):
         epoch['train_perplexity'], math.exp(epoch['train_loss']), 3
     )
     self.assertEqual(self.result['val_perplexity'], epoch['perplexity'])
-    line = logs.format_record(epoch)
+    line = console.format_record(epoch)
     self.assertIn(f'/{epoch["perplexity"]:.4g}  ', line)
     self.assertLessEqual(len(line), 100)
     value = self.result['test_perplexity']

@@ -25,7 +25,7 @@ from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import evaluation
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.run import programs
@@ -732,7 +732,7 @@ class StopTest(RunTest):
       np.testing.assert_allclose(one['loss'], another['loss'], rtol=0.02)
 
   def test_signal_at_the_very_end_is_heard(self):
-    write = logs.write_json
+    write = history_lib.write_json
 
     def write_json(path, value):
       if path.name == 'result.json':

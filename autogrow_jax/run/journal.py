@@ -208,6 +208,7 @@ class Journal:
     if not self._signals:
       return
     self.save(state)
+    self._setup.checkpoints.wait()
     name = signal.Signals(self._signals[-1]).name
     progress = state.progress
     raise Interrupted(
@@ -270,6 +271,7 @@ class Journal:
     if self._tensorboard is not None:
       self._tensorboard.close()
     self._history.close()
+    self._setup.checkpoints.wait()
 
   def _compiled(self, state, what, seconds, number, **values):
     ledger = state.progress.ledger.compiled(seconds, number)

@@ -236,7 +236,7 @@ def _conclude(
     log.warn(split.damaged.values())
   setup.programs.close()
   state = log.record(state, 'end')
-  setup.checkpoints.close()
+  setup.checkpoints.wait()
   return results.conclude(
       setup, state.progress, state.fetch(setup.parallel), log.records, **scores
   )

@@ -70,10 +70,8 @@ class Sparsify(base.Method):
   channel and not its filter, since behind a filter stands a norm that takes a
   factor away again; lambda follows the expected cost in every step, since one
   that is held for an epoch makes the network swing from its seed to the full
-  one and back; the last sample, which remains, is of several the one nearest to
-  the budget.
-
-  Each setting has its help beside it.
+  one and back; of several last samples the one nearest to the budget remains.
+  The help of each setting stands beside it.
   """
 
   target_sparsity: float = dataclasses.field(
@@ -177,19 +175,16 @@ class Sparsify(base.Method):
       labels: jax.Array,
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-    """Equation (6). The penalty has a gradient but does not show in the loss.
-    """
+    """Computes equation (6); the penalty has a gradient but no value."""
     loss, (after, logits) = super().objective(
         network, params, stats, labels, key
     )
     penalty = self.penalty(
         network.layout.canonical, params['aux'], stats['method']
     )
-    # What gates scaled among the statistics is not to stay scaled.
-    after['network'] = jax.tree_util.tree_map_with_path(
-        lambda path, old, new: (
-            old if state_lib.names(path)[-1] == 'select' else new
-        ),
+    # Gates have scaled the selections of shortcuts, which are constants.
+    after['network'] = axes_lib.map_with_names(
+        lambda path, old, new: old if path[-1] == 'select' else new,
         stats['network'],
         after['network'],
     )

@@ -1,9 +1,8 @@
-"""Taps: a chain run with the inside of its layers in the open.
+"""Runs a chain of a network and records or replaces what its layers write.
 
-What a layer reads and writes can be looked at, and what it writes can be
-replaced, without the network's code knowing of it. Runs are in evaluation mode,
-where a norm is one fixed affine map for each channel and no example sees
-another.
+The network's code needs no change: Linen's interceptors see every call. Runs
+are in evaluation mode, where a norm is one fixed affine map per channel and no
+example influences another.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -38,14 +37,14 @@ class Layer:
 
   Attributes:
     path: (part, layer).
-    kind: class of the layer, 'Conv', 'DepthwiseConv', 'Dense', 'Norm' or
+    kind: class of the layer: 'Conv', 'DepthwiseConv', 'Dense', 'Norm' or
       'Select'.
-    stride: of a convolution, else 1.
+    stride: stride of a convolution, else 1.
     size: side of a convolution's kernel, else 1.
-    epsilon: of a norm, else 0.
-    source: the layer whose output it reads as it is, None if there is another
-      operation between.
-    dilation: of a convolution's kernel, else 1.
+    epsilon: epsilon of a norm, else 0.
+    source: path of the layer whose unchanged output it reads; None if another
+      operation lies between.
+    dilation: dilation of a convolution's kernel, else 1.
   """
 
   path: Path
@@ -57,7 +56,7 @@ class Layer:
   dilation: int = 1
 
   def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution or matrix product with some kernel, without bias.
+    """Applies the layer with another kernel and without bias.
 
     It has no forward mode, see `ops.conv`.
     """
@@ -68,15 +67,15 @@ class Layer:
   def transposed(
       self, dy: jax.Array, kernel: jax.Array, shape: tuple[int, ...]
   ) -> jax.Array:
-    """The gradient of `linear` by its input.
+    """Pulls an output gradient back to the layer's input.
 
     Args:
-      dy: (batch, ..., out), by what the layer writes.
-      kernel: any of the layer's shape.
-      shape: (batch, ..., in) of the input.
+      dy: (batch, ..., out) gradient at the layer's output.
+      kernel: kernel in the layer's shape.
+      shape: (batch, ..., in), the input's shape.
 
     Returns:
-      An array of that shape.
+      The gradient at the input.
     """
     if self.kind in ('Conv', 'DepthwiseConv'):
       return ops.conv_input_gradient(
@@ -85,7 +84,7 @@ class Layer:
     return (dy @ kernel.reshape(-1, kernel.shape[-1]).T).reshape(shape)
 
   def patches(self, x: jax.Array) -> jax.Array:
-    """What each output position reads: (batch, ..., taps, in)."""
+    """Returns the inputs of each output position, (batch, ..., taps, in)."""
     if self.kind != 'Conv':
       return x.reshape(len(x), -1, x.shape[-1])
     patches = lax.conv_general_dilated_patches(
@@ -107,13 +106,13 @@ class Layer:
 
 @struct.dataclass
 class Tapped:
-  """What a run left.
+  """Everything that a run recorded.
 
   Attributes:
-    output: of the chain.
-    entered: what each part read.
-    inputs: what each layer read.
-    outputs: what each layer wrote, changes included.
+    output: output of the chain.
+    entered: input of each part.
+    inputs: input of each layer.
+    outputs: output of each layer, changes included.
   """
 
   output: jax.Array
@@ -134,15 +133,15 @@ def run(
   """Runs a chain in evaluation mode.
 
   Args:
-    chain: unfused segments; those of a piece of a network will do.
+    chain: unfused segments, of a whole network or a piece of it.
     weights: `{part: parameters}`.
-    stats: likewise, the statistics.
-    x: what enters the chain.
-    changes: per layer, what to do to its output.
-    on_layer: called with (path, module, input, output) of each layer.
+    stats: `{part: statistics}`.
+    x: input of the chain.
+    changes: per layer, a function that replaces its output.
+    on_layer: callback with (path, module, input, output) of each layer.
 
   Returns:
-    All that was seen.
+    The recorded arrays.
   """
   changes = changes or {}
   entered, inputs, outputs = {}, {}, {}
@@ -173,15 +172,15 @@ def run(
 
 
 def chain_of(parts: Iterable[base.Part]) -> tuple[base.Segment, ...]:
-  """The unfused chain, one segment with the name of each part."""
+  """Returns the unfused chain, one segment per part."""
   return tuple(base.Segment(part.name, part.module, None) for part in parts)
 
 
 @functools.lru_cache(maxsize=256)
 def layers_of(parts: tuple[base.Part, ...]) -> tuple[Layer, ...]:
-  """All layers that a chain of parts calls, in forward order."""
+  """Lists all layers that a chain of parts calls, in forward order."""
   found = []
-  writers = {}  # By the identity of what they wrote.
+  writers = {}  # Keyed by the identity of their outputs.
 
   def add(path, module, x, y):
     found.append(
@@ -195,7 +194,7 @@ def layers_of(parts: tuple[base.Part, ...]) -> tuple[Layer, ...]:
             dilation=getattr(module, 'dilation', 1),
         )
     )
-    writers[id(y)] = path, y  # Held, so that no other gets its identity.
+    writers[id(y)] = path, y  # Holding y keeps its identity unique.
 
   def trace(trees, x):
     weights, stats = ({n: t[i] for n, t in trees.items()} for i in range(2))

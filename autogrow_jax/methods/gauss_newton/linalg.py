@@ -1,24 +1,11 @@
-"""Small dense linear algebra of quadratic models, vmapped over problems.
+"""Solves many small quadratic models at once.
 
-Everything here is about the model
+A model is
 
     L(z) = 1/2 z'Az - b'z + c,   A symmetric and positive semidefinite,
 
-with gradient g = Az - b, or about many such models at once. A solve never
-raises inside a compiled program: it returns a `Code` for each problem.
-
-Lawton et al. 2024, "Learning Morphisms with Gauss-Newton Approximation for
-Growing Networks" (arXiv 2411.05855), has a Theorem 1, "General Gauss-Newton
-Approximation", on a step dz = t dz* with A (z + dz*) = b, and a Theorem 2,
-"Rank-1 Gauss-Newton Approximation". Titles and that hypothesis are all that we
-know of them. The statements here are our own derivation, and so are their
-proofs:
-
-  q = dz*'A dz* = g'A^+g = 2 (L(z) - min L), the squared Newton decrement,
-  s = g'dz = -t q, the slope along the step,
-  L(z + dz) - L(z) = s + s^2 / (2 q) = -(t - t^2 / 2) q,
-  g g'/ q <= A, so that the rank-one model never promises less than the whole
-  one: s + s^2 / (2 q) <= s + 1/2 dz'A dz for every dz.
+with gradient g = Az - b. A solve never raises inside a compiled program: it
+returns a `Code` for each problem.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,17 +21,17 @@ import numpy as np
 
 # Below it, a matrix carries no information about its problem.
 DEAD_TRACE = 1e-10
-# Added to the diagonal whatever the damping.
+# Smallest shift of a diagonal.
 JITTER = 1e-12
-# Of the matrices that are factored at the same time.
+# Bytes of the matrices that are factored at the same time.
 CHUNK_BYTES = 2**30
-# Coordinate descent over a box ends when no coordinate moves further.
+# Coordinate descent over a box ends when no coordinate moves by more.
 BOX_TOLERANCE = 1e-10
 BOX_SWEEPS = 2000
 
 
 class Code(enum.IntEnum):
-  """How a solve ended."""
+  """Outcome of a solve."""
 
   OK = 0
   NOT_FINITE = 1  # The matrix or the right side holds NaN or infinity.
@@ -58,29 +45,27 @@ class Solution:
 
   Attributes:
     x: (problems, dimension); zero where the code is not OK.
-    code: (problems,) int32, see `Code`.
+    code: (problems,) int32 `Code`.
   """
 
   x: jax.Array
   code: jax.Array
-
-
 def solve_damped(
     matrices: jax.Array, vectors: jax.Array, *, damping: float
 ) -> Solution:
   """Solves (A + m I) x = b for many positive semidefinite A by Cholesky.
 
-  It waits for the result, and is not to be called inside a compiled program:
-  on CPUs, two batched factorisations that run at the same time can each wait
-  for the threads that the other one holds, for ever (jaxlib 0.10.2).
+  Waits for the result. Must not run inside a compiled program: on CPUs, two
+  batched factorisations that run at the same time can deadlock, each waiting
+  for threads that the other holds (jaxlib 0.10.2).
 
   Args:
-    matrices: (problems, dimension, dimension).
-    vectors: (problems, dimension).
+    matrices: (problems, dimension, dimension) A.
+    vectors: (problems, dimension) b.
     damping: m in units of the mean eigenvalue of each A.
 
   Returns:
-    The solutions, with a code each.
+    The solutions, each with a code.
   """
   solution = _solve_all(matrices, vectors, damping, CHUNK_BYTES)
   return jax.block_until_ready(solution)
@@ -90,7 +75,7 @@ def solve_damped(
 def _solve_all(
     matrices: jax.Array, vectors: jax.Array, damping: float, chunk_bytes: int
 ) -> Solution:
-  """All problems, a chunk at a time."""
+  """Solves all problems, a chunk at a time."""
   size = matrices.shape[-1]
   chunk = max(1, chunk_bytes // (size * size * matrices.dtype.itemsize))
   if chunk >= len(matrices):
@@ -106,7 +91,7 @@ def _solve_all(
 def _solve_damped(
     damping: float, matrix: jax.Array, vector: jax.Array
 ) -> Solution:
-  """One problem of `solve_damped`."""
+  """Solves one problem of `solve_damped`."""
   size = len(vector)
   trace = jnp.trace(matrix)
   shift = jnp.maximum(damping * trace / size, JITTER)
@@ -132,24 +117,23 @@ def conjugate_gradients(
     tolerance: float,
     iterations: int,
 ) -> dict[str, Solution]:
-  """Solves (A + m I) x = b for many positive semidefinite A known by products.
+  """Solves (A + m I) x = b for many positive semidefinite A given by products.
 
-  Problems come in groups, each with a dimension of its own. All of them advance
-  together, with one product for each iteration. A problem that has ended stays
-  as it is. The host looks at the residuals between iterations, so this is not
-  to be called inside a compiled program.
+  Problems come in groups of equal dimension. All advance together, with one
+  product per iteration; a converged problem stays as it is. The host reads the
+  residuals between iterations, so this must not run inside a compiled program.
 
   Args:
-    product: A v for one v of each problem, of the shape of `vectors`. Neither
-      problem nor group may depend on another.
-    vectors: per group, b, (problems, dimension).
-    traces: per group, (problems,) trace of each A, or an estimate.
+    product: function of one v per problem, in the shape of `vectors`, that
+      returns every A v. Problems are independent.
+    vectors: per group, (problems, dimension) b.
+    traces: per group, (problems,) trace of each A, or an estimate of it.
     damping: m in units of the mean eigenvalue, trace / dimension.
-    tolerance: a problem has ended when its residual is this part of b.
-    iterations: at most so many.
+    tolerance: length of a converged residual, in units of the length of b.
+    iterations: largest number of iterations.
 
   Returns:
-    The solutions of each group, with a code each.
+    The solutions of each group, each with a code.
   """
   descents = _start_descents(vectors, traces, damping, tolerance)
   for _ in range(iterations):
@@ -170,14 +154,14 @@ def conjugate_gradients(
 
 @struct.dataclass
 class _Descent:
-  """Where conjugate gradients are, for one group of problems.
+  """State of conjugate gradients for one group of problems.
 
   Attributes:
     x: (problems, dimension).
     residual: b - (A + m I) x.
-    direction: of the next step; zero for problems that have ended.
+    direction: direction of the next step; zero for converged problems.
     shift: (problems,) m.
-    target: (problems,) squared length of a residual that is small enough.
+    target: (problems,) squared length of a converged residual.
     code: (problems,) int32.
   """
 
@@ -190,13 +174,13 @@ class _Descent:
 
   @property
   def active(self) -> jax.Array:
-    """(problems,) whether a problem has not ended."""
+    """(problems,) true for problems that have not converged."""
     return (self.code == Code.OK) & (_dot(self.residual) > self.target)
 
 
 @jax.jit
 def _start_descents(vectors, traces, damping, tolerance):
-  """Descents from zero."""
+  """Starts all descents at zero."""
 
   def start(vector, trace):
     finite = jnp.isfinite(vector).all(-1) & jnp.isfinite(trace)
@@ -217,7 +201,7 @@ def _start_descents(vectors, traces, damping, tolerance):
 
 @jax.jit
 def _advance_all(descents, images):
-  """One step of every problem."""
+  """Takes one step of every problem."""
   return {
       name: _advance(descent, images[name])
       for name, descent in descents.items()
@@ -225,7 +209,7 @@ def _advance_all(descents, images):
 
 
 def _advance(descent: _Descent, image: jax.Array) -> _Descent:
-  """One step of a group, given A times its directions."""
+  """Takes one step of a group, given A times its directions."""
   column = lambda numbers: numbers[:, None]
   image = image + column(descent.shift) * descent.direction
   curvature = _dot(descent.direction, image)
@@ -250,27 +234,27 @@ def _advance(descent: _Descent, image: jax.Array) -> _Descent:
 
 
 def _dot(left: jax.Array, right: jax.Array | None = None) -> jax.Array:
-  """Inner product of each problem's vectors, or squared length."""
+  """Returns each problem's inner product, or its squared length."""
   return jnp.sum(left * (left if right is None else right), -1)
 
 
 @jax.jit
 def plus(first: Any, second: Any) -> Any:
-  """The sum of two trees, leaf by leaf, as one compiled program."""
+  """Adds two trees leaf by leaf in one compiled program."""
   return jax.tree.map(jnp.add, first, second)
 
 
 def downdate(inverse: np.ndarray, index: int) -> np.ndarray:
-  """The inverse of a matrix without one of its rows and columns.
+  """Inverts a matrix without one row and column, from the whole inverse.
 
-  P - p p'/ P_cc, p the column c of P, in the place of P_{-c,-c}.
+  The result is P - p p'/ P_cc with p the column c of P.
 
   Args:
-    inverse: (size, size) P, symmetric, of the whole matrix.
-    index: c.
+    inverse: (size, size) P, the symmetric inverse of the whole matrix.
+    index: c, the row and column to leave out.
 
   Returns:
-    (size, size), with zeros where the row and the column were.
+    (size, size), with zeros in that row and column.
   """
   column = inverse[:, index]
   rest = inverse - np.outer(column, column) / column[index]
@@ -278,53 +262,8 @@ def downdate(inverse: np.ndarray, index: int) -> np.ndarray:
   return rest
 
 
-def squared_newton_decrement(
-    curvature: jax.Array, gradient: jax.Array
-) -> jax.Array:
-  """q = g'A^+g: twice what the model can still fall. A may be singular."""
-  return gradient @ jnp.linalg.pinv(curvature, hermitian=True) @ gradient
-
-
-def change_toward_minimum(
-    slope: jax.Array, decrement: jax.Array
-) -> jax.Array:
-  """Change of L along a step that points to a minimum: s + s^2 / (2 q).
-
-  Args:
-    slope: s = g'dz.
-    decrement: q, the squared Newton decrement; where it is zero, so is s.
-
-  Returns:
-    The change.
-  """
-  safe = jnp.where(decrement > 0, decrement, 1)
-  return slope + jnp.where(decrement > 0, slope**2 / (2 * safe), 0)
-
-
-def rank_one_curvature(
-    gradient: jax.Array, decrement: jax.Array
-) -> jax.Array:
-  """g g'/ q, the one rank-one curvature whose model has the same minimum."""
-  return jnp.outer(gradient, gradient) / decrement
-
-
-def softmax_decrement(loss: jax.Array) -> jax.Array:
-  """q of cross-entropy as a function of the logits: exp(loss) - 1.
-
-  With p the softmax, y the label and A = diag(p) - pp', solving
-  A x = p - onehot(y) gives q = (1 - p_y) / p_y.
-
-  Args:
-    loss: -log p_y, nats.
-
-  Returns:
-    q, of the same shape.
-  """
-  return jnp.expm1(loss)
-
-
 def best_scale(slopes: np.ndarray, curvatures: np.ndarray) -> np.ndarray:
-  """Minimisers over [0, 1] of t s + t^2 Q / 2, for each problem apart."""
+  """Minimises t s + t^2 Q / 2 over t in [0, 1], for each problem alone."""
   safe = np.where(curvatures > 0, curvatures, 1)
   inside = np.clip(-slopes / safe, 0, 1)
   return np.where(curvatures > 0, inside, (slopes < 0).astype(float))
@@ -338,7 +277,7 @@ def minimize_in_box(
   Args:
     slopes: (candidates,) float64.
     gram: (candidates, candidates) positive semidefinite, float64.
-    largest: (candidates,) where each t ends; it starts at 0.
+    largest: (candidates,) upper bounds; the lower ones are 0.
 
   Returns:
     (candidates,) scales.

@@ -1,9 +1,9 @@
-"""Splits tried out: the network after them, and its true loss.
+"""The true loss of a network after splits.
 
-Nothing here is an estimate. A network whose channels are split is written down
-as a function of u and e that can be traced and differentiated, with the index
-maps of `growth` and the deltas of `surgery`, and run. So whatever lies around
-an axis, streams and depthwise layers too, is as exact as the network itself.
+A network with split channels is written as a function of u and e that can be
+traced and differentiated, with the index maps of `growth` and the deltas of
+`surgery`. So everything around an axis, streams and depthwise layers too, is as
+exact as the network itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,19 +18,20 @@ import optax
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
-from autogrow_jax import networks
-from autogrow_jax import state as state_lib
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
+from autogrow_jax import networks
+from autogrow_jax import state as state_lib
+from experiments.studies.gauss_newton import joint
 
 Architecture = architecture_lib.Architecture
 Model, Trees = signals_lib.Model, signals_lib.Trees
 Batch, Split, Splits = splits_lib.Batch, splits_lib.Split, splits_lib.Splits
 
-# Networks that are run at the same time, each with another unit split. CPUs
-# have no use for more than one.
+# Networks that run at the same time on an accelerator, each with another unit
+# split; on a CPU it is one.
 CHUNK = 8
 
 
@@ -39,8 +40,8 @@ class Tuned:
   """Splits that were optimised on the true loss.
 
   Attributes:
-    split: of the site; u = e = 0 for all other units.
-    decreases: (units,) of the mean loss by each alone, nats, float64.
+    split: split of the site; u = e = 0 for all other units.
+    decreases: (units,) decrease of the mean loss by each alone, nats, float64.
   """
 
   split: Split
@@ -55,36 +56,30 @@ def true_changes(
     axis: str,
     units: Sequence[int],
     batches: Sequence[Batch],
-    *,
-    chunk: int | None = None,
 ) -> np.ndarray:
-  """How much the loss changes if one unit is split, for each one alone.
-
-  Every unit takes a forward pass of its own through what comes after it.
+  """Measures the change of the loss if one unit is split, for each one alone.
 
   Args:
-    architecture: the network's.
+    architecture: architecture of the network.
     model: the network.
-    trees: its arrays.
-    splits: of the site at least.
-    axis: the site's.
-    units: to split.
-    batches: the examples.
-    chunk: how many of these networks are run at the same time; None for 1 on a
-      CPU, else `CHUNK`.
+    trees: arrays of the network.
+    splits: splits of the site at least.
+    axis: axis of the site.
+    units: units to split.
+    batches: examples.
 
   Returns:
     (units,) change of the mean loss in evaluation mode, nats, float64.
 
   Raises:
-    ValueError: the axis has no such units.
+    ValueError: if the axis has no such units.
   """
   units = _checked(architecture, axis, units)
-  own, chunk = {axis: splits[axis]}, _chunk(chunk)
   total = sum(
       np.asarray(
           _changes(
-              architecture, model, axis, chunk, trees, own, units, x, labels
+              architecture, model, axis, _chunk(), trees, {axis: splits[axis]},
+              units, x, labels,
           ),
           np.float64,
       )
@@ -104,39 +99,35 @@ def oracle(
     *,
     steps: int,
     learning_rate: float,
-    chunk: int | None = None,
 ) -> Tuned:
   """Optimises each unit's split on the true loss with that split alone.
 
-  Beside Adam on a model of the loss, with the same start and as many steps, it
-  tells what the model costs. It bounds nothing: other solvers, and more steps,
-  can find better splits.
+  It is no bound: other solvers, and more steps, can find better splits.
 
   Args:
-    architecture: the network's.
+    architecture: architecture of the network.
     model: the network.
-    trees: its arrays.
-    axis: the site's.
-    units: to split, each in a network of its own.
-    batches: the examples, one batch for each step, in turn.
-    key: of the start, see `splits.start`.
-    steps: of Adam.
-    learning_rate: of Adam.
-    chunk: as of `true_changes`.
+    trees: arrays of the network.
+    axis: axis of the site.
+    units: units to split, each in a network of its own.
+    batches: examples, one batch for each step, in turn.
+    key: key of the start, see `splits.start`.
+    steps: steps of Adam.
+    learning_rate: learning rate of Adam.
 
   Returns:
-    The splits, and what they gain on all batches.
+    The splits, and their gains on all batches.
 
   Raises:
-    ValueError: as `true_changes`.
+    ValueError: if the axis has no such units.
   """
-  units, chunk = _checked(architecture, axis, units), _chunk(chunk)
+  units, chunk = _checked(architecture, axis, units), _chunk()
   start = splits_lib.start(model, trees, key)[axis]
   rows = (
       splits_lib.incoming(start.u)[units],
       splits_lib.outgoing(start.e)[units],
   )
-  tx = optax.adam(learning_rate, *splits_lib.ADAM_DECAYS)
+  tx = joint.adam(learning_rate)
   opt_state = tx.init(rows)
   for step in range(steps):
     x, labels = batches[step % len(batches)]
@@ -147,8 +138,7 @@ def oracle(
     rows = optax.apply_updates(rows, updates)
   split = _with_rows(start, units, rows)
   changes = true_changes(
-      architecture, model, trees, {axis: split}, axis, units, batches,
-      chunk=chunk,
+      architecture, model, trees, {axis: split}, axis, units, batches
   )
   return Tuned(split, -changes)
 
@@ -162,14 +152,14 @@ def losses(
     x: jax.Array,
     labels: jax.Array,
 ) -> jax.Array:
-  """Loss of each example after units were split; traceable.
+  """Computes the loss of each example after splits; traceable.
 
   Args:
-    architecture: the network's before.
-    model: the network before.
-    trees: its arrays.
-    splits: of all units of these sites.
-    units: per axis, the distinct units to split; may be traced.
+    architecture: architecture before the splits.
+    model: the network before the splits.
+    trees: arrays of that network.
+    splits: splits of all units of these sites.
+    units: per axis, distinct units to split; may be traced.
     x: (batch, height, width, channel), preprocessed.
     labels: (batch,).
 
@@ -193,7 +183,7 @@ def split_trees(
     splits: Splits,
     units: Mapping[str, jax.Array],
 ) -> Trees:
-  """Arrays of the network after units were split; see `losses`."""
+  """Returns the arrays of the network after splits; see `losses`."""
   table = state_lib.axis_table(architecture)
   sources, signs = {}, {}
   for axis, chosen in units.items():
@@ -240,7 +230,7 @@ def split_trees(
 def _checked(
     architecture: Architecture, axis: str, units: Sequence[int]
 ) -> jax.Array:
-  """Units as an array; out of range they would be clipped silently."""
+  """Converts units to an array; JAX would clip numbers out of range."""
   size, units = architecture.size(axis), np.asarray(units, int)
   if ((units < 0) | (units >= size)).any():
     raise ValueError(
@@ -250,16 +240,14 @@ def _checked(
   return jnp.asarray(units)
 
 
-def _chunk(chunk: int | None) -> int:
-  if chunk is not None:
-    return chunk
+def _chunk() -> int:
   return 1 if jax.default_backend() == 'cpu' else CHUNK
 
 
 def _gather(
     leaf: jax.Array, axes: layers.Axes, sources: Mapping[str, jax.Array]
 ) -> jax.Array:
-  """A leaf with the units of its axes in their new places."""
+  """Gathers the units of a leaf's axes."""
   for dim, axis in enumerate(axes):
     if axis is not None and axis.name in sources:
       leaf = jnp.take(leaf, sources[axis.name], axis=dim)
@@ -267,7 +255,7 @@ def _gather(
 
 
 def _along(axes, name, role, leaf, vector):
-  """A leaf multiplied by a vector along one of its axes."""
+  """Multiplies a leaf by a vector along one of its axes."""
   shape = [1] * leaf.ndim
   shape[axes.index(layers.Axis(name, role))] = -1
   return leaf * vector.reshape(shape).astype(leaf.dtype)
@@ -277,7 +265,7 @@ def _along(axes, name, role, leaf, vector):
 def _changes(
     architecture, model, axis, chunk, trees, splits, units, x, labels
 ):
-  """Per unit, the sum over examples of the change of their loss."""
+  """Sums the change of the loss over examples, (units,)."""
   before = losses(architecture, model, trees, {}, {}, x, labels)
 
   def change(unit):
@@ -293,7 +281,7 @@ def _changes(
 def _gradients(
     architecture, model, axis, chunk, trees, start, units, rows, x, labels
 ):
-  """Per unit, the gradient of the mean loss with its split alone."""
+  """Computes the gradient of the mean loss with each unit's split alone."""
 
   def loss(rows, unit):
     alone = jax.tree.map(lambda row: row[None], rows)
@@ -310,7 +298,7 @@ def _gradients(
 def _with_rows(
     like: Split, units: jax.Array, rows: tuple[jax.Array, jax.Array]
 ) -> Split:
-  """A split of some units, given by their rows; zero for all others."""
+  """Builds the split of some units from their rows; zero for all others."""
   u, e = (
       jnp.zeros_like(flat(part)).at[units].set(row)
       for flat, part, row in (
