@@ -15,8 +15,8 @@ from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
-from autogrow_jax.run import console
 from autogrow_jax import networks
+from autogrow_jax.run import console
 from experiments import flags
 from experiments import presets
 

@@ -22,21 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import checkpoint
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax.run import console
 from autogrow_jax import networks
-from autogrow_jax.run import parallel as parallel_lib
-from autogrow_jax.run import programs
-from autogrow_jax.run import prepare
-from autogrow_jax.run import resolve
 from autogrow_jax import state as state_lib
-from autogrow_jax.run import steps
-from autogrow_jax.run import trained
 from autogrow_jax import view
 from autogrow_jax.methods import base
+from autogrow_jax.run import checkpoint
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import console
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import prepare
+from autogrow_jax.run import programs
+from autogrow_jax.run import resolve
+from autogrow_jax.run import steps
+from autogrow_jax.run import trained
 from experiments.studies import null_model
 
 Architecture = architecture_lib.Architecture
@@ -84,8 +84,9 @@ def show(config: config_lib.RunConfig, *, shapes: bool) -> None:
           + '  peak memory  compiling  loss on one batch' * (not shapes)
       )
     stops.append(stop)
+    depths = console.format_depths(stop.architecture.depths)
     line = (
-        f'{stop.epoch:5}  {console.format_depths(stop.architecture.depths):12}  '
+        f'{stop.epoch:5}  {depths:12}  '
         f'{console.format_count(costs.params(stop.architecture)):>10}  '
         f'{console.format_count(costs.macs(stop.architecture)):>13}'
     )
@@ -188,9 +189,8 @@ def trace_step(
     AssertionError: The step changes shapes or types of its state.
   """
   shape = jax.ShapeDtypeStruct
-  computation = dataclasses.replace(
-      computation, parallel=parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
-  )
+  one = parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
+  computation = dataclasses.replace(computation, parallel=one)
   layout = view.layout(architecture)
   state = state_lib.abstract_state(
       architecture, computation.tx, extra=computation.method.extra

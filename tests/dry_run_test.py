@@ -6,9 +6,9 @@ from unittest import mock
 from absl.testing import absltest
 import runs
 
-from autogrow_jax.run import checkpoint
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax.run import checkpoint
 from autogrow_jax.run import programs
 from autogrow_jax.run import train
 from experiments import dry_run
