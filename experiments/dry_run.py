@@ -27,7 +27,6 @@ from autogrow_jax import data
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
-from autogrow_jax.methods import base
 from autogrow_jax.run import checkpoint
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import console
@@ -136,13 +135,8 @@ def walk(
       checkpoint is not restored bit for bit.
   """
   config = resolve.resolve(config, dataset)
-  if config.method.initializer == 'adam':  # It would train.
-    config = dataclasses.replace(
-        config, method=dataclasses.replace(config.method, initializer='zero')
-    )
   with tempfile.TemporaryDirectory() as directory:
     setup = prepare.set_up(config, dataset, pathlib.Path(directory))
-    method = setup.method
     if shapes:
       architecture, state = resolve.seed_architecture(config, dataset), None
     else:
@@ -153,17 +147,20 @@ def walk(
     for policy, decision in null_model.decisions(
         setup.policy, trained=config.init_from is not None
     ):
-      key = jax.random.fold_in(jax.random.key(config.seed), policy.epoch)
-      change = method.propose(decision, base.Situation(
-          architecture, state, key, setup.task, batches=lambda: iter(()),
-          batches_per_epoch=0, train_accuracy=0.5, weight_decay=0.0,
-      ))
-      if change is None:
+      if decision.action != 'grow':
         continue
+      # How a block starts makes no difference here.
+      change = state_lib.append(
+          architecture, decision.stages(architecture.depths)
+      )
       architecture = change.target
       if not shapes:
         state, _ = state_lib.grow(
-            state, change, setup.computation.tx, key=key, extra=method.extra
+            state,
+            change,
+            setup.computation.tx,
+            key=jax.random.fold_in(jax.random.key(config.seed), policy.epoch),
+            extra=setup.method.extra,
         )
       yield _stop(setup, policy.epoch, architecture, state)
     if not shapes:
