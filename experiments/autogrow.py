@@ -14,11 +14,11 @@ import sys
 
 from absl import flags as absl_flags
 
-from autogrow_jax.run import config
 from autogrow_jax import data
+from autogrow_jax.methods import autogrow
+from autogrow_jax.run import config
 from autogrow_jax.run import results
 from autogrow_jax.run import train
-from autogrow_jax.methods import autogrow
 from experiments import compare
 from experiments import dry_run
 from experiments import flags

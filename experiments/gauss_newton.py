@@ -21,18 +21,18 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax.run import history as history_lib
 from autogrow_jax import networks
-from autogrow_jax.run import parallel
-from autogrow_jax.run import results
-from autogrow_jax.run import train
 from autogrow_jax.methods.gauss_newton import learned_splits
-from autogrow_jax.run import resolve
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
+from autogrow_jax.run import config
+from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import parallel
+from autogrow_jax.run import resolve
+from autogrow_jax.run import results
+from autogrow_jax.run import train
 from experiments import compare
 from experiments import flags
 from experiments import presets
@@ -172,9 +172,10 @@ def _main() -> None:
   report.write(run_config.workdir)
   scratch = ['scratch'] * (given.final != 'continue')
   fixed = compare.run(run_config, dataset, result, scratch + given.compare)
+  path = pathlib.Path(run_config.workdir, 'history.jsonl')
   growths = [
       record
-      for record in history_lib.read(pathlib.Path(run_config.workdir, 'history.jsonl'))
+      for record in history_lib.read(path)
       if record['event'] in ('grow', 'skip')
   ]
   found = calibration_of(growths)

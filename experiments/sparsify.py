@@ -22,15 +22,15 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax import optimizers
+from autogrow_jax.methods.sparsify import method as method_lib
+from autogrow_jax.run import config
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
-from autogrow_jax import optimizers
 from autogrow_jax.run import resolve
 from autogrow_jax.run import train
-from autogrow_jax.methods.sparsify import method as method_lib
 from experiments import compare
 from experiments import flags
 from experiments import presets
