@@ -17,10 +17,10 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import networks
 from autogrow_jax import policies
-from autogrow_jax import train
+from autogrow_jax.run import train
 from autogrow_jax.methods.gauss_newton import compensation
 from autogrow_jax.methods.gauss_newton import signals
 from experiments import presets
@@ -521,7 +521,8 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:  # Before training, or pressed twice.
       print('interrupted; the same command continues.', file=sys.stderr)
       return 128 + signal.SIGINT
-    except (ValueError, OSError) as error:  # OSError: a full disk and such.
+    # OSError: a full disk and such; ImportError: a missing extra.
+    except (ValueError, OSError, ImportError) as error:
       logging.debug('%s', error, exc_info=True)  # Seen with --verbosity=1.
       message = ' '.join(str(error).split())
       print(f'error: {message}', file=sys.stderr)

@@ -21,23 +21,23 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config
-from autogrow_jax import costs
+from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax import logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import networks
-from autogrow_jax import parallel
-from autogrow_jax import results
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import parallel
+from autogrow_jax.run import results
+from autogrow_jax.run import train
 from autogrow_jax.methods.gauss_newton import learned_splits
+from autogrow_jax.run import resolve
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
-from experiments import comparison
+from experiments import compare
 from experiments import flags
 from experiments import presets
+from experiments import report
 from experiments import summary
 from experiments.studies.gauss_newton import calibration
 from experiments.studies.gauss_newton import joint
@@ -98,6 +98,7 @@ CHOICES = {
     'prune': ('on', 'off'),
 }
 SEED_WIDTH_DEFAULT = 16
+COMPARED = ('seed', 'uniform')
 
 
 def growing(preset: config.RunConfig) -> config.RunConfig:
@@ -167,13 +168,7 @@ FINAL = absl_flags.DEFINE_string(
     'scratch (only draw the found widths afresh, and train them for as many '
     'epochs as cost as much as growing did), or both.',
 )
-COMPARE = absl_flags.DEFINE_list(
-    'compare',
-    [],
-    'Fixed networks to train from scratch at equal training cost: seed (the '
-    'widths at the start), uniform (equal widths with about as many parameters '
-    'as were found), or both (seed,uniform).',
-)
+COMPARE = absl_flags.DEFINE_list('compare', [], compare.described(COMPARED))
 
 
 def main() -> None:
@@ -192,26 +187,24 @@ def main() -> None:
   _check_examples(run_config, len(dataset.train.labels))
   if learn == 'joint':
     run_config = learned_jointly(run_config, len(dataset.train.labels))
-  train.resolve(run_config, dataset)  # Refuses before anything is printed.
-  architecture = session.seed_architecture(run_config, dataset)
+  resolve.resolve(run_config, dataset)  # Refuses before anything is printed.
+  architecture = resolve.seed_architecture(run_config, dataset)
   method.limits.allowance(architecture)  # Refuses one beyond the budget.
   print(coverage(architecture, strategy), file=sys.stderr, flush=True)
   result = train.run(run_config, dataset=dataset)
-  comparisons = [
-      (name, compare(run_config, dataset, result, name))
-      for name in (*['scratch'] * (FINAL.value != 'continue'), *COMPARE.value)
-  ]
-  if comparisons:
-    results.add_comparisons(run_config.workdir, dict(comparisons))
+  report.write(run_config.workdir)
+  scratch = ['scratch'] * (FINAL.value != 'continue')
+  fixed = compare.run(run_config, dataset, result, scratch + COMPARE.value)
   growths = [
       record
-      for record in logs.read(pathlib.Path(run_config.workdir, 'history.jsonl'))
+      for record in history_lib.read(pathlib.Path(run_config.workdir, 'history.jsonl'))
       if record['event'] in ('grow', 'skip')
   ]
   found = calibration_of(growths)
   if found is not None:
     results.add(run_config.workdir, calibration=dataclasses.asdict(found))
-  print(summary.of_run(result, run_config.workdir, comparisons))
+    report.write(run_config.workdir)
+  print(summary.of_run(result, run_config.workdir, fixed))
   print(of_growth(result, growths, found))
 
 
@@ -271,59 +264,6 @@ def learned_jointly(
   return dataclasses.replace(run_config, method=method)
 
 
-def compare(
-    run_config: config.RunConfig,
-    dataset: data.Dataset,
-    result: Mapping[str, Any],
-    name: str,
-) -> dict[str, Any]:
-  """Trains a fixed network from scratch at the grown one's training cost.
-
-  Args:
-    run_config: configuration of the grown network.
-    dataset: its data.
-    result: its result.
-    name: 'scratch', 'seed' or 'uniform'.
-
-  Returns:
-    The fixed network's result.
-  """
-  fixed = comparison.fixed(run_config, name)
-  if name == 'scratch':
-    fixed = dataclasses.replace(
-        fixed, init_from=run_config.workdir, reinitialize=True
-    )
-    macs, label = result['macs'], 'the found widths from scratch'
-  else:
-    if name == 'uniform':
-      fixed = uniform(fixed, dataset, result['params'])
-    macs = costs.macs(session.seed_architecture(fixed, dataset))
-    label = f'every layer {fixed.network.widths[0]} wide'
-  return comparison.at_equal_cost(
-      fixed, dataset, result, macs=macs, label=label
-  )
-
-
-def uniform(
-    run_config: config.RunConfig, dataset: data.Dataset, params: int
-) -> config.RunConfig:
-  """Gives all layers one width, with the nearest number of parameters."""
-
-  def wide(width):
-    widths = (width,) * len(run_config.network.widths)
-    network = dataclasses.replace(run_config.network, widths=widths)
-    return dataclasses.replace(run_config, network=network)
-
-  size = lambda width: costs.params(
-      session.seed_architecture(wide(width), dataset)
-  )
-  width = 1
-  while size(width) < params:
-    width += 1
-  nearest = min((max(1, width - 1), width), key=lambda w: abs(size(w) - params))
-  return wide(nearest)
-
-
 def coverage(
     architecture: architecture_lib.Architecture, strategy: str
 ) -> str:
@@ -345,7 +285,7 @@ def coverage(
 
 def of_growth(
     result: Mapping[str, Any],
-    growths: Sequence[logs.Record],
+    growths: Sequence[history_lib.Record],
     found: calibration.Calibration | None,
 ) -> str:
   """Lists widths per layer, and the estimates beside the measurements."""
@@ -375,7 +315,7 @@ def of_growth(
 
 
 def calibration_of(
-    growths: Sequence[logs.Record],
+    growths: Sequence[history_lib.Record],
 ) -> calibration.Calibration | None:
   """Compares the estimates of whole growth steps, taken or not.
 
@@ -412,10 +352,7 @@ def _check_own_flags() -> None:
           f'--{name}={value} leaves nothing for --{excluded} to set; leave out '
           'the one or the other.'
       )
-  if unknown := set(COMPARE.value) - {'seed', 'uniform'}:
-    raise ValueError(
-        f'--compare names seed, uniform or both, not {", ".join(unknown)}.'
-    )
+  compare.check(COMPARE.value, COMPARED)
 
 
 def _check_examples(run_config: config.RunConfig, available: int) -> None:

@@ -26,15 +26,16 @@ import time
 
 from absl import flags as absl_flags
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax import logs
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import learning as learning_lib
+from autogrow_jax.run import history as history_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from experiments import flags
+from experiments import plots
 from experiments import presets
 from experiments.studies.gauss_newton import answers
 from experiments.studies.gauss_newton import joint
@@ -176,7 +177,7 @@ def save(answer: answers.Answer, network: trained.TrainedNetwork) -> None:
       'seed': network.config.seed,
       **answer.numbers,
   }
-  path.write_text(logs.dumps(numbers, indent=2) + '\n')
+  path.write_text(history_lib.dumps(numbers, indent=2) + '\n')
   written = [path]
   if answer.figure is not None:
     written.append(path.with_suffix('.svg'))

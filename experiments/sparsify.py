@@ -22,18 +22,19 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import optimizers
-from autogrow_jax import results
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import resolve
+from autogrow_jax.run import train
 from autogrow_jax.methods.sparsify import method as method_lib
-from experiments import comparison
+from experiments import compare
 from experiments import flags
 from experiments import presets
+from experiments import report
 from experiments import summary
 from experiments.studies.sparsify import pruning
 from experiments.studies.sparsify import random_masks
@@ -96,7 +97,7 @@ METHOD_FLAGS = {
     },
 }
 BACKENDS = ('auto', 'masked', 'compact')
-COMPARISONS = ('full', 'direct', 'cost')
+COMPARED = ('full', 'direct', 'cost')
 
 # Multiply-adds of training between two samples from which on a compact network
 # saves more than the compilations that it costs. On two CPU cores, which do
@@ -148,39 +149,26 @@ BACKEND = absl_flags.DEFINE_enum(
     'there, a program for each shape), or auto: compact where steps cost more '
     'than compiling.',
 )
-COMPARE = absl_flags.DEFINE_list(
-    'compare',
-    [],
-    'Fixed networks to train as well, from scratch: full (the full-size one, '
-    'for as many epochs), direct (the found one, for as many epochs), cost '
-    '(the full-size one, at equal training cost).',
-)
+COMPARE = absl_flags.DEFINE_list('compare', [], compare.described(COMPARED))
 
 
 def main() -> None:
   flags.use_compilation_cache()
-  if unknown := set(COMPARE.value) - set(COMPARISONS):
-    raise ValueError(
-        f'--compare names some of {", ".join(COMPARISONS)}, not '
-        f'{", ".join(unknown)}.'
-    )
+  compare.check(COMPARE.value, COMPARED)
   run_config = flags.make_config(FIELDS, sparsifying)
   flags.refuse_unused(METHOD_FLAGS, 'method', METHOD.value)
   dataset = data.load(run_config.data, seed=run_config.seed)
   if METHOD.value == 'direct':
     result = train.run(direct(run_config), dataset=dataset)
+    report.write(run_config.workdir)
     print(summary.of_run(result, run_config.workdir))
     return
   run_config = complete(run_config, dataset)
   result = train.run(run_config, dataset=dataset)
-  comparisons = [
-      (name, compare(run_config, dataset, result, name))
-      for name in COMPARE.value
-  ]
-  if comparisons:
-    results.add_comparisons(run_config.workdir, dict(comparisons))
-  print(summary.of_run(result, run_config.workdir, comparisons))
-  print(of_masks(run_config, dataset, result, dict(comparisons)))
+  report.write(run_config.workdir)
+  fixed = compare.run(run_config, dataset, result, COMPARE.value)
+  print(summary.of_run(result, run_config.workdir, fixed))
+  print(of_masks(run_config, dataset, result, fixed))
 
 
 def complete(
@@ -259,43 +247,8 @@ def direct(run_config: config.RunConfig) -> config.RunConfig:
       run_config.schedule, finetune_epochs=run_config.policy.max_epochs
   )
   return dataclasses.replace(
-      _afresh(presets.fixed(run_config), run_config.init_from),
+      compare.afresh(presets.fixed(run_config), run_config.init_from),
       schedule=schedule,
-  )
-
-
-def _afresh(fixed: config.RunConfig, workdir: str) -> config.RunConfig:
-  """A fixed network that begins as another run's, with weights of its own."""
-  return dataclasses.replace(
-      fixed,
-      network=config.NetworkConfig(fixed.network.name),
-      init_from=workdir,
-      reinitialize=True,
-  )
-
-
-def compare(
-    run_config: config.RunConfig,
-    dataset: data.Dataset,
-    result: Mapping[str, Any],
-    name: str,
-) -> dict[str, Any]:
-  """Trains a fixed network from scratch; `name` is one of `COMPARISONS`."""
-  fixed = comparison.fixed(run_config, name)
-  if name == 'direct':
-    return comparison.for_epochs(
-        _afresh(fixed, run_config.workdir),
-        dataset,
-        result['epochs'],
-        label='what was found, from scratch',
-    )
-  full = _full(fixed, dataset)
-  if name == 'cost':
-    return comparison.at_equal_cost(
-        fixed, dataset, result, macs=costs.macs(full), label='the full network'
-    )
-  return comparison.for_epochs(
-      fixed, dataset, result['epochs'], label='the full network'
   )
 
 
@@ -307,7 +260,7 @@ def of_masks(
 ) -> str:
   """What was found, and what it saved."""
   full = _full(run_config, dataset)
-  history = logs.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
+  history = history_lib.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
   epochs = [record for record in history if record['event'] == 'epoch']
   (end,) = [record for record in history if record['event'] == 'grow']
   sizes = result['architecture']['sizes']
@@ -327,9 +280,9 @@ def of_masks(
           if axis in end['initializer']['widths']
       ),
       f'  {percent(result["params"], costs.params(full))} of '
-      f'{logs.format_count(costs.params(full))} parameters, '
+      f'{console.format_count(costs.params(full))} parameters, '
       f'{percent(result["macs"], costs.macs(full))} of '
-      f'{logs.format_count(costs.macs(full))} multiply-adds; '
+      f'{console.format_count(costs.macs(full))} multiply-adds; '
       f'{percent(1 - run_config.method.target_sparsity, 1)} of the '
       f'{run_config.method.budget} were asked for',
       f'  training multiply-adds saved: {saved(of_stage):.2f}x while {stage}, '
@@ -357,8 +310,8 @@ def _full(
     run_config: config.RunConfig, dataset: data.Dataset
 ) -> architecture_lib.Architecture:
   """The largest network that there can be."""
-  return session.seed_architecture(
-      train.resolve(run_config, dataset), dataset
+  return resolve.seed_architecture(
+      resolve.resolve(run_config, dataset), dataset
   )
 
 

@@ -7,7 +7,7 @@ from absl.testing import absltest
 import pytest
 import runs
 
-from autogrow_jax import train
+from autogrow_jax.run import train
 
 TINY = (
     '--network=mlp', '--seed_width=3', '--phases=1', '--epochs_per_phase=1',
@@ -19,7 +19,7 @@ BAD = (
     ('--strategy=magic', 'strategy is one of gauss_newton, random, .*magic'),
     ('--learn=later', 'learn is one of frozen, joint, got .later'),
     ('--final=never', 'final is one of continue, scratch, both, got .never'),
-    ('--compare=found', 'compare names seed, uniform or both, not found'),
+    ('--compare=found', 'compare names some of seed, uniform, not found'),
     ('--preset=table4/nothing', 'Unknown preset'),
     ('--resource=watts', 'resource is one of params, macs, got .watts'),
     ('--compensation=magic', 'compensation is one of off, least_sq.*magic'),
@@ -86,7 +86,7 @@ class BinaryTest(absltest.TestCase):
       result = train.read_result(workdir)
       self.assertEqual(result['comparison'].keys(), fixed.keys())
       for name, other_result in fixed.items():
-        self.assertIn(f'\n  {name} ', first.stdout)
+        self.assertIn(f'\n  {name}, fixed ', first.stdout)
         ratio = other_result['train_macs'] / result['train_macs']
         self.assertBetween(ratio, 0.7, 1.4)
       self.assertEqual(fixed['scratch']['params'], result['params'])

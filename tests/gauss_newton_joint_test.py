@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import runs
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import growth
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import learned_splits
@@ -27,13 +27,13 @@ from autogrow_jax.methods.gauss_newton import steps
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax import view
 from experiments.studies.gauss_newton import joint
 from experiments.studies.gauss_newton import rivals
 
-SGD = optimizers.make(optimizers.OptimizerConfig())
+SGD = optimizers.make(optimizers.SGD())
 
 
 def seed():

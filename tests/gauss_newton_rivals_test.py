@@ -13,7 +13,7 @@ import numpy as np
 
 import tiny_morphisms as tiny
 import tiny_networks
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import estimates

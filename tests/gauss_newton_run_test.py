@@ -32,7 +32,7 @@ from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 from experiments.studies.gauss_newton import rivals
 
-SGD = optimizers.make(optimizers.OptimizerConfig())
+SGD = optimizers.make(optimizers.SGD())
 BATCH = 128
 
 

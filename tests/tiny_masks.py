@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from autogrow_jax import growth
+from autogrow_jax import networks
 from autogrow_jax import optimizers
+from autogrow_jax import policies
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.sparsify import compact as compact_lib
@@ -67,7 +69,7 @@ METHOD = sparsify.Sparsify(
     grow='both', run=sparsify.Run(queries=10, steps=200)
 )
 TX = optimizers.make(
-    optimizers.OptimizerConfig(), aux=METHOD.mask, top_rate=0.1
+    optimizers.SGD(), aux=METHOD.mask, top_rate=0.1
 )
 LABELS = np.array([3, 1, 4, 1, 0, 2])
 
@@ -90,6 +92,11 @@ class Outcome(NamedTuple):
   raw: Any
 
 
+def same(got, want, tolerance=1e-5):
+  """Asserts that arrays are equal to a relative and absolute tolerance."""
+  np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
 def seed(network, depth=3, **options):
   """A narrow network, deep in its second stage."""
   return network.seed(
@@ -97,6 +104,32 @@ def seed(network, depth=3, **options):
       input_shape=tiny_networks.IMAGE,
       classes=tiny_networks.CLASSES,
       options=options,
+  )
+
+
+def full_size(family, depths=None, **options):
+  """A network of the library, for 32 pixels and ten classes."""
+  network = networks.get(family)
+  return network.seed(
+      depths or network.seed_depths,
+      input_shape=(32, 32, 3),
+      classes=10,
+      options=options,
+  )
+
+
+def resnet20():
+  return full_size('basic3resnet', (3, 3, 3), shortcut='A')
+
+
+def propose(method, architecture, state, *, is_last=False):
+  """What a method proposes where it may grow."""
+  return method.propose(
+      policies.grow(),
+      methods_base.Situation(
+          architecture, state, batches=None, batches_per_epoch=1,
+          train_accuracy=0.0, weight_decay=0.0, is_last=is_last,
+      ),
   )
 
 

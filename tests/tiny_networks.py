@@ -49,8 +49,8 @@ def _labels(params):
 
 
 OPTIMIZERS = {
-    'sgd': optimizers.make(optimizers.OptimizerConfig()),
-    'accumulating': optimizers.make(optimizers.OptimizerConfig(accumulate=2)),
+    'sgd': optimizers.make(optimizers.SGD()),
+    'accumulating': optimizers.make(optimizers.SGD(accumulate=2)),
     'adamw': optax.adamw(1e-3),
     'injected': optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
     'masked': optax.chain(

@@ -6,7 +6,7 @@ from typing import Any
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
-from autogrow_jax import growth
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import estimates
@@ -16,6 +16,7 @@ from autogrow_jax.methods.gauss_newton import ranking as ranking_lib
 from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import steps
+from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 
@@ -67,11 +68,12 @@ class GaussNewton(base.Method):
   ) -> dict[str, Any]:
     del aux, memory
     axes = [site.axis for site in sites.survey(architecture).sites]
-    return {'shape': '-'.join(str(architecture.size(axis)) for axis in axes)}
+    widths = {axis: architecture.size(axis) for axis in axes}
+    return {'shape': '-'.join(map(str, widths.values())), 'widths': widths}
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth.Growth | base.Skip | None:
+  ) -> growth_lib.Growth | base.Skip | None:
     """Chooses a step, measures it, and takes it, a shorter one, or none."""
     if decision.action != 'grow':
       return None
@@ -84,7 +86,7 @@ class GaussNewton(base.Method):
       self,
       choose: Callable[[steps.Snapshot], steps.Step],
       situation: base.Situation,
-  ) -> growth.Growth | base.Skip:
+  ) -> growth_lib.Growth | base.Skip:
     """Proposes a step that is chosen by a function.
 
     Args:
@@ -107,12 +109,12 @@ class GaussNewton(base.Method):
     step = self._within_model(step, snapshot)
     if isinstance(step, base.Skip):
       return step
-    change = step.as_growth(architecture)
-    # The smaller network saw the images.
-    ratio = costs.macs(architecture) / costs.macs(change.architecture)
-    report = step.report(change.architecture, ratio)
+    morph = step.as_morph(architecture)
+    # The smaller network saw the examples.
+    ratio = costs.macs(architecture) / costs.macs(morph.architecture)
     return dataclasses.replace(
-        change, patch=_measuring(change, snapshot, step.one_sided, report)
+        _measured(morph, snapshot, step.report(morph.architecture)),
+        examples=round(step.images * ratio),
     )
 
   def _within_model(
@@ -141,49 +143,36 @@ class GaussNewton(base.Method):
     return step.skipped(f'the loss would change by {tried} nats')
 
 
-def _measuring(
-    change: growth.Growth,
+def _measured(
+    morph: surgery.Morph,
     snapshot: steps.Snapshot,
-    one_sided: bool,
     report: dict[str, Any],
-) -> growth.Patch:
-  """Returns a growth's patch that also measures its effect on the loss.
+) -> growth_lib.Growth:
+  """Returns the growth with settled norms, and with its effect on the loss.
 
   It starts from the statistics of norms that splits were learned with, and
   ends with those of the grown network.
   """
-  architecture = change.architecture
+  state, grown = snapshot.grown(morph), steps.chain_of(morph.architecture)
+  before = snapshot.loss()
+  after = estimates.mean_loss(grown, steps.trees_of(state), snapshot.judging)
   # New channels get statistics of their own.
-  settle = norms.measured if one_sided else norms.settled
-
-  def patch(state, key):
-    stats, _ = growth.carry(
-        {'network': snapshot.trees.stats},
-        {'network': state.stats['network']},
-        state_lib.axis_table(architecture),
-        change.sources,
-    )
-    state = state.replace(stats={**state.stats, **stats})
-    state, _ = change.patch(state, key)
-    grown = steps.chain_of(architecture)
-    loss = lambda chain, trees: estimates.mean_loss(
-        chain, trees, snapshot.judging
-    )
-    before = loss(snapshot.model.chain, snapshot.trees)
-    after = loss(grown, steps.trees_of(state))
-    settled = settle(grown, steps.trees_of(state), snapshot.learning)
-    state = state.replace(
-        params={**state.params, 'weights': state_lib.to_host(settled.weights)},
-        stats={**state.stats, 'network': state_lib.to_host(settled.stats)},
-    )
-    return state, {
-        'estimated_change': report['estimated_change'],
-        'actual_change': after - before,
-        'settled_change': loss(grown, settled) - before,
-        **report,
-    }
-
-  return patch
+  settle = norms.measured if morph.one_sided else norms.settled
+  settled = settle(grown, steps.trees_of(state), snapshot.learning)
+  settled_loss = estimates.mean_loss(grown, settled, snapshot.judging)
+  return dataclasses.replace(
+      morph.change,
+      values=state_lib.values(
+          weights=state_lib.to_host(settled.weights),
+          network=state_lib.to_host(settled.stats),
+      ),
+      report={
+          'estimated_change': report['estimated_change'],
+          'actual_change': after - before,
+          'settled_change': settled_loss - before,
+          **report,
+      },
+  )
 
 
 def _is_as_promised(estimated: float, measured: float) -> bool:

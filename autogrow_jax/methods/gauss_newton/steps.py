@@ -8,10 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
@@ -142,19 +140,19 @@ class Snapshot:
         samples=samples,
     )
 
-  def change_of_loss(self, change: growth.Growth) -> float:
-    """Measures the change of the loss by a growth, nats."""
+  def grown(self, morph: surgery.Morph) -> state_lib.TrainState:
+    """The arrays after a growth, with statistics that splits learned with."""
     stats = state_lib.to_host(self.trees.stats)
-    before = self.state.replace(
-        stats={**self.state.stats, 'network': stats},
-        opt_state=optax.identity().init(()),
-    )
-    after, _ = growth.grow(
-        before, change, optax.identity(), key=self.root_key
-    )
-    return estimates_lib.mean_loss(
-        chain_of(change.architecture), trees_of(after), self.judging
-    ) - estimates_lib.mean_loss(self.model.chain, self.trees, self.judging)
+    before = self.state.replace(stats={**self.state.stats, 'network': stats})
+    return morph.grown(before, self.root_key)
+
+  def loss(self, morph: surgery.Morph | None = None) -> float:
+    """Mean loss on the judging batches, nats; after a growth if given."""
+    if morph is None:
+      chain, trees = self.model.chain, self.trees
+    else:
+      chain, trees = chain_of(morph.architecture), trees_of(self.grown(morph))
+    return estimates_lib.mean_loss(chain, trees, self.judging)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +196,7 @@ class Step:
       reason += f'; {self.dropped} candidates cannot be used'
     return base.Skip(reason, self.images, {'attempts': self.attempts})
 
-  def as_growth(self, architecture: Architecture) -> growth.Growth:
+  def as_morph(self, architecture: Architecture) -> surgery.Morph:
     """Returns the growth that carries out the step."""
     units = by_axis(self.candidates[i] for i in self.selected.splits)
     return surgery.morph(
@@ -211,8 +209,8 @@ class Step:
 
   def measured(self, snapshot: Snapshot) -> 'Step':
     """Returns the step with one more attempt, its measured growth."""
-    change = self.as_growth(snapshot.architecture)
-    attempt = self.selected.change, snapshot.change_of_loss(change)
+    after = snapshot.loss(self.as_morph(snapshot.architecture))
+    attempt = self.selected.change, after - snapshot.loss()
     step = self.charged(2 * charges.count(snapshot.judging) // 3)
     return dataclasses.replace(step, attempts=(*self.attempts, attempt))
 
@@ -232,12 +230,11 @@ class Step:
     )
     return step.charged(charges.of_passes(samples, snapshot.judging))
 
-  def report(self, wider: Architecture, image_cost: float) -> dict[str, Any]:
+  def report(self, wider: Architecture) -> dict[str, Any]:
     """Returns the receipt of the step.
 
     Args:
       wider: architecture after the step.
-      image_cost: cost of an image before the step, in units of that after it.
     """
     selected = self.selected
     return {
@@ -251,7 +248,6 @@ class Step:
         'candidates': len(self.candidates),
         'dropped': self.dropped,
         **({'refused': self.refused} if self.refused else {}),
-        'images': round(self.images * image_cost),
     }
 
 

@@ -1,10 +1,10 @@
-"""Turns chosen splits and prunes into one `growth.Growth`.
+"""Turns chosen splits and prunes into one growth.
 
 A split is an index map (each child copies its parent), the halving of all
-readers of the axis, and a patch that adds the learned u and e, with a plus for
+readers of the axis, and the addition of the learned u and e, with a plus for
 the child in the parent's place and a minus for the new one. Nothing reads the
-new unit of a one-sided split. A prune leaves a unit out, and a patch adds its
-compensation. Axes that change together need no order: every delta is gathered
+new unit of a one-sided split. A prune leaves a unit out, and its compensation is
+added. Axes that change together need no order: every delta is gathered
 along all axes of its kernel. `norms` takes care of shifted statistics.
 """
 
@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods.gauss_newton import removals as removals_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
@@ -28,6 +29,7 @@ from autogrow_jax import state as state_lib
 Architecture = architecture_lib.Architecture
 TrainState = state_lib.TrainState
 Splits = splits_lib.Splits
+
 
 @dataclasses.dataclass(frozen=True)
 class Absorbed:
@@ -87,7 +89,7 @@ def morph(
     *,
     removed: Mapping[str, Absorbed] | None = None,
     one_sided: bool = False,
-) -> growth.Growth:
+) -> 'Morph':
   """Splits units of some sites in the learned way, and prunes others.
 
   Children copy the norms of their parent, which is exact in evaluation mode
@@ -114,43 +116,52 @@ def morph(
       signs[axis] = _signs(sources[axis], chosen)
       notes.append(_note(axis, site.units, chosen, pruned))
   wider = architecture.resized({a: len(s) for a, s in sources.items()})
-  surgery = _Surgery(
+  return Morph(
+      change=growth_lib.Growth(
+          sources, moments='reset', target=wider, note='; '.join(notes)
+      ),
       table=state_lib.axis_table(wider),
-      sources=sources,
       signs=signs,
       # In forward order.
       split={sites[a]: splits[a] for a in sources if a in units},
       removed={sites[axis]: taken for axis, taken in removed.items()},
       one_sided=one_sided,
   )
-  return growth.Growth(wider, sources, surgery.patch, '; '.join(notes))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Surgery:
-  """The change of the leaves of a grown network.
+class Morph:
+  """A growth, and the change of the leaves that it carries.
 
   Attributes:
-    table: named axes of its leaves.
-    sources: per changed axis, the source of each unit.
+    change: index maps alone.
+    table: named axes of the grown network.
     signs: per changed axis, the sign of each unit, see `_signs`.
     split: splits of the sites with split units.
     removed: compensation of the sites with pruned units.
     one_sided: see `morph`.
   """
 
+  change: growth_lib.Growth
   table: state_lib.AxisTable
-  sources: Mapping[str, np.ndarray]
   signs: Mapping[str, np.ndarray]
   split: Mapping[sites_lib.Site, splits_lib.Split]
   removed: Mapping[sites_lib.Site, Absorbed]
   one_sided: bool
 
-  def patch(
-      self, state: TrainState, key: jax.Array
-  ) -> tuple[TrainState, dict[str, Any]]:
-    """Changes a carried state; a `growth.Patch`."""
-    del key
+  @property
+  def architecture(self) -> Architecture:
+    """Architecture of the grown network."""
+    return self.change.target
+
+  def grown(self, state: TrainState, key: jax.Array) -> TrainState:
+    """The arrays of a state after the growth, without an optimizer.
+
+    Args:
+      state: canonical state, without leaves of a method.
+      key: key of the growth, from which nothing is drawn.
+    """
+    state = state_lib.grown_arrays(state, self.change, key=key)
     weights, network = state.params['weights'], state.stats['network']
     moved = self.signs
     kept = {a: np.where(sign, 0.5, 1) for a, sign in self.signs.items()}
@@ -162,7 +173,7 @@ class _Surgery:
       weights = self._add(weights, site.writers, split.u, along)
     for site, taken in self.removed.items():
       weights = self._add(weights, site.readers, taken.deltas)
-    weights = growth.scale_readers({'weights': weights}, self.table, kept)
+    weights = axes_lib.scale_readers({'weights': weights}, self.table, kept)
     weights = weights['weights']
     if not self.one_sided:
       for site, split in self.split.items():
@@ -173,8 +184,7 @@ class _Surgery:
     return state.replace(
         params={**state.params, 'weights': weights},
         stats={**state.stats, 'network': network},
-        opt_state=_reset(state.opt_state, self.table),
-    ), {}
+    )
 
   def _add(
       self,
@@ -194,14 +204,15 @@ class _Surgery:
     """
     for end, delta in zip(ends, deltas, strict=True):
       delta = np.asarray(delta)
-      axes = self.table['weights', *end.layer.path, 'kernel']
+      axes = self.table.axes['weights', *end.layer.path, 'kernel']
+      sources, sizes = self.change.sources, self.table.sizes
+      delta, _ = axes_lib.gather(delta, axes, sources, sizes)
       for dim, named in enumerate(axes):
-        if named is None or named.name not in self.sources:
-          continue
-        delta = np.take(delta, self.sources[named.name], axis=dim)
-        if along is not None and named.name == along[0]:
-          delta = delta * _along(along[1], dim, delta)
-      weights = _plus(weights, end.layer.path, 'kernel', delta)
+        if named is not None and along is not None and named.name == along[0]:
+          delta = delta * axes_lib.along(along[1], dim, delta.ndim)
+      weights = _with_leaves(
+          weights, end.layer.path, kernel=lambda old, by=delta: old + by
+      )
     return weights
 
   def _with_constants(
@@ -215,13 +226,17 @@ class _Surgery:
     for reader, shift in zip(site.readers, taken.constants, strict=True):
       if not shift.any():
         continue
-      written = self.table['weights', *reader.layer.path, 'kernel'][-1].name
-      if written in self.sources:
-        shift = shift[self.sources[written]]
+      axes = self.table.axes['weights', *reader.layer.path, 'kernel']
+      if (written := axes[-1].name) in self.change.sources:
+        shift = shift[self.change.sources[written]]
       if reader.norm is not None:
-        network = _plus(network, reader.norm.path, 'mean', -shift)
+        network = _with_leaves(
+            network, reader.norm.path, mean=lambda mean, by=shift: mean - by
+        )
       else:
-        weights = _plus(weights, reader.layer.path, 'bias', shift)
+        weights = _with_leaves(
+            weights, reader.layer.path, bias=lambda bias, by=shift: bias + by
+        )
     return weights, network
 
 
@@ -261,25 +276,13 @@ def _signs(sources: np.ndarray, units: np.ndarray) -> np.ndarray:
   return signs
 
 
-def _plus(tree: base.Tree, path: taps.Path, name: str, change: np.ndarray):
-  """Adds a change to one leaf of a layer."""
-  leaf = signals_lib.at(tree, path)[name]
-  return signals_lib.with_leaves(tree, path, **{name: leaf + change})
-
-
-def _reset(opt_state: Any, table: state_lib.AxisTable) -> Any:
-  """Zeroes all moments and step counts; learning rates stay."""
-
-  def zero(path, leaf):
-    path = state_lib.names(path)
-    is_moment = state_lib.find_axes(path, table) is not None
-    return np.zeros_like(leaf) if is_moment or path[-1] == 'count' else leaf
-
-  return jax.tree_util.tree_map_with_path(zero, opt_state)
-
-
-def _along(vector: np.ndarray, dim: int, like: np.ndarray) -> np.ndarray:
-  """Reshapes a vector to be multiplied along one dimension."""
-  shape = [1] * like.ndim
-  shape[dim] = -1
-  return vector.reshape(shape)
+def _with_leaves(tree: base.Tree, path: taps.Path, **changes: Any) -> base.Tree:
+  """Changes leaves of one layer, each keeping its type."""
+  if path:
+    inner = _with_leaves(tree[path[0]], path[1:], **changes)
+    return {**tree, path[0]: inner}
+  changed = {
+      name: np.asarray(change(tree[name]), tree[name].dtype)
+      for name, change in changes.items()
+  }
+  return {**tree, **changed}

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from autogrow_jax import data
-from autogrow_jax import logs
-from autogrow_jax import plots
-from autogrow_jax import trained
+from autogrow_jax.run import console as logs
+from experiments import plots
+from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import learning
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import sites

@@ -32,11 +32,14 @@ from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax import networks
 from autogrow_jax.networks import base
 from autogrow_jax import optimizers
-from autogrow_jax import parallel as parallel_lib
-from autogrow_jax import programs
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import programs
+from autogrow_jax.run import steps as steps_lib
 from autogrow_jax import state as state_lib
-from autogrow_jax import trained
+from autogrow_jax import tasks
+from autogrow_jax.run import trained
 from autogrow_jax import view
+from experiments.studies import timing
 from experiments.studies.gauss_newton import joint as joint_lib
 
 Architecture = architecture_lib.Architecture
@@ -203,11 +206,12 @@ def _training_step(
     network: trained.TrainedNetwork,
     batch: data.Split,
     method: methods_base.Method,
-) -> programs.TimedStep:
+) -> timing.TimedStep:
   """Compiles a training step as in the network's run, with another method."""
   config = network.config
-  task = programs.Task(
+  computation = steps_lib.Computation(
       method=method,
+      task=tasks.Classes(),
       tx=optimizers.make(config.optimizer),
       preprocessing=network.preprocessing,
       dtype=jnp.dtype(config.devices.precision),
@@ -216,13 +220,13 @@ def _training_step(
   layout = view.layout(network.architecture)
   state = state_lib.create_state(
       network.architecture,
-      task.tx,
+      computation.tx,
       key=jax.random.key(config.seed),
       extra=method.extra,
       known=network.parts(),
   )
-  return programs.timed_step(
-      task, layout, state, (batch.images, batch.labels)
+  return timing.timed_step(
+      computation, layout, state, (batch.images, batch.labels)
   )
 
 

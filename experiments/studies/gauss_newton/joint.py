@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import learned_splits
@@ -128,7 +128,7 @@ class JointGaussNewton(base.Method):
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth.Growth | base.Skip | None:
+  ) -> growth_lib.Growth | base.Skip | None:
     """Proposes a step from what was learned in the phase."""
     if decision.action != 'grow':
       return None
@@ -146,8 +146,13 @@ class JointGaussNewton(base.Method):
       # Learning goes on by its timing, and is charged by phase.
       _, labels = next(situation.batches())
       images = self._images(len(labels))
-      return dataclasses.replace(change, images=images, is_final=False)
-    return dataclasses.replace(change, patch=self._restarting(change))
+      return dataclasses.replace(change, examples=images, is_final=False)
+    # All but the step count starts again.
+    own = state_lib.to_host(self.extra(change.target).other)
+    own['steps'] = memory['steps']
+    return dataclasses.replace(
+        change, values={**change.values, **state_lib.values(method=own)}
+    )
 
   def learn(
       self,
@@ -225,20 +230,6 @@ class JointGaussNewton(base.Method):
   def _images(self, batch_size: int) -> int:
     """Returns the cost of learning in a phase, images of training steps."""
     return (charges.STEPS_PER_PASS - 1) * self.timing.steps * batch_size
-
-  def _restarting(self, change: growth.Growth) -> growth.Patch:
-    """Returns a growth's patch that also restarts learning.
-
-    Of the method's leaves, only the step count stays.
-    """
-
-    def patch(state, key):
-      memory = state_lib.to_host(self.extra(change.architecture).other)
-      memory['steps'] = state.stats['method']['steps']
-      state, report = change.patch(state, key)
-      return state.replace(stats={**state.stats, 'method': memory}), report
-
-    return patch
 
 
 def adam(learning_rate: float) -> optax.GradientTransformation:

@@ -22,7 +22,7 @@ from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import steps
 from autogrow_jax import randomness
-from autogrow_jax import trained
+from autogrow_jax.run import trained
 
 Batch = splits_lib.Batch
 Progress = Callable[[str], None]

@@ -13,20 +13,21 @@ import numpy as np
 import optax
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import checkpoint
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import checkpoint
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax import evaluation
-from autogrow_jax import logs
+from autogrow_jax.run import history
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax import programs
+from autogrow_jax.run import steps
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.networks import base as networks_base
 
 PREDICTION_BATCH = 256
+_MOST_LOGITS = 2**26  # Of a batch: 256 MB of float32.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +72,18 @@ class TrainedNetwork:
         for start in range(0, max(1, len(images)), batch)
     ])
 
-  def score(self, split: data.Split) -> evaluation.Score:
-    """Accuracy and loss over a split."""
+  def score(self, split: data.Split) -> tasks.Score:
+    """Scores a split by the task that its labels belong to."""
     batch = self._batch(split.images)
-    return evaluation.score(
+    return tasks.of_labels(split.labels).score(
         lambda images: self._logits(images, batch), split, batch
     )
 
   def _logits(self, images: np.ndarray, batch: int) -> np.ndarray:
     """Logits of at most a batch of images, by one program."""
-    return evaluation.logits_of(self._forward, images, batch)
+    missing = batch - len(images)
+    padded = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
+    return self._forward(padded)[: len(images)]
 
   def _batch(self, images: np.ndarray) -> int:
     """How many of these examples go into a call."""
@@ -89,7 +92,7 @@ class TrainedNetwork:
     else:
       labels = math.prod(networks.label_shape(self.architecture))
     logits = labels * self.architecture.size('classes')
-    return evaluation.examples_at_once(PREDICTION_BATCH, logits)
+    return examples_at_once(PREDICTION_BATCH, logits)
 
   def _check(self, images: np.ndarray) -> None:
     if self.preprocessing.kind == 'tokens':
@@ -137,6 +140,16 @@ class TrainedNetwork:
     return lambda images: np.asarray(logits(*arrays, images))
 
 
+def examples_at_once(most: int, logits: int) -> int:
+  """Number of examples to evaluate in a call.
+
+  Args:
+    most: largest number.
+    logits: number of logits of one example.
+  """
+  return max(1, min(most, _MOST_LOGITS // logits))
+
+
 def load(
     workdir: str | os.PathLike[str], *, method: base.Method | None = None
 ) -> TrainedNetwork:
@@ -153,7 +166,7 @@ def load(
     ValueError: if the directory holds no run, or none that can be read.
   """
   workdir = pathlib.Path(workdir)
-  known = logs.read_json(workdir / 'config.json')
+  known = history.read_json(workdir / 'config.json')
   if known is None:
     raise ValueError(
         f'{workdir} holds no run: it has no config.json. Name the --workdir of '
@@ -161,7 +174,17 @@ def load(
     )
   config = config_lib.RunConfig.from_json(known)
   restored = checkpoint.Checkpoints(workdir / 'checkpoints', keep=1).restore(
-      lambda documents: abstract_arrays(documents, config, method)
+      lambda documents: abstract_arrays(
+          documents,
+          method or config.method,
+          optimizer(
+              config,
+              architecture_lib.Architecture.from_json(
+                  documents['architecture']
+              ),
+              method,
+          ),
+      )
   )
   if restored is None:
     raise ValueError(f'The run in {workdir} has not saved a checkpoint yet.')
@@ -191,6 +214,7 @@ def optimizer(
     config: config_lib.RunConfig,
     architecture: architecture_lib.Architecture,
     method: base.Method | None = None,
+    weights: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
   """Makes the optimizer of a resolved configuration.
 
@@ -198,12 +222,13 @@ def optimizer(
     config: the configuration.
     architecture: any network of the run.
     method: method that replaces the configuration's own.
+    weights: optimizer of the weights that replaces the configuration's own.
 
   Returns:
     The optimizer.
   """
   return optimizers.make(
-      config.optimizer,
+      config.optimizer if weights is None else weights,
       aux=(method or config.method).extra(architecture).optimizer,
       top_rate=config.schedule.learning_rate,
   )
@@ -211,18 +236,12 @@ def optimizer(
 
 def abstract_arrays(
     documents: dict[str, Any],
-    config: config_lib.RunConfig,
-    method: base.Method | None = None,
+    method: base.Method,
+    tx: optax.GradientTransformation,
 ) -> dict[str, Any]:
   """Shapes of all arrays in a checkpoint, from its documents."""
   architecture = architecture_lib.Architecture.from_json(
       documents['architecture']
   )
-  return {
-      'state': state_lib.abstract_state(
-          architecture,
-          optimizer(config, architecture, method),
-          extra=(method or config.method).extra,
-      ),
-      'meters': programs.new_meters(),
-  }
+  state = state_lib.abstract_state(architecture, tx, extra=method.extra)
+  return {'state': state, 'meters': steps.new_meters()}

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from autogrow_jax import data
-from autogrow_jax import parallel as parallel_lib
+from autogrow_jax.run import parallel as parallel_lib
 
 # Batches that wait on the devices; another one is on its way.
 _AHEAD = 1

@@ -16,9 +16,6 @@ from autogrow_jax.networks import common
 from autogrow_jax.run import settings
 
 PRECISIONS = ('float32', 'bfloat16')
-POLICIES = (
-    'periodic', 'convergent', 'sequential', 'oneshot', 'every', 'fixed'
-)
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 
 # Methods by the 'kind' that configurations store.
@@ -75,9 +72,7 @@ class PolicyConfig:
 
   Attributes:
     name: 'periodic', 'convergent', 'sequential', 'oneshot', 'every' (every
-      interval, what the method finds best), or 'fixed' to not grow; of a
-      policy or method object that `run` is given, 'module:class' of the policy,
-      how it starts, and the method.
+      interval, what the method finds best), or 'fixed' to not grow.
     interval: K, epochs between checks; None for the paper's rule,
       `default_interval`.
     window: J, epochs over which a stage must have helped (periodic and
@@ -101,13 +96,7 @@ class PolicyConfig:
   target: tuple[int, ...] | None = None
 
   def __post_init__(self):
-    if self.is_named:
-      common.check_choice('policy', self.name, POLICIES)
-
-  @property
-  def is_named(self) -> bool:
-    """Whether it is the library's, and not an object given to `run`."""
-    return ':' not in self.name
+    common.check_choice('policy', self.name, tuple(policies.POLICIES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +273,7 @@ class RunConfig:
       weights afresh.
     paper_compat: the paper's own protocol as a whole, see `in_paper_protocol`;
       what contradicts it is refused.
+    own: names of the objects that `run` was given in place of these settings.
   """
 
   workdir: str
@@ -294,7 +284,9 @@ class RunConfig:
       default=autogrow.AutoGrow(), metadata={'kinds': METHODS}
   )
   schedule: ScheduleConfig = ScheduleConfig()
-  optimizer: optimizers.OptimizerConfig = optimizers.OptimizerConfig()
+  optimizer: optimizers.Optimizer = dataclasses.field(
+      default=optimizers.SGD(), metadata={'kinds': optimizers.OPTIMIZERS}
+  )
   devices: DeviceConfig = DeviceConfig()
   checkpoints: CheckpointConfig = CheckpointConfig()
   batch_size: int = 128
@@ -302,6 +294,7 @@ class RunConfig:
   init_from: str | None = None
   reinitialize: bool = False
   paper_compat: bool = False
+  own: str = ''
 
   def __post_init__(self):
     if self.paper_compat and (conflicts := _protocol_conflicts(self)):
@@ -328,7 +321,7 @@ class RunConfig:
         network, self.network.depths or network.seed_depths
     )
     self.devices.remat_of(len(depths))
-    if self.policy.is_named:
+    if 'policy' not in self.own:
       self.make_policy(depths)
 
   @property
@@ -343,41 +336,9 @@ class RunConfig:
     return 'paper_compat' if self.paper_compat else self.data.select_on
 
   def make_policy(self, depths: tuple[int, ...]) -> policies.Policy:
-    """The policy, at its start from a network of some depths."""
+    """Makes the policy, at its start from a network of some depths."""
     policy = dataclasses.replace(self.policy, interval=self.interval)
-    has_window = policy.name in ('periodic', 'sequential')
-    if has_window and self.policy.interval is None:
-      if policy.window < policy.interval:
-        raise ValueError(
-            f'K is {policy.interval} epochs, by the rule 3 / data_fraction, '
-            f'and the window J is {policy.window}: give a shorter '
-            '--grow_interval, or a larger --stop_window.'
-        )
-    if not policy.is_named:
-      raise ValueError(
-          f'The policy {policy.name} is one of your own: pass it to `run`.'
-      )
-    if policy.name == 'fixed':
-      return policies.Fixed(depths=depths)
-    if policy.name == 'every':
-      return policies.EveryEpochs(policy.interval, policy.max_epochs)
-    if policy.name == 'oneshot':
-      return _one_shot(policy, depths)
-    shared = {
-        'interval': policy.interval,
-        'depths': depths,
-        'caps': policy.max_depths,
-        'max_epochs': policy.max_epochs,
-    }
-    if policy.name == 'sequential':
-      return policies.Sequential(
-          window=policy.window, error_rate=policy.error_rate, **shared
-      )
-    if policy.name == 'convergent':
-      return policies.Convergent(threshold=policy.threshold, **shared)
-    return policies.Periodic(
-        window=policy.window, threshold=policy.threshold, **shared
-    )
+    return policies.make(depths=depths, **dataclasses.asdict(policy))
 
   def to_json(self) -> dict[str, Any]:
     """As plain dictionaries and lists."""
@@ -387,25 +348,6 @@ class RunConfig:
   def from_json(cls, value: Mapping[str, Any]) -> Self:
     """The inverse of `to_json`; refuses unknown fields by name."""
     return settings.from_json(cls, value)
-
-
-def _one_shot(
-    policy: PolicyConfig, depths: tuple[int, ...]
-) -> policies.OneShot:
-  for name in ('max_depths', 'max_epochs'):
-    if getattr(policy, name) is not None:
-      raise ValueError(
-          f'The policy oneshot grows once, after its interval; {name} means '
-          'nothing to it, so leave it out.'
-      )
-  if policy.target is None:
-    raise ValueError(
-        'The policy oneshot needs the depths to grow to; give --target_depths, '
-        "such as '5-5-5'."
-    )
-  return policies.OneShot(
-      interval=policy.interval, depths=depths, target=policy.target
-  )
 
 
 def default_interval(fraction: fractions.Fraction) -> int:
