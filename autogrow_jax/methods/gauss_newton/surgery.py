@@ -210,9 +210,7 @@ class Morph:
       for dim, named in enumerate(axes):
         if named is not None and along is not None and named.name == along[0]:
           delta = delta * axes_lib.along(along[1], dim, delta.ndim)
-      weights = _with_leaves(
-          weights, end.layer.path, kernel=lambda old, by=delta: old + by
-      )
+      weights = _plus(weights, end.layer.path, 'kernel', delta)
     return weights
 
   def _with_constants(
@@ -230,13 +228,9 @@ class Morph:
       if (written := axes[-1].name) in self.change.sources:
         shift = shift[self.change.sources[written]]
       if reader.norm is not None:
-        network = _with_leaves(
-            network, reader.norm.path, mean=lambda mean, by=shift: mean - by
-        )
+        network = _plus(network, reader.norm.path, 'mean', -shift)
       else:
-        weights = _with_leaves(
-            weights, reader.layer.path, bias=lambda bias, by=shift: bias + by
-        )
+        weights = _plus(weights, reader.layer.path, 'bias', shift)
     return weights, network
 
 
@@ -276,13 +270,7 @@ def _signs(sources: np.ndarray, units: np.ndarray) -> np.ndarray:
   return signs
 
 
-def _with_leaves(tree: base.Tree, path: taps.Path, **changes: Any) -> base.Tree:
-  """Changes leaves of one layer, each keeping its type."""
-  if path:
-    inner = _with_leaves(tree[path[0]], path[1:], **changes)
-    return {**tree, path[0]: inner}
-  changed = {
-      name: np.asarray(change(tree[name]), tree[name].dtype)
-      for name, change in changes.items()
-  }
-  return {**tree, **changed}
+def _plus(tree: base.Tree, path: taps.Path, name: str, change: np.ndarray):
+  """Adds a change to one leaf of a layer."""
+  leaf = signals_lib.at(tree, path)[name]
+  return signals_lib.with_leaves(tree, path, **{name: leaf + change})
