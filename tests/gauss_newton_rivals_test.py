@@ -198,7 +198,7 @@ class RivalsTest(parameterized.TestCase):
   def test_random_splits_hardly_change_anything(self, strategy):
     data = case('plain3net')
     before = mean_loss(data.architecture, data.trees, data.batches)
-    setting = {'random': 'step', 'net2net': 'noise'}[strategy]
+    setting = {'random': 'length', 'net2net': 'noise'}[strategy]
     moved = []
     for length in (0.3, 0.03):
       found = data.propose(strategy, **{setting: length})
@@ -223,7 +223,7 @@ class RivalsTest(parameterized.TestCase):
   def test_splitting_matrices_against_a_hessian(self, family, axis):
     with jax.enable_x64(True):
       data = case(family, 'f8').only(axis)
-      found = data.propose('steepest', step=0.1)
+      found = data.propose('steepest', length=0.1)
       site = data.site[axis]
       hessians = sum(
           hessians_of(data, site, x, labels) for x, labels in data.batches
