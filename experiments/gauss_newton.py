@@ -21,27 +21,27 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax.run import history as history_lib
-from autogrow_jax import networks
-from autogrow_jax.run import parallel
-from autogrow_jax.run import results
-from autogrow_jax.run import train
 from autogrow_jax.methods.gauss_newton import learned_splits
-from autogrow_jax.run import resolve
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
+from autogrow_jax import networks
+from autogrow_jax.run import config
+from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import parallel
+from autogrow_jax.run import resolve
+from autogrow_jax.run import results
+from autogrow_jax.run import train
 from experiments import compare
 from experiments import flags
 from experiments import presets
 from experiments import report
-from experiments import summary
 from experiments.studies.gauss_newton import calibration
 from experiments.studies.gauss_newton import joint
 from experiments.studies.gauss_newton import rivals
+from experiments import summary
 
 STRATEGIES = ('gauss_newton', *rivals.RIVALS)
 FIELDS = {

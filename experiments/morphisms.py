@@ -26,14 +26,14 @@ import time
 
 from absl import flags as absl_flags
 
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax.run import train
-from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import learning as learning_lib
-from autogrow_jax.run import history as history_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from experiments import flags
 from experiments import plots
 from experiments import presets

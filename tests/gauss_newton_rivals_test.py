@@ -13,7 +13,6 @@ import numpy as np
 
 import tiny_morphisms as tiny
 import tiny_networks
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import estimates
@@ -23,6 +22,7 @@ from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax.methods.gauss_newton import taps
+from autogrow_jax.run import config as config_lib
 from experiments.studies.gauss_newton import rivals
 from experiments.studies.gauss_newton import steepest
 from experiments.studies.gauss_newton import trials

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 from autogrow_jax import data
-from autogrow_jax.run import console as logs
-from experiments import plots
-from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import learning
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import sites
-from experiments import summary
+from autogrow_jax.run import console as logs
+from autogrow_jax.run import trained
+from experiments import plots
 from experiments.studies.gauss_newton import calibration
 from experiments.studies.gauss_newton import costs
 from experiments.studies.gauss_newton import estimates as estimates_lib
 from experiments.studies.gauss_newton import strategies as strategies_lib
 from experiments.studies.gauss_newton import subject as subject_lib
+from experiments import summary
 
 Progress = subject_lib.Progress
 
