@@ -326,13 +326,14 @@ class PrunesTest(parameterized.TestCase):
     """The changes are measured; least squares in place of gauss_newton."""
     architecture = seed('mlp')
     trees = tiny.trees_of(tiny_networks.state(architecture))
-    model = signals.model_of(architecture)
-
-    batches = [tiny.batch(), tiny.batch()]
-    want = estimate(model, trees, batches, compensation='least_squares')
+    of = functools.partial(
+        estimate, signals.model_of(architecture), trees,
+        [tiny.batch(), tiny.batch()], curvature='rank1',
+    )
+    want = of(compensation='least_squares')
     # There is room for 4 units, not for 5.
     with mock.patch.object(prunes, 'LARGEST_GRAMS', 8 * 5 * 6 * 6 - 1):
-      found = estimate(model, trees, batches)
+      found = of()
     self.assertEqual((want.passes, found.passes), (2, 3))
     axes = np.array([axis for axis, _ in found.candidates])
     first = axes == 's0b0.out'
