@@ -37,10 +37,10 @@ from experiments import compare
 from experiments import flags
 from experiments import presets
 from experiments import report
-from experiments import summary
 from experiments.studies.gauss_newton import calibration
 from experiments.studies.gauss_newton import joint
 from experiments.studies.gauss_newton import rivals
+from experiments import summary
 
 STRATEGIES = ('gauss_newton', *rivals.RIVALS)
 CHOICES = {

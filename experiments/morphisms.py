@@ -27,15 +27,15 @@ import time
 
 from absl import flags as absl_flags
 
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax.run import settings
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import learning as learning_lib
-from autogrow_jax.run import history as history_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import history as history_lib
 from experiments import flags
 from experiments import plots
 from experiments import presets
@@ -45,6 +45,8 @@ from experiments.studies.gauss_newton import strategies as strategies_lib
 from experiments.studies.gauss_newton import subject as subject_lib
 
 STUDIES = ('estimates', 'strategies', 'cost')
+
+
 def learning(run_config: config_lib.RunConfig) -> config_lib.RunConfig:
   """Returns a configuration whose method learns splits; its own if it does."""
   method = run_config.method

@@ -12,6 +12,7 @@ from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.networks import base
 
 WIDTHS = (4, 6, 8, 8, 8)
@@ -177,7 +178,7 @@ def _program(bucket):
 def leaves(tree) -> dict[str, np.ndarray]:
   """All leaves by their path, 'params/weights/stem/conv/kernel'."""
   return {
-      '/'.join(state_lib.names(path)): leaf
+      '/'.join(axes_lib.names(path)): leaf
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
