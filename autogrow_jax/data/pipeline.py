@@ -1,10 +1,8 @@
 """From raw pixels to network inputs, on the device; and the batch order.
 
-Of text, the numbers of words are the inputs as they are.
-
 Everything here is a pure function that may run inside jit. The batch of step t
 depends on the run's seed and on t only, so that neither growth, evaluation nor
-a restart can shift it.
+a restart can shift it. Of text, the numbers of words are the inputs.
 """
 
 import dataclasses
@@ -17,19 +15,18 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """What is done to the images of a data set; hashable and JSON-able.
+  """Preprocessing and augmentation of images; hashable and JSON-able.
 
   Attributes:
-    kind: 'images', or 'tokens' of text, to which nothing is done.
-    mean: per channel, of pixels scaled to [0, 1]; subtracted.
-    std: per channel, of pixels scaled to [0, 1]; divided by.
+    mean: per channel, subtracted from pixels scaled to [0, 1].
+    std: per channel, divides pixels scaled to [0, 1].
     pad: pixels of black added on each side, in training and in evaluation.
-    crop: training images are shifted by up to this many pixels in each
-      direction and filled with black: "pad by `crop` and crop at random". This
-      happens before `pad`.
-    flip: whether training images are mirrored left to right half of the time.
+    crop: largest shift of training images, pixels in each direction, filled
+      with black: "pad by `crop` and crop at random". It precedes `pad`.
+    flip: whether half of the training images are mirrored left to right.
     scale: training images with masks are scaled, about a random position, by a
       random factor from 1 / `scale` to `scale`.
+    kind: 'images', or 'tokens' of text, which stay as they are.
   """
 
   mean: tuple[float, ...]
@@ -55,10 +52,8 @@ class Preprocessing:
       raise ValueError(f'std must be above 0 for all channels, got {self.std}.')
     for name in ('pad', 'crop'):
       value = getattr(self, name)
-      if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+      if not isinstance(value, int) or value < 0:
         raise ValueError(f'{name} must be a whole number >= 0, got {value!r}.')
-    if not isinstance(self.flip, bool):
-      raise ValueError(f'flip must be True or False, got {self.flip!r}.')
     if not 1 <= self.scale < float('inf'):
       raise ValueError(f'scale must be at least 1, got {self.scale!r}.')
 
@@ -76,8 +71,8 @@ def preprocess(
 
   Args:
     images: uint8, (batch, height, width, channel); or tokens.
-    preprocessing: what to do.
-    dtype: of the result; computed in float32.
+    preprocessing: padding, mean and std.
+    dtype: type of the result, which is computed in float32.
 
   Returns:
     (batch, height + 2 * pad, width + 2 * pad, channel); tokens as they are.
@@ -105,13 +100,13 @@ def augment(
 ) -> jax.Array:
   """Shifts and mirrors training images at random.
 
-  What happens to an image depends on `key` and on its position in the global
-  batch only, so that it does not matter how the batch is spread over devices.
+  The change of an image depends on `key` and on its position in the global
+  batch only, and so not on how the batch is spread over devices.
 
   Args:
-    key: of this step.
+    key: random key of the step.
     images: uint8, (batch, height, width, channel).
-    preprocessing: what to do; without `crop` and `flip` nothing is done.
+    preprocessing: with `crop` and `flip`.
     first: position of `images[0]` in the global batch, where `images` is one
       device's part of it; may be traced.
 
@@ -154,17 +149,18 @@ def augment_examples(
     *,
     first: jax.typing.ArrayLike = 0,
 ) -> tuple[jax.Array, jax.Array]:
-  """`augment`, with the labels; masks are scaled, shifted and mirrored, too.
+  """Augments images by `augment`, and images with masks together.
 
-  What comes into an image from outside is black, and of no class in its mask.
-  Images are interpolated bilinearly, masks take the nearest pixel.
+  With masks, images are scaled, shifted and mirrored. Pixels from outside are
+  black, and void in the mask. Images are interpolated bilinearly, masks take
+  the nearest pixel.
 
   Args:
-    key: of this step.
-    images: as of `augment`.
+    key: random key of the step.
+    images: as in `augment`.
     labels: (batch, ...); masks are (batch, height, width), where -1 is void.
-    preprocessing: what to do; of masks, `scale` and `flip`.
-    first: as of `augment`.
+    preprocessing: with `crop` and `flip`; for masks, `scale` and `flip`.
+    first: as in `augment`.
 
   Returns:
     The images, uint8, and the labels, int32.
@@ -175,11 +171,12 @@ def augment_examples(
   _check_images(images, preprocessing)
   draw = functools.partial(_draw_frame, key, labels.shape[1:], preprocessing)
   rows, columns = jax.vmap(draw)(first + jnp.arange(len(labels)))
-  return _bilinear(images, rows, columns), _nearest(labels, rows, columns)
+  nearest = (jnp.round(x).astype(jnp.int32) for x in (rows, columns))
+  return _bilinear(images, rows, columns), _take(labels, *nearest, -1)
 
 
 def _draw_frame(key, size, preprocessing, position):
-  """Which rows and columns of an image become those of the new one."""
+  """Rows and columns of an image that become those of the new one."""
   key = jax.random.fold_in(key, position)
   limit = jnp.log(preprocessing.scale)
   factor = jnp.exp(
@@ -189,22 +186,12 @@ def _draw_frame(key, size, preprocessing, position):
   )
   start = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
   mirror = jax.random.bernoulli(jax.random.fold_in(key, 2))
-  # Of a larger image a part is seen; a smaller one lies within the frame.
+  # A part of a larger image is visible; a smaller one lies within the frame.
   rows, columns = (
       (jnp.arange(side) + 0.5 + part * (factor - 1) * side) / factor - 0.5
       for side, part in zip(size, start)
   )
   return rows, jnp.where(mirror & preprocessing.flip, columns[::-1], columns)
-
-
-def _nearest(labels, rows, columns):
-  """Labels at the nearest pixels; -1 outside: (batch, height, width)."""
-  return _take(
-      labels,
-      jnp.round(rows).astype(jnp.int32),
-      jnp.round(columns).astype(jnp.int32),
-      -1,
-  )
 
 
 def _bilinear(images, rows, columns):
@@ -269,8 +256,8 @@ def epoch_permutation(
   """Order of the examples in an epoch, a function of (key, epoch) only.
 
   Args:
-    key: of the stream of data order, the same in all epochs.
-    epoch: from 0; may be traced.
+    key: random key of the data order, the same in all epochs.
+    epoch: number of the epoch, from 0; may be traced.
     examples: number of training examples.
 
   Returns:
@@ -284,8 +271,8 @@ def epoch_permutation(
 def epoch_in_order(examples: int, batch_size: int) -> np.ndarray:
   """Order of the windows of a text, the same in all epochs.
 
-  Row by row, a batch goes on where the one before it has ended: every row has
-  a stretch of the text of its own. What is left over at its end is left out.
+  Each row of a batch continues the row of the batch before it, on a stretch of
+  the text of its own. The rest at the end is left out.
 
   Args:
     examples: number of windows, which follow one another in the text.

@@ -1,0 +1,56 @@
+"""Packages that not everybody needs, imported where they are used."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import importlib
+import sys
+from typing import Any
+
+
+def load(module: str, need: str, *, extra: str = 'data') -> Any:
+  """Imports a module of an optional package.
+
+  Args:
+    module: full name of the module.
+    need: what needs which package, for the error.
+    extra: extra of autogrow-jax that installs the package.
+
+  Returns:
+    The module.
+
+  Raises:
+    ValueError: the package is not installed.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise ValueError(
+        f"{need}: pip install 'autogrow-jax[{extra}]'."
+    ) from error
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[int], Any]]:
+  """Shows a progress bar of images once work has taken a few seconds.
+
+  Args:
+    total: number of images.
+    what: description of the work.
+
+  Yields:
+    A function to call with the number of images just done.
+  """
+  try:
+    import tqdm  # pylint: disable=g-import-not-at-top
+  except ImportError:  # It comes with the data sets that are large.
+    yield lambda count: None
+    return
+  with tqdm.tqdm(
+      total=total,
+      desc=what,
+      unit=' images',
+      delay=5,
+      mininterval=0.5 if sys.stderr.isatty() else 60,
+      leave=False,
+  ) as bar:
+    yield bar.update

@@ -1,0 +1,355 @@
+"""Folders of images: one folder per class, or pairs of an image and a mask."""
+
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+import hashlib
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from autogrow_jax.data import images
+from autogrow_jax.data import masks
+from autogrow_jax.data import splits
+
+# One in so many images is for the test, where the folder does not say which.
+_TEST = 5
+
+_VOC_MASKS = (
+    'its masks of classes are not among what TFDS prepares; unpack '
+    'VOCtrainval_11-May-2012.tar (host.robots.ox.ac.uk/pascal/VOC/voc2012) and '
+    'name the directory that then holds VOCdevkit with --data_dir. Other masks '
+    'for the same images, such as the augmented set, are read by pairs:PATH.'
+)
+
+
+class _File(NamedTuple):
+  """An example: paths of the image and of its mask, or the image's class."""
+
+  image: str
+  mask: str | None = None
+  label: int = 0
+
+  @property
+  def paths(self) -> list[str]:
+    return [self.image] if self.mask is None else [self.image, self.mask]
+
+
+class Folder:
+  """Images in PATH/train and PATH/test, or in PATH alone.
+
+  Each of these has one folder of images per class; with masks, it has a folder
+  'images' with NAME.* and a folder 'masks' with NAME.png. Without a folder
+  'test', a fifth of all images is for the test: stratified, fixed, independent
+  of any seed. Hidden files, and masks without an image, are ignored.
+
+  Attributes:
+    classes: number of classes; their numbers are those of the sorted names, or
+      the indices in the training masks.
+    shape: (height, width, channel) of all images; None where it varies.
+    digest: digest of the names and sizes of all files.
+  """
+
+  def __init__(
+      self,
+      path: str,
+      *,
+      has_masks: bool = False,
+      channels: int | None = None,
+      image_size: int | None = None,
+      skip_damaged: bool = False,
+  ):
+    """Lists a folder, and looks at the heads of its files where it must.
+
+    Args:
+      path: path of the folder.
+      has_masks: whether images have masks instead of a class.
+      channels: 1 or 3; None for the channels of the images.
+      image_size: height and width to which images will be brought; None for
+        their own size.
+      skip_damaged: ignore files that are no images.
+
+    Raises:
+      ValueError: there is no such folder, it is not like that, or its images
+        differ in size and no `image_size` is given.
+    """
+    self._root, self._skip = existing(path), skip_damaged
+    self._has_masks = has_masks
+    train, test = _parts(self._root)
+    if has_masks:
+      listed = [_pairs(part) for part in (train, test) if part]
+    else:
+      names = _class_names(train)
+      self.classes = len(names)
+      if test and (unknown := sorted(set(_class_names(test)) - set(names))):
+        raise ValueError(
+            f'{test} has the classes {unknown}, which {train} has not.'
+        )
+      listed = [_by_class(part, names) for part in (train, test) if part]
+    self._files = dict(zip(('train', 'test'), listed))
+    if test is None:
+      (files,) = listed
+      labels = np.array([file.label for file in files], np.int32)
+      chosen = splits.fixed_test(labels, round(len(files) / _TEST))
+      self._files = {
+          split: [files[index] for index in indices]
+          for split, indices in chosen.items()
+      }
+    for split, files in self._files.items():
+      if not files:
+        raise ValueError(f'{self._root} has no image for {split}; add some.')
+    self.digest = _digest(self._files)
+    self.shape = (image_size, image_size, channels)
+    if has_masks or None in self.shape:
+      found = self._look(must_agree=image_size is None)
+      self.shape = tuple(x or y for x, y in zip(self.shape, found))
+    if has_masks:
+      self.classes = 1 + self._largest_index()
+      if self.classes < 2:
+        raise ValueError(
+            f'The training masks in {self._root} have no class but 0 and void; '
+            'at least two classes, 0 and 1, are needed.'
+        )
+
+  def records(self, split: str) -> 'Files':
+    """The split 'train' or 'test', not decoded."""
+    return Files(self._files[split], self.shape[-1], self.classes)
+
+  def _look(self, *, must_agree: bool) -> tuple[int | None, int | None, int]:
+    """(height, width, channel) from the heads of all files."""
+    sizes, channels = {}, 1
+    for file in (file for files in self._files.values() for file in files):
+      try:
+        *size, kind = _probe(file)
+      except images.Damaged:
+        if self._skip:
+          continue
+        raise
+      channels = max(channels, kind)
+      sizes.setdefault(tuple(size), file.image)
+      if must_agree and len(sizes) > 1:
+        (size, one), (other_size, other) = sizes.items()
+        raise ValueError(
+            f'The images in {self._root} differ in size: {one} has '
+            f'{size[0]}x{size[1]} pixels, {other} {other_size[0]}x'
+            f'{other_size[1]}. Give a size for all with --image_size.'
+        )
+    if not sizes:
+      raise ValueError(f'No file in {self._root} is an image.')
+    return *(next(iter(sizes)) if len(sizes) == 1 else (None, None)), channels
+
+  def _largest_index(self) -> int:
+    """Largest class index in the training masks."""
+
+    def largest(file: _File) -> int:
+      try:
+        mask = masks.read(file.mask)
+      except images.Damaged:
+        if self._skip:
+          return 0
+        raise
+      return int(mask.max(initial=0, where=mask != masks.VOID))
+
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      return max(pool.map(largest, self._files['train']))
+
+
+class Files:
+  """`images.Records` of image files, or of pairs, which have no one class.
+
+  Attributes:
+    labels: int32, (example,).
+  """
+
+  def __init__(self, files: Sequence[_File], channels: int, classes: int):
+    self._files, self._channels, self._classes = files, channels, classes
+    self.labels = np.array([file.label for file in files], np.int32)
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    file = self._files[index]
+    with images.reading(file.image):
+      encoded = pathlib.Path(file.image).read_bytes()
+    image = images.decode(encoded, self._channels, name=file.image)
+    if file.mask is None:
+      return image
+    mask = masks.read(file.mask)
+    found = np.setdiff1d(mask[mask >= self._classes], [masks.VOID])
+    if found.size:
+      raise ValueError(
+          f'{file.mask} has the class index {found[0]}, but there are the '
+          f'classes 0 to {self._classes - 1}, and {masks.VOID} for void.'
+      )
+    _check_sizes(file, image.shape[:2], mask.shape)
+    return np.concatenate([image, mask[..., np.newaxis]], -1)
+
+
+def voc(data_dir: str | os.PathLike[str]) -> Mapping[str, Files]:
+  """Pascal VOC 2012 as it is published: its splits 'train' and 'val' as 'test'.
+
+  Args:
+    data_dir: directory that holds the folder VOCdevkit.
+
+  Raises:
+    ValueError: it does not, or a file is missing.
+  """
+  root = pathlib.Path(data_dir) / 'VOCdevkit' / 'VOC2012'
+  result = {}
+  for split, official in (('train', 'train'), ('test', 'val')):
+    listing = root / 'ImageSets' / 'Segmentation' / f'{official}.txt'
+    try:
+      names = listing.read_text().split()
+    except OSError as error:
+      raise ValueError(
+          f'VOC 2012 needs {listing}, which cannot be read '
+          f'({error.strerror}): {_VOC_MASKS}'
+      ) from error
+    files = [
+        _File(
+            os.fspath(root / 'JPEGImages' / f'{name}.jpg'),
+            os.fspath(root / 'SegmentationClass' / f'{name}.png'),
+        )
+        for name in names
+    ]
+    for path in (path for file in files for path in file.paths):
+      if not os.path.isfile(path):
+        raise ValueError(f'VOC 2012 lacks {path}: {_VOC_MASKS}')
+    result[split] = Files(files, channels=3, classes=21)
+  return result
+
+
+def existing(path: str) -> pathlib.Path:
+  """A folder that exists; raises a ValueError if it does not."""
+  root = pathlib.Path(path).expanduser()
+  if not root.is_dir():
+    raise ValueError(f'There is no folder {root}.')
+  return root
+
+
+def _parts(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
+  """Folders for training and for the test, which is None if it is to divide."""
+  train = root / 'train'
+  tests = [root / name for name in ('test', 'validation', 'val')]
+  found = [path for path in tests if path.is_dir()]
+  if not train.is_dir():
+    return root, None
+  if not found:
+    raise ValueError(
+        f"{root} has a folder 'train' but none named 'test'; add one, or name "
+        f'{train} to have a fifth of it for the test.'
+    )
+  return train, found[0]
+
+
+def _digest(files: Mapping[str, Sequence[_File]]) -> str:
+  result = hashlib.sha256()
+  for split, listed in files.items():
+    for path in (path for file in listed for path in file.paths):
+      name = '/'.join([split, *path.split(os.sep)[-2:]])
+      try:
+        size = os.stat(path).st_size
+      except OSError:  # Reading it will raise.
+        size = None
+      result.update(os.fsencode(f'{name}\0{size}\0'))
+  return result.hexdigest()[:16]
+
+
+def _visible(path: pathlib.Path, *, folders: bool) -> list[str]:
+  """Sorted names of the folders, or of everything else, in a folder."""
+  return sorted(
+      entry.name
+      for entry in os.scandir(path)
+      if entry.is_dir() == folders and not entry.name.startswith('.')
+  )
+
+
+def _class_names(path: pathlib.Path) -> list[str]:
+  names = _visible(path, folders=True)
+  if not names:
+    raise ValueError(
+        f'{path} has no classes: it needs one folder of images per class.'
+    )
+  if len(names) == 1:
+    raise ValueError(
+        f'{path} has one class, {names[0]!r}; at least two are needed.'
+    )
+  return names
+
+
+def _by_class(path: pathlib.Path, names: Sequence[str]) -> list[_File]:
+  """Files in the order of their classes and names."""
+  result = []
+  for label, name in enumerate(names):
+    if not (path / name).is_dir():  # A class that the test lacks.
+      continue
+    if folders := _visible(path / name, folders=True):
+      raise ValueError(
+          f'The class folder {path / name} holds the folder {folders[0]!r}; it '
+          'may hold images only.'
+      )
+    files = _visible(path / name, folders=False)
+    if not files:
+      raise ValueError(
+          f'The class folder {path / name} is empty; fill or remove it.'
+      )
+    result += [
+        _File(os.path.join(path, name, file), label=label) for file in files
+    ]
+  return result
+
+
+def _pairs(path: pathlib.Path) -> list[_File]:
+  """Images with their masks, in the order of their names."""
+  for name in ('images', 'masks'):
+    if not (path / name).is_dir():
+      raise ValueError(
+          f'{path} has no folder {name!r}; put images into {path}/images '
+          f'(NAME.*) and their masks into {path}/masks (NAME.png), or both '
+          "into folders 'train' and 'test'."
+      )
+  there = set(_visible(path / 'masks', folders=False))
+  if not any(name.endswith('.png') for name in there):
+    raise ValueError(
+        f'{path}/masks has no masks; there must be one NAME.png for each '
+        f'image {path}/images/NAME.*.'
+    )
+  pairs: dict[str, _File] = {}
+  for file in _visible(path / 'images', folders=False):
+    name, _ = os.path.splitext(file)
+    image = os.path.join(path, 'images', file)
+    if f'{name}.png' not in there:
+      raise ValueError(
+          f'{image} has no mask {path}/masks/{name}.png; add it, or remove the '
+          'image.'
+      )
+    if name in pairs:
+      raise ValueError(
+          f'{pairs[name].image} and {image} would share the mask {name}.png; '
+          'rename or remove one.'
+      )
+    pairs[name] = _File(image, os.path.join(path, 'masks', f'{name}.png'))
+  return list(pairs.values())
+
+
+def _probe(file: _File) -> tuple[int, int, int]:
+  """(height, width, channel) of an image, whose mask must have its size."""
+  with images.reading(file.image):
+    opened = open(file.image, 'rb')
+  with opened:
+    height, width, channels = images.probe(opened, name=file.image)
+  if file.mask is not None:
+    _check_sizes(file, (height, width), masks.probe(file.mask))
+  return height, width, channels
+
+
+def _check_sizes(
+    file: _File, size: tuple[int, int], mask_size: tuple[int, int]
+) -> None:
+  if mask_size != size:
+    raise ValueError(
+        f'{file.mask} has {mask_size[0]}x{mask_size[1]} pixels, but its image '
+        f'{file.image} has {size[0]}x{size[1]}; they must agree.'
+    )
