@@ -18,7 +18,6 @@ from autogrow_jax.data.images import Damaged as Damaged
 from autogrow_jax.data.images import Records as Records
 from autogrow_jax.data.loading import load as load
 from autogrow_jax.data.loading import stand_in as stand_in
-from autogrow_jax.data.pipeline import augment as augment
 from autogrow_jax.data.pipeline import augment_examples as augment_examples
 from autogrow_jax.data.pipeline import batch_indices as batch_indices
 from autogrow_jax.data.pipeline import epoch_in_order as epoch_in_order

@@ -15,9 +15,6 @@ def load(module: str, need: str, *, extra: str = 'data') -> Any:
     need: what needs which package, for the error.
     extra: extra of autogrow-jax that installs the package.
 
-  Returns:
-    The module.
-
   Raises:
     ValueError: the package is not installed.
   """
@@ -31,26 +28,19 @@ def load(module: str, need: str, *, extra: str = 'data') -> Any:
 
 @contextlib.contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[int], Any]]:
-  """Shows a progress bar of images once work has taken a few seconds.
-
-  Args:
-    total: number of images.
-    what: description of the work.
+  """Shows a bar for work on `total` images once it has taken a few seconds.
 
   Yields:
     A function to call with the number of images just done.
   """
   try:
     import tqdm  # pylint: disable=g-import-not-at-top
-  except ImportError:  # It comes with the data sets that are large.
+  except ImportError:  # TFDS, which has the large data sets, brings it along.
     yield lambda count: None
     return
+  interval = 0.5 if sys.stderr.isatty() else 60
   with tqdm.tqdm(
-      total=total,
-      desc=what,
-      unit=' images',
-      delay=5,
-      mininterval=0.5 if sys.stderr.isatty() else 60,
+      total=total, desc=what, unit=' images', delay=5, mininterval=interval,
       leave=False,
   ) as bar:
     yield bar.update

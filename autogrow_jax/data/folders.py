@@ -25,15 +25,15 @@ _VOC_MASKS = (
 
 
 class _File(NamedTuple):
-  """An example: paths of the image and of its mask, or the image's class."""
+  """Paths of an image and of its mask, which may be '', and its class."""
 
   image: str
-  mask: str | None = None
+  mask: str = ''
   label: int = 0
 
   @property
   def paths(self) -> list[str]:
-    return [self.image] if self.mask is None else [self.image, self.mask]
+    return [self.image, self.mask] if self.mask else [self.image]
 
 
 class Folder:
@@ -45,9 +45,9 @@ class Folder:
   of any seed. Hidden files, and masks without an image, are ignored.
 
   Attributes:
-    classes: number of classes; their numbers are those of the sorted names, or
+    classes: number of classes; they have the order of their names, or they are
       the indices in the training masks.
-    shape: (height, width, channel) of all images; None where it varies.
+    shape: (height, width, channel) of all images.
     digest: digest of the names and sizes of all files.
   """
 
@@ -74,31 +74,25 @@ class Folder:
       ValueError: there is no such folder, it is not like that, or its images
         differ in size and no `image_size` is given.
     """
-    self._root, self._skip = existing(path), skip_damaged
-    self._has_masks = has_masks
-    train, test = _parts(self._root)
-    if has_masks:
-      listed = [_pairs(part) for part in (train, test) if part]
-    else:
-      names = _class_names(train)
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+      raise ValueError(f'There is no folder {root}.')
+    self._root, self._skip = root, skip_damaged
+    parts = _parts(root)
+    self.classes, names = 0, []
+    if not has_masks:
+      names = _class_names(parts[0])
       self.classes = len(names)
-      if test and (unknown := sorted(set(_class_names(test)) - set(names))):
-        raise ValueError(
-            f'{test} has the classes {unknown}, which {train} has not.'
-        )
-      listed = [_by_class(part, names) for part in (train, test) if part]
-    self._files = dict(zip(('train', 'test'), listed))
-    if test is None:
+    listed = [_pairs(x) if has_masks else _by_class(x, names) for x in parts]
+    if len(listed) == 1:
       (files,) = listed
       labels = np.array([file.label for file in files], np.int32)
       chosen = splits.fixed_test(labels, round(len(files) / _TEST))
-      self._files = {
-          split: [files[index] for index in indices]
-          for split, indices in chosen.items()
-      }
+      listed = [[files[i] for i in chosen[x]] for x in ('train', 'test')]
+    self._files = dict(zip(('train', 'test'), listed))
     for split, files in self._files.items():
       if not files:
-        raise ValueError(f'{self._root} has no image for {split}; add some.')
+        raise ValueError(f'{root} has no image for {split}; add some.')
     self.digest = _digest(self._files)
     self.shape = (image_size, image_size, channels)
     if has_masks or None in self.shape:
@@ -108,15 +102,15 @@ class Folder:
       self.classes = 1 + self._largest_index()
       if self.classes < 2:
         raise ValueError(
-            f'The training masks in {self._root} have no class but 0 and void; '
-            'at least two classes, 0 and 1, are needed.'
+            f'The training masks in {root} have no class but 0 and void; at '
+            'least two classes, 0 and 1, are needed.'
         )
 
   def records(self, split: str) -> 'Files':
     """The split 'train' or 'test', not decoded."""
     return Files(self._files[split], self.shape[-1], self.classes)
 
-  def _look(self, *, must_agree: bool) -> tuple[int | None, int | None, int]:
+  def _look(self, *, must_agree: bool) -> tuple[int, int, int]:
     """(height, width, channel) from the heads of all files."""
     sizes, channels = {}, 1
     for file in (file for files in self._files.values() for file in files):
@@ -129,15 +123,15 @@ class Folder:
       channels = max(channels, kind)
       sizes.setdefault(tuple(size), file.image)
       if must_agree and len(sizes) > 1:
-        (size, one), (other_size, other) = sizes.items()
+        ((rows, columns), one), ((others, other_columns), other) = sizes.items()
         raise ValueError(
             f'The images in {self._root} differ in size: {one} has '
-            f'{size[0]}x{size[1]} pixels, {other} {other_size[0]}x'
-            f'{other_size[1]}. Give a size for all with --image_size.'
+            f'{rows}x{columns} pixels, {other} {others}x{other_columns}. Give '
+            'a size for all with --image_size.'
         )
     if not sizes:
       raise ValueError(f'No file in {self._root} is an image.')
-    return *(next(iter(sizes)) if len(sizes) == 1 else (None, None)), channels
+    return *next(iter(sizes)), channels
 
   def _largest_index(self) -> int:
     """Largest class index in the training masks."""
@@ -174,13 +168,13 @@ class Files:
     with images.reading(file.image):
       encoded = pathlib.Path(file.image).read_bytes()
     image = images.decode(encoded, self._channels, name=file.image)
-    if file.mask is None:
+    if not file.mask:
       return image
     mask = masks.read(file.mask)
-    found = np.setdiff1d(mask[mask >= self._classes], [masks.VOID])
-    if found.size:
+    unknown = mask[(mask >= self._classes) & (mask != masks.VOID)]
+    if unknown.size:
       raise ValueError(
-          f'{file.mask} has the class index {found[0]}, but there are the '
+          f'{file.mask} has the class index {unknown.min()}, but there are the '
           f'classes 0 to {self._classes - 1}, and {masks.VOID} for void.'
       )
     _check_sizes(file, image.shape[:2], mask.shape)
@@ -209,8 +203,8 @@ def voc(data_dir: str | os.PathLike[str]) -> Mapping[str, Files]:
       ) from error
     files = [
         _File(
-            os.fspath(root / 'JPEGImages' / f'{name}.jpg'),
-            os.fspath(root / 'SegmentationClass' / f'{name}.png'),
+            f'{root}/JPEGImages/{name}.jpg',
+            f'{root}/SegmentationClass/{name}.png',
         )
         for name in names
     ]
@@ -221,27 +215,19 @@ def voc(data_dir: str | os.PathLike[str]) -> Mapping[str, Files]:
   return result
 
 
-def existing(path: str) -> pathlib.Path:
-  """A folder that exists; raises a ValueError if it does not."""
-  root = pathlib.Path(path).expanduser()
-  if not root.is_dir():
-    raise ValueError(f'There is no folder {root}.')
-  return root
-
-
-def _parts(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
-  """Folders for training and for the test, which is None if it is to divide."""
+def _parts(root: pathlib.Path) -> list[pathlib.Path]:
+  """Folders for training and for the test, or the one that is to be divided."""
   train = root / 'train'
   tests = [root / name for name in ('test', 'validation', 'val')]
   found = [path for path in tests if path.is_dir()]
   if not train.is_dir():
-    return root, None
+    return [root]
   if not found:
     raise ValueError(
         f"{root} has a folder 'train' but none named 'test'; add one, or name "
         f'{train} to have a fifth of it for the test.'
     )
-  return train, found[0]
+  return [train, found[0]]
 
 
 def _digest(files: Mapping[str, Sequence[_File]]) -> str:
@@ -268,13 +254,10 @@ def _visible(path: pathlib.Path, *, folders: bool) -> list[str]:
 
 def _class_names(path: pathlib.Path) -> list[str]:
   names = _visible(path, folders=True)
-  if not names:
+  if len(names) < 2:
     raise ValueError(
-        f'{path} has no classes: it needs one folder of images per class.'
-    )
-  if len(names) == 1:
-    raise ValueError(
-        f'{path} has one class, {names[0]!r}; at least two are needed.'
+        f'{path} needs at least two folders of images, one per class; it has '
+        f'{names}.'
     )
   return names
 
@@ -282,19 +265,19 @@ def _class_names(path: pathlib.Path) -> list[str]:
 def _by_class(path: pathlib.Path, names: Sequence[str]) -> list[_File]:
   """Files in the order of their classes and names."""
   result = []
-  for label, name in enumerate(names):
-    if not (path / name).is_dir():  # A class that the test lacks.
-      continue
-    if folders := _visible(path / name, folders=True):
+  for name in _class_names(path):
+    if name not in names:
       raise ValueError(
-          f'The class folder {path / name} holds the folder {folders[0]!r}; it '
-          'may hold images only.'
+          f'{path} has the class {name!r}, which the training images have not.'
       )
-    files = _visible(path / name, folders=False)
-    if not files:
+    files, folders = (_visible(path / name, folders=x) for x in (False, True))
+    if folders or not files:
+      found = f'holds the folder {folders[0]!r}' if folders else 'is empty'
       raise ValueError(
-          f'The class folder {path / name} is empty; fill or remove it.'
+          f'The class folder {path / name} {found}; it must hold images, and '
+          'nothing else.'
       )
+    label = names.index(name)
     result += [
         _File(os.path.join(path, name, file), label=label) for file in files
     ]
@@ -311,26 +294,20 @@ def _pairs(path: pathlib.Path) -> list[_File]:
           "into folders 'train' and 'test'."
       )
   there = set(_visible(path / 'masks', folders=False))
-  if not any(name.endswith('.png') for name in there):
-    raise ValueError(
-        f'{path}/masks has no masks; there must be one NAME.png for each '
-        f'image {path}/images/NAME.*.'
-    )
   pairs: dict[str, _File] = {}
   for file in _visible(path / 'images', folders=False):
-    name, _ = os.path.splitext(file)
-    image = os.path.join(path, 'images', file)
-    if f'{name}.png' not in there:
+    name = f'{os.path.splitext(file)[0]}.png'
+    image, mask = os.path.join(path, 'images', file), f'{path}/masks/{name}'
+    if name not in there:
       raise ValueError(
-          f'{image} has no mask {path}/masks/{name}.png; add it, or remove the '
-          'image.'
+          f'{image} has no mask {mask}; add it, or remove the image.'
       )
     if name in pairs:
       raise ValueError(
-          f'{pairs[name].image} and {image} would share the mask {name}.png; '
+          f'{pairs[name].image} and {image} would share the mask {name}; '
           'rename or remove one.'
       )
-    pairs[name] = _File(image, os.path.join(path, 'masks', f'{name}.png'))
+    pairs[name] = _File(image, mask)
   return list(pairs.values())
 
 
@@ -340,7 +317,7 @@ def _probe(file: _File) -> tuple[int, int, int]:
     opened = open(file.image, 'rb')
   with opened:
     height, width, channels = images.probe(opened, name=file.image)
-  if file.mask is not None:
+  if file.mask:
     _check_sizes(file, (height, width), masks.probe(file.mask))
   return height, width, channels
 

@@ -33,32 +33,22 @@ class Records(Protocol):
     """Number of examples."""
 
   def __getitem__(self, index: int) -> np.ndarray:
-    """Decodes one image.
+    """Decodes one image: uint8, (height, width, channel), in its own size.
 
-    Args:
-      index: number of the example, from 0.
-
-    Returns:
-      uint8, (height, width, channel), with the image's own height and width;
-      where there are masks, they are the last channel.
-
-    Raises:
-      Damaged: it cannot be read.
+    Where there are masks, they are the last channel. Raises `Damaged` if the
+    image cannot be read.
     """
 
 
 def read_all(
     records: Records, indices: Sequence[int]
 ) -> list[np.ndarray | Damaged]:
-  """Decodes several images.
+  """Images, or the errors in their place.
 
   Args:
-    records: a split; with a method `__getitems__` if it reads several images
-      much faster than one by one.
+    records: a split; with a method `__getitems__` that does the same if it
+      reads several images much faster than one by one.
     indices: numbers of the examples.
-
-  Returns:
-    What `records` returns or raises for each of them.
   """
   if hasattr(records, '__getitems__'):
     return records.__getitems__(indices)
@@ -78,20 +68,14 @@ def pillow() -> Any:
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-  """Turns any error of reading an image into `Damaged`.
-
-  Args:
-    name: name of the image, for the error.
-  """
+  """Turns any error of reading the image `name` into `Damaged`."""
   try:
     yield
   except MemoryError:  # The machine's fault, not the image's.
     raise
   # Pillow's decoders raise whatever they come across: OSError, SyntaxError, ...
   except Exception as error:  # pylint: disable=broad-exception-caught
-    reason = ' '.join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
-      reason = error.strerror
+    reason = ' '.join(str(getattr(error, 'strerror', '') or error).split())
     if type(error).__name__ == 'UnidentifiedImageError':
       reason = 'no image format that Pillow knows'
     raise Damaged(
@@ -130,18 +114,10 @@ def decode(
 
 
 def probe(encoded: BinaryIO, *, name: str) -> tuple[int, int, int]:
-  """Reads the head of an image file.
+  """(height, width, channel) from the head of an open image file.
 
-  Args:
-    encoded: the file, open for reading bytes.
-    name: name of the image, for the error.
-
-  Returns:
-    (height, width, channel), where channel is 1 if the file's colours are grey
-    by their kind, else 3.
-
-  Raises:
-    Damaged: it is no image.
+  There is 1 channel if the file's colours are grey by their kind, else 3.
+  Raises `Damaged` if it is no image.
   """
   module = pillow()
   with reading(name):
@@ -150,11 +126,10 @@ def probe(encoded: BinaryIO, *, name: str) -> tuple[int, int, int]:
     encoded.seek(0)
     with module.open(encoded) as image:
       mode = image.mode
+      is_grey = mode[:1] in ('1', 'L', 'I', 'F') and mode != 'LAB'
       if mode in ('P', 'PA'):
         palette = np.array(image.getpalette('RGB')).reshape(-1, 3)
         is_grey = bool(np.all(palette == palette[:, :1]))
-      else:
-        is_grey = mode[:1] in ('1', 'L', 'I', 'F') and mode != 'LAB'
       return image.height, image.width, 1 if is_grey else 3
 
 
@@ -172,15 +147,16 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     uint8, (size, size, channel); the image itself if it has the size.
   """
   height, width = image.shape[:2]
+  side = min(height, width)
   if size <= _SMALL:
     if height == width == size:
       return image
-    side = min(height, width)
   else:
-    side = min(height, width) * size / round(size * 256 / 224)
-  if side == size:  # Whole pixels, so that nothing is blurred.
-    return _cut(image, (height - size) // 2, (width - size) // 2, size, size)
+    side = side * size / round(size * 256 / 224)
   top, left = (height - side) / 2, (width - side) / 2
+  if side == size:  # Whole pixels, so that nothing is blurred.
+    top, left = int(top), int(left)
+    return image[top : top + size, left : left + size]
   # Only the visible part is scaled, so that a long image costs no memory.
   return _resize(image, size, (left, top, left + side, top + side))
 
@@ -214,7 +190,7 @@ def random_resized_crop(
     rows = max(1, min(height, round(width * 4 / 3)))
     columns = max(1, min(width, round(height * 4 / 3)))
     top, left = (height - rows) // 2, (width - columns) // 2
-  return _resize(_cut(image, top, left, rows, columns), size)
+  return _resize(image[top : top + rows, left : left + columns], size)
 
 
 def _convert(module: Any, image: Any, channels: int) -> Any:
@@ -238,20 +214,13 @@ def _convert(module: Any, image: Any, channels: int) -> Any:
   return image.convert('L')
 
 
-def _cut(
-    image: np.ndarray, top: int, left: int, rows: int, columns: int
-) -> np.ndarray:
-  return image[top : top + rows, left : left + columns]
-
-
 def _resize(
     image: np.ndarray,
     size: int,
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
   """Scales a part of an image with an antialiasing filter."""
-  is_grey = image.shape[-1] == 1
-  module = pillow()
+  is_grey, module = image.shape[-1] == 1, pillow()
   picture = module.fromarray(image[..., 0] if is_grey else image)
   picture = picture.resize((size, size), module.Resampling.BILINEAR, box)
   pixels = np.asarray(picture)

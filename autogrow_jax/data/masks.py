@@ -1,7 +1,8 @@
 """Masks: a class for every pixel of an image.
 
 A mask is a PNG of 8 bits, palette or grey, as large as its image, whose values
-are class indices from 0; 255 is void, which does not count.
+are class indices from 0; 255 is void, which does not count. A pair is an image
+with its mask as the last channel.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +13,6 @@ import numpy as np
 from autogrow_jax.data import images
 
 VOID = 255
-
-# Pillow's names for pictures whose values are indices or levels of grey.
-_MODES = ('1', 'L', 'P')
 
 
 def read(path: str) -> np.ndarray:
@@ -33,13 +31,12 @@ def probe(path: str) -> tuple[int, int]:
 
 
 def frame(pair: np.ndarray, size: Sequence[int]) -> np.ndarray:
-  """Brings an image and its mask into the centre of a frame.
+  """Brings a pair into the centre of a frame, which is black and void.
 
-  A larger pair is scaled down and keeps its proportions; a smaller one is
-  framed, in black and void.
+  A larger pair is scaled down and keeps its proportions.
 
   Args:
-    pair: uint8, (height, width, channel), whose last channel is the mask.
+    pair: uint8, (height, width, channel).
     size: (height, width) of the frame.
 
   Returns:
@@ -49,17 +46,13 @@ def frame(pair: np.ndarray, size: Sequence[int]) -> np.ndarray:
   if factor < 1:
     rows, columns = (max(1, round(factor * side)) for side in pair.shape[:2])
     pillow = images.pillow()
-    filters = pillow.Resampling
-    pair = np.stack(
-        [
-            np.asarray(pillow.fromarray(plane).resize((columns, rows), how))
-            for plane, how in zip(
-                np.moveaxis(pair, -1, 0),
-                [filters.BILINEAR] * (pair.shape[-1] - 1) + [filters.NEAREST],
-            )
-        ],
-        -1,
-    )
+    kinds = [pillow.Resampling.BILINEAR] * (pair.shape[-1] - 1)
+    planes = zip(np.moveaxis(pair, -1, 0), [*kinds, pillow.Resampling.NEAREST])
+    resized = [
+        np.asarray(pillow.fromarray(plane).resize((columns, rows), kind))
+        for plane, kind in planes
+    ]
+    pair = np.stack(resized, -1)
   result = np.zeros((*size, pair.shape[-1]), np.uint8)
   result[..., -1] = VOID
   rows, columns = pair.shape[:2]
@@ -70,15 +63,16 @@ def frame(pair: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 def labels(mask: np.ndarray) -> np.ndarray:
   """Labels of masks, int16, in which void is -1."""
-  return np.where(mask == VOID, -1, mask.astype(np.int16)).astype(np.int16)
+  return np.where(mask == VOID, np.int16(-1), mask.astype(np.int16))
 
 
 def _opened(path: str, use: Callable[[Any], Any]) -> Any:
-  """Returns the result of a function of an open mask."""
+  """The result of a function of an open mask."""
   pillow = images.pillow()
   with images.reading(path), pillow.open(path) as mask:
     kind = f'{mask.format} of the kind {mask.mode!r}'
-    is_mask = mask.format == 'PNG' and mask.mode in _MODES
+    # Pillow's names for pictures whose values are indices or levels of grey.
+    is_mask = mask.format == 'PNG' and mask.mode in ('1', 'L', 'P')
     result = use(mask) if is_mask else None
   if not is_mask:
     raise ValueError(

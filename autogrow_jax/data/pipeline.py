@@ -7,6 +7,7 @@ a restart can shift it. Of text, the numbers of words are the inputs.
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -91,46 +92,62 @@ def preprocess(
   return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
 
 
-def augment(
+def augment_examples(
     key: jax.Array,
     images: jax.Array,
+    labels: jax.Array,
     preprocessing: Preprocessing,
     *,
     first: jax.typing.ArrayLike = 0,
-) -> jax.Array:
-  """Shifts and mirrors training images at random.
+) -> tuple[jax.Array, jax.Array]:
+  """Shifts and mirrors training images at random; scales those with masks.
 
   The change of an image depends on `key` and on its position in the global
   batch only, and so not on how the batch is spread over devices.
 
+  With masks, pixels from outside are black, and void in the mask; images are
+  interpolated bilinearly, masks take the nearest pixel.
+
   Args:
     key: random key of the step.
-    images: uint8, (batch, height, width, channel).
-    preprocessing: with `crop` and `flip`.
+    images: uint8, (batch, height, width, channel); tokens stay as they are.
+    labels: (batch, ...); masks are (batch, height, width), where -1 is void.
+    preprocessing: with `crop` and `flip`; for masks, `scale` and `flip`.
     first: position of `images[0]` in the global batch, where `images` is one
       device's part of it; may be traced.
 
   Returns:
-    uint8, the shape of `images`.
+    The images, uint8, and the labels, int32, in their shapes.
 
   Raises:
     ValueError: the images are not of that type, rank or number of channels.
   """
   _check_images(images, preprocessing)
+  labels = labels.astype(jnp.int32)
+  places = first + jnp.arange(len(images))
+  if labels.ndim == 3:
+    draw = functools.partial(_draw_frame, key, labels.shape[1:], preprocessing)
+    rows, columns = jax.vmap(draw)(places)
+    nearest = (jnp.round(x).astype(jnp.int32) for x in (rows, columns))
+    return _bilinear(images, rows, columns), _take(labels, *nearest, -1)
+  if preprocessing.crop or preprocessing.flip:
+    images = _shift_and_mirror(key, images, preprocessing, places)
+  return images, labels
+
+
+def _shift_and_mirror(key, images, preprocessing, places):
   crop, flip = preprocessing.crop, preprocessing.flip
-  if not crop and not flip:
-    return images
   batch, height, width, _ = images.shape
 
-  def draw(position):
-    image_key = jax.random.fold_in(key, position)
+  def draw(place):
+    image_key = jax.random.fold_in(key, place)
     shift = jax.random.randint(
         jax.random.fold_in(image_key, 0), (2,), 0, 2 * crop + 1
     )
     mirror = jax.random.bernoulli(jax.random.fold_in(image_key, 1)) & flip
     return shift, mirror
 
-  shift, mirror = jax.vmap(draw)(first + jnp.arange(batch))
+  shift, mirror = jax.vmap(draw)(places)
   columns = jnp.arange(width)[None]
   columns = jnp.where(mirror[:, None], width - 1 - columns, columns)
   rows = shift[:, :1] + jnp.arange(height)[None]
@@ -141,43 +158,9 @@ def augment(
   ]
 
 
-def augment_examples(
-    key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    preprocessing: Preprocessing,
-    *,
-    first: jax.typing.ArrayLike = 0,
-) -> tuple[jax.Array, jax.Array]:
-  """Augments images by `augment`, and images with masks together.
-
-  With masks, images are scaled, shifted and mirrored. Pixels from outside are
-  black, and void in the mask. Images are interpolated bilinearly, masks take
-  the nearest pixel.
-
-  Args:
-    key: random key of the step.
-    images: as in `augment`.
-    labels: (batch, ...); masks are (batch, height, width), where -1 is void.
-    preprocessing: with `crop` and `flip`; for masks, `scale` and `flip`.
-    first: as in `augment`.
-
-  Returns:
-    The images, uint8, and the labels, int32.
-  """
-  labels = labels.astype(jnp.int32)
-  if labels.ndim != 3:
-    return augment(key, images, preprocessing, first=first), labels
-  _check_images(images, preprocessing)
-  draw = functools.partial(_draw_frame, key, labels.shape[1:], preprocessing)
-  rows, columns = jax.vmap(draw)(first + jnp.arange(len(labels)))
-  nearest = (jnp.round(x).astype(jnp.int32) for x in (rows, columns))
-  return _bilinear(images, rows, columns), _take(labels, *nearest, -1)
-
-
-def _draw_frame(key, size, preprocessing, position):
+def _draw_frame(key, size, preprocessing, place):
   """Rows and columns of an image that become those of the new one."""
-  key = jax.random.fold_in(key, position)
+  key = jax.random.fold_in(key, place)
   limit = jnp.log(preprocessing.scale)
   factor = jnp.exp(
       jax.random.uniform(
@@ -196,27 +179,18 @@ def _draw_frame(key, size, preprocessing, position):
 
 def _bilinear(images, rows, columns):
   """Images at positions between pixels, in uint8."""
-  top, left = jnp.floor(rows), jnp.floor(columns)
   total = jnp.zeros(images.shape, jnp.float32)
-  for down in (0, 1):
-    for right in (0, 1):
-      weight_rows, weight_columns = (
-          1 - jnp.abs(position - corner - step)
-          for position, corner, step in (
-              (rows, top, down), (columns, left, right)
-          )
-      )
-      corner = _take(
-          images,
-          (top + down).astype(jnp.int32),
-          (left + right).astype(jnp.int32),
-          0,
-      )
-      total += (
-          corner
-          * weight_rows[:, :, None, None]
-          * weight_columns[:, None, :, None]
-      )
+  for step in itertools.product((0, 1), repeat=2):
+    corner, weights = [], []
+    for place, one in zip((rows, columns), step):
+      start = jnp.floor(place)
+      corner.append((start + one).astype(jnp.int32))
+      weights.append(1 - jnp.abs(place - start - one))
+    total += (
+        _take(images, *corner, 0)
+        * weights[0][:, :, None, None]
+        * weights[1][:, None, :, None]
+    )
   return jnp.round(total).astype(jnp.uint8)
 
 
@@ -322,21 +296,18 @@ def _pad(images: jax.Array, pixels: int) -> jax.Array:
 
 
 def _check_images(images: jax.Array, preprocessing: Preprocessing) -> None:
+  found = f'{images.dtype} {images.shape}'
   if preprocessing.kind == 'tokens':
     if images.dtype != jnp.int32 or images.ndim != 2:
-      raise ValueError(
-          'Tokens must be int32 (batch, step), got '
-          f'{images.dtype} {images.shape}.'
-      )
-    return
-  channels = len(preprocessing.mean)
-  if images.dtype != jnp.uint8 or images.ndim != 4:
+      raise ValueError(f'Tokens must be int32 (batch, step), got {found}.')
+  elif images.dtype != jnp.uint8 or images.ndim != 4:
     raise ValueError(
         'Images must be raw pixels, uint8 (batch, height, width, channel), got '
-        f'{images.dtype} {images.shape}.'
+        f'{found}.'
     )
-  if images.shape[-1] != channels:
+  elif images.shape[-1] != len(preprocessing.mean):
     raise ValueError(
         f'Images of shape {images.shape} have {images.shape[-1]} channels, but '
-        f'the mean and std of the preprocessing are for {channels}.'
+        'the mean and std of the preprocessing are for '
+        f'{len(preprocessing.mean)}.'
     )

@@ -26,125 +26,65 @@ _READ_AT_ONCE = 1000
 # From so many examples on, all labels are read once and kept in a file.
 _MANY = 100_000
 
-_CACHE = pathlib.Path('~/.cache/autogrow_jax')
-
-_VERSION = r'\d+\.\d+\.\d+'
-
 
 class Prepared:
   """A prepared data set with images and class labels.
 
   Attributes:
+    name: TFDS's name of the data set, 'name' or 'name/config'.
+    directory: where its files are.
+    keys: names of the features with the image and its class.
     classes: number of classes.
     shape: (height, width, channel) of an image; None for what varies.
   """
 
   def __init__(self, name: str, data_dir: str | None):
-    """Finds a data set.
-
-    Args:
-      name: TFDS's name of the data set, 'name' or 'name/config'.
-      data_dir: where TFDS data sets are prepared; None for TFDS's default.
+    """Finds a data set in a directory of them; None for TFDS's default.
 
     Raises:
       ValueError: it is not there, damaged, or not of that kind.
     """
-    self._name, self._root = name, root(data_dir)
-    self._directory = _find(name, self._root)
-    builder = _builder(self._directory, name)
-    self._info = builder.info
-    self._keys = self._find_keys()
-    feature, label = (self._info.features[key] for key in self._keys)
-    self.classes, self.shape = label.num_classes, tuple(feature.shape)
-    self._check_split('train')
-    self._splits = {'train': 'train', 'test': self._find_test(builder)}
+    self.name, self.directory = name, _find(name, root(data_dir))
+    builder = _builder(self.directory, name)
+    info = builder.info
+    self.keys = _find_keys(name, info)
+    image, label = (info.features[key] for key in self.keys)
+    self.classes, self.shape = label.num_classes, tuple(image.shape)
+    there = [
+        split
+        for split, found in info.splits.items()
+        if found.num_examples and all(map(os.path.exists, found.filepaths))
+    ]
+    tests = [x for x in ('test', 'validation') if x in info.splits] or ['test']
+    for split in ('train', *tests):
+      if split not in there:
+        raise ValueError(
+            f'The split {split!r} of {name} is not in {self.directory}, only '
+            f'{there}. If there should be one, remove that directory and '
+            f'prepare it again: {_how_to_prepare(name, root(data_dir))}'
+        )
+      if split != 'train':
+        (example,) = _read(_open(builder, split), [0])
+        if example[self.keys[1]] >= 0:  # Else labels are secret.
+          break
+    else:
+      raise ValueError(
+          f'The labels of {name} are missing in {tests}; a split to report on '
+          'needs them.'
+      )
+    self._splits = {'train': 'train', 'test': split}
 
   def records(self, split: str, channels: int) -> '_Records':
-    """A split, not decoded.
-
-    Args:
-      split: 'train' or 'test'.
-      channels: 1 for grey, 3 for red, green and blue.
-    """
-    return _Records(
-        self._name, self._directory, self._splits[split], self._keys, channels
-    )
-
-  def _find_keys(self) -> tuple[str, str]:
-    """Names of the features with the image and its class."""
-    features = self._info.features
-    kinds = {key: type(value).__name__ for key, value in features.items()}
-    candidates = [('image', 'label')]
-    if isinstance(self._info.supervised_keys, tuple):
-      candidates.append(self._info.supervised_keys)
-    for keys in candidates:
-      found = [kinds.get(key) if isinstance(key, str) else '' for key in keys]
-      if found == ['Image', 'ClassLabel']:
-        image, label = (features[key] for key in keys)
-        dtype, classes = np.dtype(image.np_dtype), label.num_classes or 0
-        if dtype in (np.uint8, np.uint16) and classes >= 2:
-          return keys
-        raise ValueError(
-            f'{self._name} has {classes} classes and images of {dtype}; at '
-            'least 2 classes and whole numbers of 8 or 16 bits are needed.'
-        )
-    raise ValueError(
-        f'{self._name} is not for image classification: it needs the features '
-        "'image' (Image) and 'label' (ClassLabel), but has "
-        + ', '.join(f'{key!r} ({kind})' for key, kind in kinds.items())
-        + '.'
-    )
-
-  def _find_test(self, builder: Any) -> str:
-    """Name of the split to report on: the first one with labels."""
-    found = [
-        split for split in ('test', 'validation') if split in self._info.splits
-    ]
-    if not found:
-      raise ValueError(
-          f"{self._name} has neither a split 'test' nor 'validation', only "
-          + ', '.join(map(repr, self._info.splits))
-          + f'; its directory is {self._directory}.'
-      )
-    for split in found:
-      self._check_split(split)
-      (example,) = _read(_open(builder, split), [0])
-      if example[self._keys[1]] >= 0:  # Else they are secret.
-        return split
-    raise ValueError(
-        f'The labels of {self._name} are missing in '
-        + ' and '.join(map(repr, found))
-        + '; a split to report on needs them.'
-    )
-
-  def _check_split(self, split: str) -> None:
-    there = [
-        name
-        for name, info in self._info.splits.items()
-        if info.num_examples and all(map(os.path.exists, info.filepaths))
-    ]
-    if split not in there:
-      raise ValueError(
-          f'The split {split!r} of {self._name} is not in {self._directory}, '
-          f'only {there}. Remove that directory and prepare it again: '
-          f'{_how_to_prepare(self._name, self._root)}'
-      )
+    """The split 'train' or 'test', not decoded, with 1 or 3 channels."""
+    return _Records(self, self._splits[split], channels)
 
 
 class _Records:
   """`images.Records` of a split."""
 
-  def __init__(
-      self,
-      name: str,
-      directory: pathlib.Path,
-      split: str,
-      keys: tuple[str, str],
-      channels: int,
-  ):
-    self._name, self._directory, self._split = name, directory, split
-    self._image_key, self._label_key = keys
-    self._channels, self._length = channels, len(self._source)
+  def __init__(self, dataset: Prepared, split: str, channels: int):
+    self._dataset, self._split, self._channels = dataset, split, channels
+    self._length = len(self._source)
 
   def __len__(self) -> int:
     return self._length
@@ -158,13 +98,12 @@ class _Records:
   def __getitems__(
       self, indices: Sequence[int]
   ) -> list[np.ndarray | images.Damaged]:
-    """Returns what `images.read_all` does, by one read."""
     result = []
     for index, example in zip(indices, _read(self._source, indices)):
-      name = f'Example {index} of the split {self._split!r} of {self._name}'
+      name = f'Example {index} of {self._what}'
       if 'file_name' in example:
         name += f" ({example['file_name'].decode(errors='replace')})"
-      encoded = example[self._image_key]
+      encoded = example[self._dataset.keys[0]]
       try:
         result.append(images.decode(encoded, self._channels, name=name))
       except images.Damaged as error:
@@ -177,7 +116,12 @@ class _Records:
 
   @functools.cached_property
   def _source(self) -> Any:
-    return _open(_builder(self._directory, self._name), self._split)
+    dataset = self._dataset
+    return _open(_builder(dataset.directory, dataset.name), self._split)
+
+  @property
+  def _what(self) -> str:
+    return f'the split {self._split!r} of {self._dataset.name}'
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
@@ -185,37 +129,35 @@ class _Records:
     if len(self) < _MANY:
       return self._read_labels()
     size = self._source.dataset_info.splits[self._split].num_bytes
-    mark = hashlib.sha256(str(self._directory.resolve()).encode()).hexdigest()
-    path = _CACHE.expanduser() / (
-        f'{mark[:16]}-labels-{self._split}-{len(self)}-{size}.npy'
-    )
+    directory = self._dataset.directory.resolve()
+    key = f'{directory} {self._split} {len(self)} {size}'
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    cache = pathlib.Path('~/.cache/autogrow_jax').expanduser()
+    path = cache / f'labels-{digest}.npy'
     with contextlib.suppress(OSError, ValueError, EOFError):
       labels = np.load(path)
       if labels.shape == (len(self),) and labels.dtype == np.int32:
         return labels
     labels = self._read_labels()
     with contextlib.suppress(OSError):  # Without room, they are read again.
-      path.parent.mkdir(parents=True, exist_ok=True)
-      new = path.with_name(f'{os.getpid()}-{path.name}')
-      try:
-        np.save(new, labels)
-        os.replace(new, path)
-      finally:
-        new.unlink(missing_ok=True)
+      cache.mkdir(parents=True, exist_ok=True)
+      new = cache / f'{os.getpid()}.npy'
+      np.save(new, labels)
+      os.replace(new, path)
     return labels
 
   def _read_labels(self) -> np.ndarray:
     labels = np.empty(len(self), np.int32)
-    with extras.progress(len(self), f'Labels of {self._name}') as advance:
+    with extras.progress(len(self), f'Labels of {self._what}') as advance:
       for start in range(0, len(self), _READ_AT_ONCE):
-        indices = range(start, min(start + _READ_AT_ONCE, len(self)))
+        indices = range(len(self))[start : start + _READ_AT_ONCE]
         examples = _read(self._source, indices)
-        labels[indices] = [example[self._label_key] for example in examples]
+        key = self._dataset.keys[1]
+        labels[indices] = [example[key] for example in examples]
         advance(len(indices))
     if missing := np.count_nonzero(labels < 0):
       raise ValueError(
-          f'{missing} of {len(self)} examples of the split {self._split!r} of '
-          f'{self._name} have no class.'
+          f'{missing} of {len(self)} examples of {self._what} have no class.'
       )
     return labels
 
@@ -227,10 +169,37 @@ def root(data_dir: str | None) -> pathlib.Path:
   ).expanduser()
 
 
-def is_prepared(name: str, data_dir: str | None) -> bool:
-  """True if there is a data set, or configs of one, of that name."""
-  found = root(data_dir).glob(f'{name}/**/dataset_info.json')
-  return next(found, None) is not None
+def versions(name: str, directory: pathlib.Path) -> list[pathlib.Path]:
+  """Directories of all prepared versions of a data set and of its configs."""
+  return [
+      path.parent
+      for path in directory.glob(f'{name}/**/dataset_info.json')
+      if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)
+  ]
+
+
+def _find_keys(name: str, info: Any) -> tuple[str, str]:
+  """Names of the features with the image and its class."""
+  kinds = {key: type(value).__name__ for key, value in info.features.items()}
+  candidates = [('image', 'label')]
+  if isinstance(info.supervised_keys, tuple):
+    candidates.append(info.supervised_keys)
+  for keys in candidates:
+    found = [kinds.get(key) if isinstance(key, str) else '' for key in keys]
+    if found == ['Image', 'ClassLabel']:
+      image, label = (info.features[key] for key in keys)
+      dtype, classes = np.dtype(image.np_dtype), label.num_classes or 0
+      if dtype in (np.uint8, np.uint16) and classes >= 2:
+        return keys
+      raise ValueError(
+          f'{name} has {classes} classes and images of {dtype}; at least 2 '
+          'classes and whole numbers of 8 or 16 bits are needed.'
+      )
+  raise ValueError(
+      f"{name} is not for image classification: it needs the features 'image' "
+      "(Image) and 'label' (ClassLabel), but has "
+      + ', '.join(f'{key!r} ({kind})' for key, kind in kinds.items())
+  )
 
 
 def _find(name: str, directory: pathlib.Path) -> pathlib.Path:
@@ -239,16 +208,11 @@ def _find(name: str, directory: pathlib.Path) -> pathlib.Path:
   Found by hand, because for a data set that is not prepared `tfds.builder`
   would look for one in the cloud.
   """
-  found = [
-      path.parent
-      for path in directory.glob(f'{name}/**/dataset_info.json')
-      if re.fullmatch(_VERSION, path.parent.name)
-  ]
-  versions = [path for path in found if path.parent == directory / name]
-  if versions:
-    return max(versions, key=lambda path: [*map(int, path.name.split('.'))])
-  if found:
-    configs = sorted({f'{name}/{path.parent.name}' for path in found})
+  there = versions(name, directory)
+  if own := [path for path in there if path.parent == directory / name]:
+    return max(own, key=lambda path: [*map(int, path.name.split('.'))])
+  if there:
+    configs = sorted({f'{name}/{path.parent.name}' for path in there})
     raise ValueError(
         f'The data set {name} is prepared in {directory} with a config; name '
         f'it: {" or ".join(configs)}.'
@@ -277,7 +241,7 @@ def _how_to_prepare(name: str, directory: pathlib.Path | str) -> str:
 
 @contextlib.contextmanager
 def _quietly_using_tfds() -> Iterator[Any]:
-  """Imports TFDS and silences what it logs while it opens files."""
+  """Imports TFDS, and silences what it logs while it opens files."""
   need = 'Reading TFDS data sets needs '
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
@@ -291,11 +255,11 @@ def _quietly_using_tfds() -> Iterator[Any]:
 def _builder(directory: pathlib.Path, name: str) -> Any:
   with _quietly_using_tfds() as tfds, _explaining(directory):
     builder = tfds.builder_from_directory(directory)
-  file_format = builder.info.file_format
-  if file_format.value != 'array_record':
+  file_format = builder.info.file_format.value
+  if file_format != 'array_record':
     raise ValueError(
-        f'{directory} holds {file_format.value} files, which only TensorFlow '
-        'can read. Prepare the data set in another directory: '
+        f'{directory} holds {file_format} files, which only TensorFlow can '
+        'read. Prepare the data set in another directory: '
         f'{_how_to_prepare(name, "ANOTHER_DIRECTORY")}'
     )
   return builder
@@ -313,7 +277,6 @@ def _open(builder: Any, split: str) -> Any:
 
 
 def _read(source: Any, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
-  """Reads examples of an opened split."""
   with _explaining(source.dataset_info.data_dir):
     return source.__getitems__([int(index) for index in indices])
 

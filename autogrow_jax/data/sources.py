@@ -150,13 +150,14 @@ def _prepared(config: config_lib.DataConfig) -> Source:
   """A data set of TFDS that is no key of `SOURCES`."""
   name, data_dir, size = config.dataset, config.data_dir, config.image_size
   is_name = re.fullmatch(r'\w+(/[\w.-]+)?', name)
-  if not is_name or not prepared.is_prepared(name, data_dir):
+  directory = prepared.root(data_dir)
+  if not is_name or not prepared.versions(name, directory):
     raise ValueError(
         f'Unknown data set {name!r}; there are {", ".join(SOURCES)}, '
         f'{config_lib.FOLDER}PATH for a folder of images, '
         f'{config_lib.PAIRS}PATH for one with masks, {config_lib.TOPICS}, '
         f'{config_lib.TEXT}PATH for a folder of texts, and all that TFDS has '
-        f'prepared in {prepared.root(data_dir)}, where there is none of that '
+        f'prepared in {directory}, where there is none of that '
         'name; --data_dir names another directory.'
     )
   found = prepared.Prepared(name, data_dir)

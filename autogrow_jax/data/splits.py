@@ -12,7 +12,7 @@ from autogrow_jax.data import streams
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-  """Images or windows of text, with labels.
+  """Images or windows of text, with labels; images also as `images.Records`.
 
   Attributes:
     images: uint8, (example, height, width, channel), from 0 to 255; or tokens,
@@ -26,27 +26,20 @@ class Split:
 
   def __post_init__(self):
     images, labels = self.images, self.labels
-    is_array = isinstance(images, (np.ndarray, streams.LazyImages))
-    is_text = is_array and images.dtype == np.int32 and images.ndim == 2
-    if not is_array or not (is_text or images.dtype == np.uint8):
+    if not isinstance(images, (np.ndarray, streams.LazyImages)) or (
+        (images.ndim, images.dtype) not in ((4, np.uint8), (2, np.int32))
+    ):
       raise ValueError(
-          f'Images must be a uint8 numpy array, got {_describe(images)}; scale '
-          'them to 0 to 255, round and cast.'
-      )
-    if images.ndim != 4 and not is_text:
-      raise ValueError(
-          'Images must have the shape (example, height, width, channel), got '
-          f'{images.shape}.'
+          'Images must be a uint8 numpy array, (example, height, width, '
+          f'channel), got {_describe(images)}; scale them to 0 to 255, round '
+          'and cast.'
       )
     kinds = (np.int32, np.int16) if np.ndim(labels) == 3 else (np.int32,)
-    if not isinstance(labels, np.ndarray) or labels.dtype not in kinds:
+    is_array = isinstance(labels, np.ndarray) and labels.dtype in kinds
+    if not is_array or labels.shape[:1] != images.shape[:1]:
       raise ValueError(
-          f'Labels must be an int32 numpy array, got {_describe(labels)}.'
-      )
-    if labels.shape[:1] != images.shape[:1]:
-      raise ValueError(
-          f'Labels have the shape {labels.shape}, but there are '
-          f'{images.shape[0]} images, so it must be ({images.shape[0]},).'
+          f'Labels must be an int32 numpy array for {images.shape[0]} images, '
+          f'got {_describe(labels)}.'
       )
     if labels.size and labels.min() < (0 if labels.ndim == 1 else -1):
       raise ValueError(
@@ -55,6 +48,9 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    return self.images[index]
 
   @property
   def length(self) -> int:
@@ -86,9 +82,6 @@ def order(labels: np.ndarray, *, seed: int) -> np.ndarray:
   Returns:
     A permutation, (example,); the same on every machine and NumPy version,
     because only the raw stream of the generator is used.
-
-  Raises:
-    ValueError: the seed is negative or no integer.
   """
   if not isinstance(seed, (int, np.integer)) or seed < 0:
     raise ValueError(f'The seed must be a whole number >= 0, got {seed!r}.')
@@ -114,7 +107,7 @@ def divide(
     *,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Divides a training split.
+  """Ascending indices of the examples to train on, and of those held out.
 
   The hold-out is the first stretch of one stratified order, the training part
   the next, so that neither depends on the size of anything behind it.
@@ -124,9 +117,6 @@ def divide(
     holdout: number of examples to hold out.
     fraction: part of the other examples to train on.
     seed: whole number >= 0.
-
-  Returns:
-    Ascending indices of the training part and of the hold-out.
 
   Raises:
     ValueError: a class or all examples would be missing in training.
@@ -141,16 +131,15 @@ def divide(
     )
   end = holdout + round(fraction * (len(shuffled) - holdout))
   train, held_out = np.sort(shuffled[holdout:end]), np.sort(shuffled[:holdout])
-  missing = np.setdiff1d(labels, labels[train])
-  if missing.size:
+  if missing := np.setdiff1d(labels, labels[train]).tolist():
     raise ValueError(
         f'A hold-out of {holdout} and a data fraction of {fraction} leave '
         f'{len(train)} of {len(shuffled)} training examples and none of the '
-        f'classes {missing.tolist()}; hold out fewer or use a larger fraction.'
+        f'classes {missing}; hold out fewer or use a larger fraction.'
     )
   return train, held_out
 
 
 def _describe(value: Any) -> str:
-  dtype = getattr(value, 'dtype', None)
-  return type(value).__name__ + (f' of {dtype}' if dtype is not None else '')
+  found = (getattr(value, name, '') for name in ('dtype', 'shape'))
+  return ' '.join([type(value).__name__, *map(str, found)])

@@ -19,7 +19,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -88,9 +88,6 @@ class Stream:
       batch_size: number of examples, over all devices.
       workers: number of processes to decode in, for which absl's flags must
         have been parsed; 0 for threads.
-
-    Returns:
-      The iterator, to be closed at last.
     """
     words = tuple(np.asarray(jax.random.key_data(key)).tolist())
     key_data = str(jax.random.key_impl(key)), words
@@ -98,51 +95,42 @@ class Stream:
 
   def read(
       self,
-      indices: Sequence[int] | np.ndarray,
+      indices: np.ndarray,
       crops: Sequence[np.random.Philox] | None = None,
   ) -> Iterator[np.ndarray | images_lib.Damaged]:
-    """Decodes some images.
+    """Decodes images; an error takes the place of a damaged one.
 
     Args:
       indices: numbers of the examples in `self.indices`.
       crops: for each, the random bits of its crop; None to use `fit`.
-
-    Yields:
-      uint8, (height, width, channel); the error in place of a damaged one.
-
-    Raises:
-      ValueError: an image has another shape.
     """
     for start in range(0, len(indices), _CHUNK):  # Originals may be large.
-      chosen = self.indices[np.asarray(indices[start : start + _CHUNK])]
-      for number, image in enumerate(
-          images_lib.read_all(self.records, chosen.tolist())
-      ):
-        if isinstance(image, images_lib.Damaged):
-          yield image
-          continue
-        if crops is not None:
-          rng = np.random.Generator(crops[start + number])
-          image = images_lib.random_resized_crop(rng, image, self.shape[0])
-        elif self.fit is not None:
-          image = self.fit(image)
-        if image.shape != self.shape:
-          raise ValueError(
-              f'Image {chosen[number]} of a split has the shape {image.shape}, '
-              f'not {self.shape}; give a size for all with --image_size.'
-          )
+      chosen = self.indices[indices[start : start + _CHUNK]].tolist()
+      originals = images_lib.read_all(self.records, chosen)
+      for number, image in enumerate(originals):
+        if not isinstance(image, images_lib.Damaged):
+          if crops is not None:
+            rng = np.random.Generator(crops[start + number])
+            image = images_lib.random_resized_crop(rng, image, self.shape[0])
+          elif self.fit is not None:
+            image = self.fit(image)
+          if image.shape != self.shape:
+            raise ValueError(
+                f'Image {chosen[number]} of a split has the shape '
+                f'{image.shape}, not {self.shape}; give a size for all with '
+                '--image_size.'
+            )
         yield image
 
 
 class Batches(Iterator[Batch]):
-  """Batches that grain prepares ahead of time.
+  """Batches that grain prepares ahead of time, to be closed at last.
 
   Attributes:
-    ahead: how many.
+    ahead: number of batches that are ready or being prepared.
   """
 
   def __init__(self, steps: '_Steps', first_step: int, workers: int):
-    """Starts threads, or processes if there are to be `workers`."""
     grain = extras.load('grain', 'Decoding while training goes on needs grain')
     threads = 1 if workers else _threads()
     self.ahead = 4 * workers if workers else threads + 1
@@ -179,13 +167,10 @@ class Batches(Iterator[Batch]):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Steps:
-  """The batches of a stream by their step, as a source for grain.
-
-  Its key is in plain values, which another process can have.
-  """
+  """The batches of a stream by their step, as a source for grain."""
 
   stream: Stream
-  key_data: tuple[str, tuple[int, ...]]
+  key_data: tuple[str, tuple[int, ...]]  # Which another process can have.
   batch_size: int
 
   def __len__(self) -> int:
@@ -194,20 +179,22 @@ class _Steps:
   def __getitem__(self, step: int) -> Batch:
     stream, size = self.stream, self.batch_size
     count = len(stream.indices)
-    epoch, step_in_epoch = divmod(
-        int(step), pipeline.steps_per_epoch(count, size)
-    )
+    steps = pipeline.steps_per_epoch(count, size)
+    epoch, step_in_epoch = divmod(int(step), steps)
     order = _permutation(self.key_data, epoch, count)
     indices = pipeline.batch_indices(order, step_in_epoch, size).copy()
+    words, crops = self.key_data[1], None
     images = np.empty((size, *stream.shape), np.uint8)
     damaged: list[str] = []
     missing = np.arange(size)
     for _ in range(count):
-      crops = self._crops(int(step) * size + missing) if stream.crop else None
+      if stream.crop:
+        seed = (words[0] << 32) + words[-1]
+        places = int(step) * size + missing
+        crops = [np.random.Philox(key=[seed, place]) for place in places]
       bad = []
-      for number, image in zip(
-          missing, stream.read(indices[missing], crops), strict=True
-      ):
+      read = stream.read(indices[missing], crops)
+      for number, image in zip(missing, read, strict=True):
         if not isinstance(image, images_lib.Damaged):
           images[number] = image
         elif stream.skip_damaged:
@@ -222,22 +209,14 @@ class _Steps:
       indices[missing] = (indices[missing] + 1) % count
     raise ValueError(f'All {count} training images are damaged.')
 
-  def _crops(self, positions: np.ndarray) -> list[np.random.Philox]:
-    """Random bits for examples at these positions in the whole stream."""
-    _, words = self.key_data
-    seed = (words[0] << 32) + words[-1]
-    return [np.random.Philox(key=[seed, position]) for position in positions]
-
 
 class LazyImages:
-  """Images of a stream in place of a uint8 array (example, height, ...).
+  """Stands for a uint8 array (example, ...), and decodes what is asked for.
 
-  They are decoded when they are asked for. Whoever asks for one slice after the
-  other finds the next one decoded.
+  Whoever asks for one slice after the other finds the next one decoded.
 
   Attributes:
-    shape: of that array.
-    dtype: uint8.
+    shape: shape of that array.
     damaged: position -> what is wrong, for all damaged images met so far; they
       are black. Empty unless damaged images are skipped.
   """
@@ -254,9 +233,7 @@ class LazyImages:
   def __len__(self) -> int:
     return self.shape[0]
 
-  def __getitem__(
-      self, index: slice | Sequence[int] | np.ndarray | int
-  ) -> np.ndarray:
+  def __getitem__(self, index: Any) -> np.ndarray:
     positions = np.arange(len(self))[index]
     tasks = self._ahead.pop(positions.tobytes(), None)
     tasks = self._start(positions.ravel()) if tasks is None else tasks
