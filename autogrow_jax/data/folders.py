@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autogrow_jax.data import config as config_lib
 from autogrow_jax.data import images
 from autogrow_jax.data import masks
 from autogrow_jax.data import splits
@@ -25,15 +26,10 @@ _VOC_MASKS = (
 
 
 class _File(NamedTuple):
-  """Paths of an image and of its mask, which may be '', and its class."""
+  """Paths of an image and of its mask, if it has one; and its class."""
 
-  image: str
-  mask: str = ''
+  paths: tuple[str, ...]
   label: int = 0
-
-  @property
-  def paths(self) -> list[str]:
-    return [self.image, self.mask] if self.mask else [self.image]
 
 
 class Folder:
@@ -49,41 +45,25 @@ class Folder:
       the indices in the training masks.
     shape: (height, width, channel) of all images.
     digest: digest of the names and sizes of all files.
+    has_masks: whether images have masks instead of a class.
   """
 
-  def __init__(
-      self,
-      path: str,
-      *,
-      has_masks: bool = False,
-      channels: int | None = None,
-      image_size: int | None = None,
-      skip_damaged: bool = False,
-  ):
+  def __init__(self, config: config_lib.DataConfig):
     """Lists a folder, and looks at the heads of its files where it must.
-
-    Args:
-      path: path of the folder.
-      has_masks: whether images have masks instead of a class.
-      channels: 1 or 3; None for the channels of the images.
-      image_size: height and width to which images will be brought; None for
-        their own size.
-      skip_damaged: ignore files that are no images.
 
     Raises:
       ValueError: there is no such folder, it is not like that, or its images
         differ in size and no `image_size` is given.
     """
-    root = pathlib.Path(path).expanduser()
+    kind, _, path = config.dataset.partition(':')
+    root, size = pathlib.Path(path).expanduser(), config.image_size
     if not root.is_dir():
       raise ValueError(f'There is no folder {root}.')
-    self._root, self._skip = root, skip_damaged
+    self._root, self._skip = root, config.skip_damaged
+    self.has_masks = f'{kind}:' == config_lib.PAIRS
     parts = _parts(root)
-    self.classes, names = 0, []
-    if not has_masks:
-      names = _class_names(parts[0])
-      self.classes = len(names)
-    listed = [_pairs(x) if has_masks else _by_class(x, names) for x in parts]
+    names = [] if self.has_masks else _class_names(parts[0])
+    listed = [_by_class(x, names) if names else _pairs(x) for x in parts]
     if len(listed) == 1:
       (files,) = listed
       labels = np.array([file.label for file in files], np.int32)
@@ -94,17 +74,16 @@ class Folder:
       if not files:
         raise ValueError(f'{root} has no image for {split}; add some.')
     self.digest = _digest(self._files)
-    self.shape = (image_size, image_size, channels)
-    if has_masks or None in self.shape:
-      found = self._look(must_agree=image_size is None)
+    self.shape = (size, size, config.channels)
+    if self.has_masks or None in self.shape:
+      found = self._look(must_agree=size is None)
       self.shape = tuple(x or y for x, y in zip(self.shape, found))
-    if has_masks:
-      self.classes = 1 + self._largest_index()
-      if self.classes < 2:
-        raise ValueError(
-            f'The training masks in {root} have no class but 0 and void; at '
-            'least two classes, 0 and 1, are needed.'
-        )
+    self.classes = len(names) or 1 + self._largest_index()
+    if self.classes < 2:
+      raise ValueError(
+          f'The training masks in {root} have no class but 0 and void; at '
+          'least two classes, 0 and 1, are needed.'
+      )
 
   def records(self, split: str) -> 'Files':
     """The split 'train' or 'test', not decoded."""
@@ -121,12 +100,14 @@ class Folder:
           continue
         raise
       channels = max(channels, kind)
-      sizes.setdefault(tuple(size), file.image)
+      sizes.setdefault(tuple(size), file.paths[0])
       if must_agree and len(sizes) > 1:
-        ((rows, columns), one), ((others, other_columns), other) = sizes.items()
+        one, other = (
+            f'{path} has {rows}x{columns} pixels'
+            for (rows, columns), path in sizes.items()
+        )
         raise ValueError(
-            f'The images in {self._root} differ in size: {one} has '
-            f'{rows}x{columns} pixels, {other} {others}x{other_columns}. Give '
+            f'The images in {self._root} differ in size: {one}, {other}. Give '
             'a size for all with --image_size.'
         )
     if not sizes:
@@ -138,7 +119,7 @@ class Folder:
 
     def largest(file: _File) -> int:
       try:
-        mask = masks.read(file.mask)
+        mask = masks.read(file.paths[1])
       except images.Damaged:
         if self._skip:
           return 0
@@ -164,32 +145,25 @@ class Files:
     return len(self._files)
 
   def __getitem__(self, index: int) -> np.ndarray:
-    file = self._files[index]
-    with images.reading(file.image):
-      encoded = pathlib.Path(file.image).read_bytes()
-    image = images.decode(encoded, self._channels, name=file.image)
-    if not file.mask:
+    path, *mask_paths = paths = self._files[index].paths
+    with images.reading(path):
+      encoded = pathlib.Path(path).read_bytes()
+    image = images.decode(encoded, self._channels, name=path)
+    if not mask_paths:
       return image
-    mask = masks.read(file.mask)
+    mask = masks.read(*mask_paths)
     unknown = mask[(mask >= self._classes) & (mask != masks.VOID)]
     if unknown.size:
       raise ValueError(
-          f'{file.mask} has the class index {unknown.min()}, but there are the '
-          f'classes 0 to {self._classes - 1}, and {masks.VOID} for void.'
+          f'{mask_paths[0]} has the class index {unknown.min()}, but there are '
+          f'the classes 0 to {self._classes - 1}, and {masks.VOID} for void.'
       )
-    _check_sizes(file, image.shape[:2], mask.shape)
+    _check_sizes(paths, image.shape[:2], mask.shape)
     return np.concatenate([image, mask[..., np.newaxis]], -1)
 
 
 def voc(data_dir: str | os.PathLike[str]) -> Mapping[str, Files]:
-  """Pascal VOC 2012 as it is published: its splits 'train' and 'val' as 'test'.
-
-  Args:
-    data_dir: directory that holds the folder VOCdevkit.
-
-  Raises:
-    ValueError: it does not, or a file is missing.
-  """
+  """Pascal VOC 2012 in VOCdevkit: its splits 'train', and 'val' as 'test'."""
   root = pathlib.Path(data_dir) / 'VOCdevkit' / 'VOC2012'
   result = {}
   for split, official in (('train', 'train'), ('test', 'val')):
@@ -201,13 +175,10 @@ def voc(data_dir: str | os.PathLike[str]) -> Mapping[str, Files]:
           f'VOC 2012 needs {listing}, which cannot be read '
           f'({error.strerror}): {_VOC_MASKS}'
       ) from error
-    files = [
-        _File(
-            f'{root}/JPEGImages/{name}.jpg',
-            f'{root}/SegmentationClass/{name}.png',
-        )
-        for name in names
-    ]
+    files = []
+    for name in names:
+      image = f'{root}/JPEGImages/{name}.jpg'
+      files.append(_File((image, f'{root}/SegmentationClass/{name}.png')))
     for path in (path for file in files for path in file.paths):
       if not os.path.isfile(path):
         raise ValueError(f'VOC 2012 lacks {path}: {_VOC_MASKS}')
@@ -218,16 +189,15 @@ def voc(data_dir: str | os.PathLike[str]) -> Mapping[str, Files]:
 def _parts(root: pathlib.Path) -> list[pathlib.Path]:
   """Folders for training and for the test, or the one that is to be divided."""
   train = root / 'train'
-  tests = [root / name for name in ('test', 'validation', 'val')]
-  found = [path for path in tests if path.is_dir()]
   if not train.is_dir():
     return [root]
-  if not found:
-    raise ValueError(
-        f"{root} has a folder 'train' but none named 'test'; add one, or name "
-        f'{train} to have a fifth of it for the test.'
-    )
-  return [train, found[0]]
+  for name in ('test', 'validation', 'val'):
+    if (root / name).is_dir():
+      return [train, root / name]
+  raise ValueError(
+      f"{root} has a folder 'train' but none named 'test'; add one, or name "
+      f'{train} to have a fifth of it for the test.'
+  )
 
 
 def _digest(files: Mapping[str, Sequence[_File]]) -> str:
@@ -278,9 +248,7 @@ def _by_class(path: pathlib.Path, names: Sequence[str]) -> list[_File]:
           'nothing else.'
       )
     label = names.index(name)
-    result += [
-        _File(os.path.join(path, name, file), label=label) for file in files
-    ]
+    result += [_File((f'{path}/{name}/{file}',), label) for file in files]
   return result
 
 
@@ -297,36 +265,37 @@ def _pairs(path: pathlib.Path) -> list[_File]:
   pairs: dict[str, _File] = {}
   for file in _visible(path / 'images', folders=False):
     name = f'{os.path.splitext(file)[0]}.png'
-    image, mask = os.path.join(path, 'images', file), f'{path}/masks/{name}'
+    image, mask = f'{path}/images/{file}', f'{path}/masks/{name}'
     if name not in there:
       raise ValueError(
           f'{image} has no mask {mask}; add it, or remove the image.'
       )
     if name in pairs:
       raise ValueError(
-          f'{pairs[name].image} and {image} would share the mask {name}; '
+          f'{pairs[name].paths[0]} and {image} would share the mask {name}; '
           'rename or remove one.'
       )
-    pairs[name] = _File(image, mask)
+    pairs[name] = _File((image, mask))
   return list(pairs.values())
 
 
 def _probe(file: _File) -> tuple[int, int, int]:
   """(height, width, channel) of an image, whose mask must have its size."""
-  with images.reading(file.image):
-    opened = open(file.image, 'rb')
+  path, *mask_paths = file.paths
+  with images.reading(path):
+    opened = open(path, 'rb')
   with opened:
-    height, width, channels = images.probe(opened, name=file.image)
-  if file.mask:
-    _check_sizes(file, (height, width), masks.probe(file.mask))
-  return height, width, channels
+    *size, channels = images.probe(opened, name=path)
+  if mask_paths:
+    _check_sizes(file.paths, tuple(size), masks.probe(*mask_paths))
+  return *size, channels
 
 
 def _check_sizes(
-    file: _File, size: tuple[int, int], mask_size: tuple[int, int]
+    paths: Sequence[str], size: tuple[int, int], mask_size: tuple[int, int]
 ) -> None:
   if mask_size != size:
     raise ValueError(
-        f'{file.mask} has {mask_size[0]}x{mask_size[1]} pixels, but its image '
-        f'{file.image} has {size[0]}x{size[1]}; they must agree.'
+        f'{paths[1]} has {mask_size[0]}x{mask_size[1]} pixels, but its image '
+        f'{paths[0]} has {size[0]}x{size[1]}; they must agree.'
     )

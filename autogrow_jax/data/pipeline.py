@@ -39,18 +39,14 @@ class Preprocessing:
   kind: str = 'images'
 
   def __post_init__(self):
-    if self.kind not in ('images', 'tokens'):
-      raise ValueError(f'kind is images or tokens, got {self.kind!r}.')
     # JSON has lists in place of tuples.
     object.__setattr__(self, 'mean', tuple(map(float, self.mean)))
     object.__setattr__(self, 'std', tuple(map(float, self.std)))
-    if not self.mean or len(self.mean) != len(self.std):
+    if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
       raise ValueError(
-          'mean and std need one number per channel each, got mean '
-          f'{self.mean} and std {self.std}.'
+          'mean and std need one number per channel each, and std must be '
+          f'above 0, got mean {self.mean} and std {self.std}.'
       )
-    if not all(value > 0 for value in self.std):
-      raise ValueError(f'std must be above 0 for all channels, got {self.std}.')
     for name in ('pad', 'crop'):
       value = getattr(self, name)
       if not isinstance(value, int) or value < 0:
@@ -71,15 +67,9 @@ def preprocess(
   et al. 2020).
 
   Args:
-    images: uint8, (batch, height, width, channel); or tokens.
+    images: uint8, (batch, height, width, channel); tokens stay as they are.
     preprocessing: padding, mean and std.
     dtype: type of the result, which is computed in float32.
-
-  Returns:
-    (batch, height + 2 * pad, width + 2 * pad, channel); tokens as they are.
-
-  Raises:
-    ValueError: the images are not of that type, rank or number of channels.
   """
   _check_images(images, preprocessing)
   if preprocessing.kind == 'tokens':
@@ -115,12 +105,6 @@ def augment_examples(
     preprocessing: with `crop` and `flip`; for masks, `scale` and `flip`.
     first: position of `images[0]` in the global batch, where `images` is one
       device's part of it; may be traced.
-
-  Returns:
-    The images, uint8, and the labels, int32, in their shapes.
-
-  Raises:
-    ValueError: the images are not of that type, rank or number of channels.
   """
   _check_images(images, preprocessing)
   labels = labels.astype(jnp.int32)
@@ -212,9 +196,6 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
   Unlike the paper, the last, incomplete batch of an epoch is dropped: it would
   need a second compilation, and batch norm would see padding. The permutation
   differs from epoch to epoch, and so do the images left out.
-
-  Raises:
-    ValueError: there is not even one whole batch.
   """
   if not 1 <= batch_size <= examples:
     raise ValueError(
@@ -227,15 +208,12 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 def epoch_permutation(
     key: jax.Array, epoch: jax.typing.ArrayLike, examples: int
 ) -> jax.Array:
-  """Order of the examples in an epoch, a function of (key, epoch) only.
+  """Order of the examples in an epoch, int32, (examples,).
 
   Args:
     key: random key of the data order, the same in all epochs.
     epoch: number of the epoch, from 0; may be traced.
     examples: number of training examples.
-
-  Returns:
-    int32, (examples,).
   """
   return jax.random.permutation(
       jax.random.fold_in(key, epoch), jnp.arange(examples, dtype=jnp.int32)
@@ -243,17 +221,10 @@ def epoch_permutation(
 
 
 def epoch_in_order(examples: int, batch_size: int) -> np.ndarray:
-  """Order of the windows of a text, the same in all epochs.
+  """Order of the windows of a text, int32, the same in all epochs.
 
   Each row of a batch continues the row of the batch before it, on a stretch of
-  the text of its own. The rest at the end is left out.
-
-  Args:
-    examples: number of windows, which follow one another in the text.
-    batch_size: rows of a batch.
-
-  Returns:
-    int32, (examples,) rounded down to whole batches.
+  the text of its own. The rest, which does not fill a batch, is left out.
   """
   steps = steps_per_epoch(examples, batch_size)
   windows = np.arange(steps * batch_size, dtype=np.int32)
@@ -264,27 +235,14 @@ def batch_indices(
     permutation: jax.Array | np.ndarray,
     step_in_epoch: jax.typing.ArrayLike,
     batch_size: int,
-) -> jax.Array:
-  """Indices of the examples in one batch.
+) -> jax.Array | np.ndarray:
+  """Indices of the examples in one batch, int32, (batch_size,).
 
   Args:
     permutation: from `epoch_permutation`; a NumPy copy stays on the host.
-    step_in_epoch: from 0 to `steps_per_epoch` - 1; may be an array or traced,
-      and is then not checked.
+    step_in_epoch: from 0 to `steps_per_epoch` - 1; may be traced.
     batch_size: number of examples, over all devices.
-
-  Returns:
-    int32, (batch_size,).
-
-  Raises:
-    ValueError: there is no such step.
   """
-  steps = steps_per_epoch(permutation.shape[0], batch_size)
-  if isinstance(step_in_epoch, int) and not 0 <= step_in_epoch < steps:
-    raise ValueError(
-        f'Step {step_in_epoch} must be from 0 to {steps - 1}: an epoch has '
-        f'{steps} batches of {batch_size}.'
-    )
   start = step_in_epoch * batch_size
   if isinstance(permutation, np.ndarray):
     return permutation[start : start + batch_size]
@@ -296,18 +254,12 @@ def _pad(images: jax.Array, pixels: int) -> jax.Array:
 
 
 def _check_images(images: jax.Array, preprocessing: Preprocessing) -> None:
-  found = f'{images.dtype} {images.shape}'
+  channels, got = len(preprocessing.mean), f'{images.dtype} {images.shape}'
   if preprocessing.kind == 'tokens':
     if images.dtype != jnp.int32 or images.ndim != 2:
-      raise ValueError(f'Tokens must be int32 (batch, step), got {found}.')
-  elif images.dtype != jnp.uint8 or images.ndim != 4:
+      raise ValueError(f'Tokens must be int32 (batch, step), got {got}.')
+  elif images.dtype != jnp.uint8 or images.shape[3:] != (channels,):
     raise ValueError(
-        'Images must be raw pixels, uint8 (batch, height, width, channel), got '
-        f'{found}.'
-    )
-  elif images.shape[-1] != len(preprocessing.mean):
-    raise ValueError(
-        f'Images of shape {images.shape} have {images.shape[-1]} channels, but '
-        'the mean and std of the preprocessing are for '
-        f'{len(preprocessing.mean)}.'
+        'Images must be raw pixels, uint8 (batch, height, width, '
+        f'{channels}), got {got}.'
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,11 @@ from autogrow_jax.data import splits
 Preprocessing = pipeline.Preprocessing
 
 _DIGITS_TEST = 360
+
+_KINDS = (
+    f'A folder of images is {config_lib.FOLDER}PATH, one with masks '
+    f'{config_lib.PAIRS}PATH, one of texts {config_lib.TEXT}PATH.'
+)
 
 Read = Callable[[str], images_lib.Records]
 
@@ -66,23 +72,6 @@ class Source:
   digest: str | None = None
 
 
-class Arrays:
-  """`images.Records` of images in memory.
-
-  Attributes:
-    labels: int32, (example,).
-  """
-
-  def __init__(self, split: splits.Split):
-    self._images, self.labels = split.images, split.labels
-
-  def __len__(self) -> int:
-    return len(self.labels)
-
-  def __getitem__(self, index: int) -> np.ndarray:
-    return self._images[index]
-
-
 def find(config: config_lib.DataConfig) -> Source:
   """Finds a data set of images.
 
@@ -93,22 +82,27 @@ def find(config: config_lib.DataConfig) -> Source:
   if name in SOURCES:
     source = known(config)
   elif name.startswith((config_lib.FOLDER, config_lib.PAIRS)):
-    source = _folder(config)
+    found = folders.Folder(config)
+    source = Source(
+        classes=found.classes,
+        shape=found.shape,
+        open=lambda data_dir: found.records,
+        has_masks=found.has_masks,
+        digest=found.digest,
+    )
   elif ':' in name:
     raise ValueError(
-        f'The data {name} are arrays of your own: pass them to `run`. (A '
-        f'folder of images is {config_lib.FOLDER}PATH, one with masks '
-        f'{config_lib.PAIRS}PATH, one of text {config_lib.TEXT}PATH.)'
+        f'The data {name} are arrays of your own: pass them to `run`. ({_KINDS}'
+        ')'
     )
   else:
     source = _prepared(config)
+  fit = None
   if source.has_masks:
     fit = functools.partial(masks.frame, size=source.shape[:2])
-    return dataclasses.replace(source, fit=fit)
-  if source.is_resized or config.image_size is not None:
+  elif source.is_resized or config.image_size is not None:
     fit = functools.partial(images_lib.fit, size=source.shape[0])
-    return dataclasses.replace(source, fit=fit)
-  return source
+  return dataclasses.replace(source, fit=fit)
 
 
 def known(config: config_lib.DataConfig) -> Source:
@@ -117,8 +111,8 @@ def known(config: config_lib.DataConfig) -> Source:
   height, width, channels = source.shape
   if config.channels not in (None, channels):
     raise ValueError(
-        f'Images of {name} have {channels} channel{"s" if channels > 1 else ""}'
-        f', got channels={config.channels}; leave it out.'
+        f'Images of {name} have {channels} channels, got channels='
+        f'{config.channels}; leave it out.'
     )
   size, how = config.image_size, source.preprocessing
   if config.normalization == 'paper' and source.paper_std is not None:
@@ -127,47 +121,25 @@ def known(config: config_lib.DataConfig) -> Source:
   return dataclasses.replace(source, shape=shape, preprocessing=how)
 
 
-def _folder(config: config_lib.DataConfig) -> Source:
-  kind, _, path = config.dataset.partition(':')
-  has_masks = f'{kind}:' == config_lib.PAIRS
-  found = folders.Folder(
-      path,
-      has_masks=has_masks,
-      channels=config.channels,
-      image_size=config.image_size,
-      skip_damaged=config.skip_damaged,
-  )
-  return Source(
-      classes=found.classes,
-      shape=found.shape,
-      open=lambda data_dir: found.records,
-      has_masks=has_masks,
-      digest=found.digest,
-  )
-
-
 def _prepared(config: config_lib.DataConfig) -> Source:
   """A data set of TFDS that is no key of `SOURCES`."""
-  name, data_dir, size = config.dataset, config.data_dir, config.image_size
+  name, directory = config.dataset, prepared.root(config.data_dir)
   is_name = re.fullmatch(r'\w+(/[\w.-]+)?', name)
-  directory = prepared.root(data_dir)
   if not is_name or not prepared.versions(name, directory):
     raise ValueError(
         f'Unknown data set {name!r}; there are {", ".join(SOURCES)}, '
-        f'{config_lib.FOLDER}PATH for a folder of images, '
-        f'{config_lib.PAIRS}PATH for one with masks, {config_lib.TOPICS}, '
-        f'{config_lib.TEXT}PATH for a folder of texts, and all that TFDS has '
-        f'prepared in {directory}, where there is none of that '
-        'name; --data_dir names another directory.'
+        f'{config_lib.TOPICS}, and all that TFDS has prepared in {directory}, '
+        f'where there is none of that name; --data_dir names another. {_KINDS}'
     )
-  found = prepared.Prepared(name, data_dir)
-  height, width, own = found.shape
-  if size is None and (height is None or width is None):
+  found = prepared.Prepared(name, config.data_dir)
+  size = config.image_size
+  height, width, channels = found.shape
+  if size is None and None in (height, width):
     raise ValueError(
         f'The images of {name} differ in size; give a size for all with '
         '--image_size.'
     )
-  channels = config.channels or (1 if own == 1 else 3)
+  channels = config.channels or (1 if channels == 1 else 3)
   return Source(
       classes=found.classes,
       shape=(size or height, size or width, channels),
@@ -192,7 +164,7 @@ def _open_digits(data_dir: str | None) -> Read:
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
     chosen = splits.fixed_test(labels, _DIGITS_TEST)[split]
-    return Arrays(splits.Split(pixels, labels).take(chosen))
+    return splits.Split(pixels, labels).take(chosen)
 
   return read
 
@@ -201,28 +173,19 @@ def _tfds(
     name: str,
     classes: int,
     shape: tuple[int, int, int],
-    *,
-    is_resized: bool = False,
-    paper_std: tuple[float, ...] | None = None,
     examples: tuple[int, int, int],
-    **preprocessing,
+    preprocessing: Preprocessing,
+    **options: Any,
 ) -> Source:
   """A data set of TFDS; its examples are to train, to hold out and to test."""
+
   def open_(data_dir: str | None) -> Read:
     found = prepared.Prepared(name, data_dir)
     return functools.partial(found.records, channels=shape[-1])
 
   train, holdout, test = examples
   return Source(
-      classes=classes,
-      shape=shape,
-      open=open_,
-      holdout=holdout,
-      preprocessing=Preprocessing(**preprocessing),
-      train=train,
-      test=test,
-      paper_std=paper_std,
-      is_resized=is_resized,
+      classes, shape, open_, holdout, preprocessing, train, test, **options
   )
 
 
@@ -235,39 +198,46 @@ SOURCES = {
         open=_open_digits,
         holdout=360,
         # Of the 1,437 training images.
-        preprocessing=Preprocessing(mean=(0.3053,), std=(0.3757,)),
+        preprocessing=Preprocessing((0.3053,), (0.3757,)),
         train=1437,
         test=_DIGITS_TEST,
     ),
     'mnist': _tfds(
-        'mnist', 10, (28, 28, 1),
-        examples=(60_000, 5000, 10_000), mean=(0,), std=(1,), pad=2,
+        'mnist', 10, (28, 28, 1), (60_000, 5000, 10_000),
+        Preprocessing((0,), (1,), pad=2),
     ),
     'fashion_mnist': _tfds(
-        'fashion_mnist', 10, (28, 28, 1), flip=True,
-        examples=(60_000, 5000, 10_000), mean=(0,), std=(1,), pad=2,
+        'fashion_mnist', 10, (28, 28, 1), (60_000, 5000, 10_000),
+        Preprocessing((0,), (1,), pad=2, flip=True),
     ),
     # Without its 531,131 images named 'extra', as in the paper.
     'svhn_cropped': _tfds(
-        'svhn_cropped', 10, (32, 32, 3), examples=(73_257, 7257, 26_032),
-        mean=(0.4377, 0.4438, 0.4728), std=(0.1980, 0.2010, 0.1970), crop=4,
+        'svhn_cropped', 10, (32, 32, 3), (73_257, 7257, 26_032),
+        Preprocessing(
+            (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), crop=4
+        ),
     ),
     # Unlike the paper, with the std of the pixels; the paper's is an average
     # over the std of each image.
     'cifar10': _tfds(
-        'cifar10', 10, (32, 32, 3), examples=(50_000, 5000, 10_000),
-        mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), crop=4,
-        flip=True, paper_std=(0.2023, 0.1994, 0.2010),
+        'cifar10', 10, (32, 32, 3), (50_000, 5000, 10_000),
+        Preprocessing(
+            (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
+            crop=4, flip=True,
+        ),
+        paper_std=(0.2023, 0.1994, 0.2010),
     ),
     'cifar100': _tfds(
-        'cifar100', 100, (32, 32, 3), examples=(50_000, 5000, 10_000),
-        mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), crop=4,
-        flip=True,
+        'cifar100', 100, (32, 32, 3), (50_000, 5000, 10_000),
+        Preprocessing(
+            (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762),
+            crop=4, flip=True,
+        ),
     ),
     # Its split 'validation' is the test; the labels of 'test' are secret.
     'imagenet2012': _tfds(
-        'imagenet2012', 1000, (224, 224, 3), is_resized=True, flip=True,
-        examples=(1_281_167, 50_000, 50_000), **_IMAGENET,
+        'imagenet2012', 1000, (224, 224, 3), (1_281_167, 50_000, 50_000),
+        Preprocessing(**_IMAGENET, flip=True), is_resized=True,
     ),
     # Its split 'val' is the test; the masks of 'test' are secret. Images have
     # at most 500 pixels a side, so that none is scaled down.

@@ -75,17 +75,10 @@ def order(labels: np.ndarray, *, seed: int) -> np.ndarray:
   method of Sainte-Lague. Unlike with largest remainders, no class loses an
   example when m grows: subsets of all sizes nest.
 
-  Args:
-    labels: integers, (example,).
-    seed: whole number >= 0.
-
-  Returns:
-    A permutation, (example,); the same on every machine and NumPy version,
-    because only the raw stream of the generator is used.
+  The order is the same on every machine and NumPy version, because only the raw
+  stream of the generator is used.
   """
-  if not isinstance(seed, (int, np.integer)) or seed < 0:
-    raise ValueError(f'The seed must be a whole number >= 0, got {seed!r}.')
-  draws = np.random.PCG64(int(seed)).random_raw(labels.size)
+  draws = np.random.PCG64(seed).random_raw(labels.size)
   by_class = np.lexsort((draws, labels))
   sizes = np.bincount(labels)
   starts = np.cumsum(sizes) - sizes
@@ -110,16 +103,8 @@ def divide(
   """Ascending indices of the examples to train on, and of those held out.
 
   The hold-out is the first stretch of one stratified order, the training part
-  the next, so that neither depends on the size of anything behind it.
-
-  Args:
-    labels: int32, (example,), or masks, which have no one class.
-    holdout: number of examples to hold out.
-    fraction: part of the other examples to train on.
-    seed: whole number >= 0.
-
-  Raises:
-    ValueError: a class or all examples would be missing in training.
+  the next, so that neither depends on the size of anything behind it. Labels
+  may be masks, which have no one class.
   """
   if labels.ndim > 1:
     labels = np.zeros(len(labels), np.int32)

@@ -29,7 +29,7 @@ from autogrow_jax.data import images as images_lib
 from autogrow_jax.data import pipeline
 
 # More do not help, as each decodes a batch of its own.
-_MAX_THREADS = 16
+_THREADS = min(16, os.cpu_count() or 1)
 
 # Images per read: enough for small ones, few enough of large ones.
 _CHUNK = 16
@@ -83,8 +83,8 @@ class Stream:
 
     Args:
       key: decides the order of the examples and the crops.
-      first_step: number of the first batch; all epochs have the same number of
-        steps, `pipeline.steps_per_epoch`.
+      first_step: number of the first batch; an epoch has
+        `pipeline.steps_per_epoch`.
       batch_size: number of examples, over all devices.
       workers: number of processes to decode in, for which absl's flags must
         have been parsed; 0 for threads.
@@ -131,8 +131,8 @@ class Batches(Iterator[Batch]):
   """
 
   def __init__(self, steps: '_Steps', first_step: int, workers: int):
-    grain = extras.load('grain', 'Decoding while training goes on needs grain')
-    threads = 1 if workers else _threads()
+    grain = extras.load('grain', 'Decoding images while training needs grain')
+    threads = 1 if workers else _THREADS
     self.ahead = 4 * workers if workers else threads + 1
     ahead = grain.MapDataset.source(steps)[first_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
@@ -262,30 +262,22 @@ class LazyImages:
 
   @functools.cached_property
   def _executor(self) -> futures.ThreadPoolExecutor:
-    return futures.ThreadPoolExecutor(_threads(), 'decode')
-
-
-def _threads() -> int:
-  return min(_MAX_THREADS, os.cpu_count() or 1)
+    return futures.ThreadPoolExecutor(_THREADS, 'decode')
 
 
 @functools.lru_cache(maxsize=4)
 def _permutation(
     key_data: tuple[str, tuple[int, ...]], epoch: int, count: int
 ) -> np.ndarray:
-  """Order of the examples in an epoch."""
-  implementation, words = key_data
-  key = jax.random.wrap_key_data(
-      np.array(words, np.uint32), impl=implementation
-  )
+  kind, words = key_data
+  key = jax.random.wrap_key_data(np.array(words, np.uint32), impl=kind)
   return np.asarray(pipeline.epoch_permutation(key, epoch, count))
 
 
 def _start_worker(number: int, count: int) -> None:
   """Prepares a worker process for what grain leaves to its users."""
   del number, count
-  # The order of the examples is drawn by JAX, which must leave the accelerators
-  # to the main process.
+  # JAX draws the order of the examples; accelerators are the main process's.
   jax.config.update('jax_platforms', 'cpu')
   for number in (signal.SIGINT, signal.SIGTERM):  # Sent to the whole group.
     signal.signal(number, signal.SIG_IGN)  # The main process will stop us.

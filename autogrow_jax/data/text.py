@@ -47,14 +47,9 @@ class Corpus:
 
 
 def read(dataset: str) -> Corpus:
-  """Reads a text.
+  """Reads 'topics', or 'text:PATH', which is a folder.
 
-  Args:
-    dataset: 'topics', or 'text:PATH' for a folder with train.txt, valid.txt and
-      test.txt, or other names that have those words in them.
-
-  Returns:
-    The text.
+  It has train.txt, valid.txt and test.txt, or other names with those words.
 
   Raises:
     ValueError: a file is missing, empty, unreadable, or has a word that the
@@ -68,34 +63,22 @@ def read(dataset: str) -> Corpus:
 
 
 def training_windows(tokens: np.ndarray, steps: int) -> splits.Split:
-  """Cuts a text into windows that follow one another.
+  """Windows that follow one another; the labels are the next words.
 
-  Args:
-    tokens: int32, (token,).
-    steps: words in a window; the rest at the end is left out.
-
-  Returns:
-    (window, steps) inputs and labels, which are the next words.
-
-  Raises:
-    ValueError: there is not even one window.
+  The rest at the end, which does not fill a window, is left out.
   """
-  count = (len(tokens) - 1) // steps
-  if count < 1:
+  if len(tokens) <= steps:
     raise ValueError(
         f'The training text has {len(tokens)} words, but a window of {steps} '
         f'steps needs {steps + 1}; take a longer text or a shorter --unroll.'
     )
-  inputs, labels = tokens[: count * steps], tokens[1 : count * steps + 1]
+  end = (len(tokens) - 1) // steps * steps
+  inputs, labels = tokens[:end], tokens[1 : end + 1]
   return splits.Split(inputs.reshape(-1, steps), labels.reshape(-1, steps))
 
 
 def evaluation_windows(tokens: np.ndarray) -> splits.Split:
-  """Cuts a text into windows in which each word but the first is a label once.
-
-  Returns:
-    (window, `EVALUATION_STEPS`) inputs and labels; -1 fills up the last one.
-  """
+  """Windows in which every word but the first is a label once; -1 is none."""
   steps, count = EVALUATION_STEPS, len(tokens) - 1
   images = np.zeros(-(-count // steps) * steps, np.int32)
   labels = np.full_like(images, -1)
@@ -105,11 +88,6 @@ def evaluation_windows(tokens: np.ndarray) -> splits.Split:
 
 def _find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """Finds the file of each split."""
-  if not folder.is_dir():
-    raise ValueError(
-        f'{folder} is no folder; {config_lib.TEXT}PATH needs one with '
-        'train.txt, valid.txt and test.txt.'
-    )
   found = {}
   for split in SPLITS:
     paths = [folder / f'{split}.txt']
