@@ -4,8 +4,8 @@ from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
 
+from autogrow_jax import data
 from autogrow_jax import evaluation
-from autogrow_jax.data import sources
 from autogrow_jax.methods import base
 
 
@@ -38,7 +38,7 @@ class LabelsTest(absltest.TestCase):
 
   def test_score(self):
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-    split = sources.Split(images, self.labels)
+    split = data.Split(images, self.labels)
     score = evaluation.score(
         lambda images: self.logits[images.reshape(-1)], split, batch_size=2
     )

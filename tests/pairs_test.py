@@ -15,7 +15,7 @@ from autogrow_jax import evaluation
 from autogrow_jax import train
 from autogrow_jax import trained
 from autogrow_jax.data import images as images_lib
-from autogrow_jax.data import pairs
+from autogrow_jax.data import masks
 
 COLOURS = np.array([[20, 20, 20], [220, 40, 40], [40, 60, 220]], np.uint8)
 
@@ -25,13 +25,13 @@ def scene(number: int, height: int = 20, width: int = 24) -> np.ndarray:
   mask = np.zeros((height, width), np.uint8)
   top, left = 2 + number % 4, 3 + number % 5
   mask[top : top + 11, left : left + 12] = 1 + number % 2
-  mask[top] = pairs.VOID
+  mask[top] = masks.VOID
   return mask
 
 
 def paint(mask: np.ndarray) -> np.ndarray:
   """An image whose colours are its mask; void is like class 0."""
-  return COLOURS[np.where(mask == pairs.VOID, 0, mask)]
+  return COLOURS[np.where(mask == masks.VOID, 0, mask)]
 
 
 def write(
@@ -117,7 +117,9 @@ class LoadTest(PairsTestCase):
   def test_scales_down(self):
     mask = np.zeros((40, 20), np.uint8)
     mask[:20] = 2
-    image, labels = pairs.fit(paint(mask), mask, (10, 10))
+    pair = np.concatenate([paint(mask), mask[..., None]], -1)
+    image, labels = np.split(masks.frame(pair, (10, 10)), [3], -1)
+    labels = masks.labels(labels[..., 0])
     np.testing.assert_array_equal(labels[:, 0], np.full(10, -1))
     np.testing.assert_array_equal(labels[:5, 2:7], np.full((5, 5), 2))
     np.testing.assert_array_equal(labels[5:, 2:7], np.zeros((5, 5)))
@@ -149,12 +151,6 @@ class RefusalTest(PairsTestCase):
     self.fill()
     (self.root / kind).rename(self.root / 'other')
     self.check(f"has no folder '{kind}'; put images into")
-
-  def test_no_masks(self):
-    self.fill(count=2)
-    for path in (self.root / 'masks').iterdir():
-      path.rename(path.with_suffix('.jpg'))
-    self.check('has no masks; there must be one NAME.png for each')
 
   def test_a_mask_is_missing(self):
     self.fill()

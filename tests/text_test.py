@@ -77,7 +77,7 @@ class CorpusTest(parameterized.TestCase):
     self.assertNotIn('\n', str(raised.exception))
 
   def test_folders_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'nowhere is no folder; text:PATH'):
+    with self.assertRaisesRegex(ValueError, 'nowhere needs one file train.txt'):
       text.read(f'text:{self.folder}/nowhere')
     pathlib.Path(self.folder, 'my.train.1.txt').write_text(POEM)
     pathlib.Path(self.folder, 'my.train.2.txt').write_text(POEM)

@@ -11,6 +11,11 @@ PAIRS = 'pairs:'
 TEXT = 'text:'
 TOPICS = 'topics'
 
+_OF_IMAGES = (
+    'holdout', 'normalization', 'image_size', 'channels', 'stream',
+    'skip_damaged',
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -89,26 +94,17 @@ class DataConfig:
   )})
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value, choices = getattr(self, field.name), field.metadata.get('choices')
-      if choices and value not in choices:
-        raise ValueError(
-            f'{field.name} must be one of {choices}, got {value!r}.'
-        )
-      if self.is_text and field.name in (
-          'holdout', 'normalization', 'image_size', 'channels', 'stream',
-          'skip_damaged',
-      ) and value != field.default:
-        raise ValueError(
-            f'{field.name}={value} means nothing to text, whose validation '
-            'part is held out; leave it out.'
-        )
     if self.data_dir is not None:  # JSON has no paths.
       object.__setattr__(self, 'data_dir', os.fspath(self.data_dir))
-    check_count('unroll', self.unroll)
-    for name in ('holdout', 'image_size'):
-      if getattr(self, name) is not None:
-        check_count(name, getattr(self, name))
+    for field in dataclasses.fields(self):
+      name, value = field.name, getattr(self, field.name)
+      choices = field.metadata.get('choices', (value,))
+      if value not in choices:
+        raise ValueError(f'{name} must be one of {choices}, got {value!r}.')
+      if name in ('holdout', 'image_size', 'unroll') and value is not None:
+        check_count(name, value)
+      if self.is_text and name in _OF_IMAGES and value != field.default:
+        raise ValueError(f'{name}={value} means nothing to text; leave it out.')
     if self.holdout is not None and self.select_on == 'test':
       raise ValueError(
           f"holdout={self.holdout} has no use with select_on='test', where "
@@ -141,6 +137,5 @@ class DataConfig:
 
 def check_count(name: str, value: int) -> None:
   """Raises a ValueError unless a setting is a whole number of at least 1."""
-  is_count = isinstance(value, numbers.Integral) and value >= 1
-  if not is_count or isinstance(value, bool):
+  if not isinstance(value, numbers.Integral) or value < 1 or value is True:
     raise ValueError(f'{name} must be a whole number >= 1, got {value!r}.')

@@ -99,9 +99,6 @@ def load(config: config_lib.DataConfig, *, seed: int) -> Dataset:
     seed: decides which examples are held out and, with a fraction below 1, left
       out: for the same seed, smaller fractions are subsets of larger ones.
 
-  Returns:
-    The data set, its splits in memory unless it is streamed.
-
   Raises:
     ValueError: it is not there (and how to prepare it), or it cannot be read or
       divided like that.
@@ -213,16 +210,9 @@ def from_arrays(
     test_labels: like `train_labels`.
     holdout: number of training examples to hold out, by class proportions.
     seed: decides which.
-    preprocessing: preprocessing of the images; its mean and std are of pixels
-      scaled to [0, 1].
+    preprocessing: with the mean and std of pixels scaled to [0, 1].
     classes: number of classes; None for 1 + the largest training label.
     name: name of the data set, for logs.
-
-  Returns:
-    The data set. Only its `read_test` returns the test arrays.
-
-  Raises:
-    ValueError: an array has a wrong type or shape, or a label has no class.
   """
   config_lib.check_count('holdout', holdout)
   official = _to_split('train', train_images, train_labels)
@@ -388,15 +378,12 @@ def _to_split(
 ) -> splits.Split:
   """Makes a split from a user's arrays."""
   images, labels = np.asarray(images), np.asarray(labels)
-  is_integer = np.issubdtype(labels.dtype, np.integer)
-  if not is_integer or labels.ndim not in (1, 3) or not labels.size:
+  is_integer = np.issubdtype(labels.dtype, np.integer) and labels.size
+  if not is_integer or labels.ndim not in (1, 3) or labels.max() >= 2**31:
     raise ValueError(
-        f'{name}_labels must be integers, one class for each image, or masks, '
-        f'(example, height, width), got {labels.dtype} {labels.shape}.'
-    )
-  if labels.max() > np.iinfo(np.int32).max:
-    raise ValueError(
-        f'{name}_labels must be class numbers below 2**31, got {labels.max()}.'
+        f'{name}_labels must be integers below 2**31, one class for each image '
+        'or masks, (example, height, width), got '
+        f'{labels.dtype} {labels.shape}.'
     )
   if images.ndim == 3:
     images = images[..., np.newaxis]
@@ -411,19 +398,14 @@ def _check_split(name: str, split: splits.Split, dataset: Dataset) -> None:
   if dataset.is_text:
     return
   shape, how = split.images.shape[1:], dataset.preprocessing
-  if shape != dataset.train.images.shape[1:]:
+  want = *dataset.train.images.shape[1:3], len(how.mean)
+  if shape != want:
     raise ValueError(
-        f'Images of {name} have the shape {shape}, those of train '
-        f'{dataset.train.images.shape[1:]}; they must agree.'
+        f'Images of {name} have the shape {shape}, but by those of train and '
+        f'by the mean and std of the preprocessing it is {want}.'
     )
-  if shape[-1] != len(how.mean):
-    raise ValueError(
-        f'Images of {name} have {shape[-1]} channels, but the mean and std of '
-        f'the preprocessing are for {len(how.mean)}.'
-    )
-  if split.labels.ndim == 3 and (
-      split.labels.shape[1:] != shape[:2] or how.pad or how.crop
-  ):
+  is_masks = split.labels.ndim == 3
+  if is_masks and (split.labels.shape[1:] != shape[:2] or how.pad or how.crop):
     raise ValueError(
         f'Masks of {name} must be as large as their images, without pad and '
         f'crop, got {split.labels.shape[1:]} for {shape[:2]}.'

@@ -10,13 +10,8 @@ from typing import Any
 def load(module: str, need: str, *, extra: str = 'data') -> Any:
   """Imports a module of an optional package.
 
-  Args:
-    module: full name of the module.
-    need: what needs which package, for the error.
-    extra: extra of autogrow-jax that installs the package.
-
-  Raises:
-    ValueError: the package is not installed.
+  The error where it is missing is what needs which package (`need`), and the
+  extra of autogrow-jax that installs it.
   """
   try:
     return importlib.import_module(module)

@@ -45,10 +45,8 @@ def read_all(
 ) -> list[np.ndarray | Damaged]:
   """Images, or the errors in their place.
 
-  Args:
-    records: a split; with a method `__getitems__` that does the same if it
-      reads several images much faster than one by one.
-    indices: numbers of the examples.
+  Records that read several much faster than one by one have a method
+  `__getitems__` that does the same.
   """
   if hasattr(records, '__getitems__'):
     return records.__getitems__(indices)
@@ -90,18 +88,14 @@ def decode(
   """Decodes an image file of any kind that Pillow knows.
 
   Transparent pixels become white, 16 bits become 8, and colours become their
-  luminance where one channel is asked for. Of several frames, the first counts.
-
-  Args:
-    encoded: contents of the file.
-    channels: 1 for grey, 3 for red, green and blue.
-    name: name of the image, for the error.
+  luminance where 1 channel is asked for, not 3. Of several frames, the first
+  counts.
 
   Returns:
     uint8, (height, width, channel).
 
   Raises:
-    Damaged: it cannot be decoded.
+    Damaged: it cannot be decoded; the message has the `name`.
   """
   module = pillow()
   with reading(name):
@@ -138,13 +132,6 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
   Above 64 pixels the short side is scaled to 256/224 of the size before the
   centre is cut out (Wen et al. 2020: 256 for 224), up to 64 to the size itself.
-
-  Args:
-    image: uint8, (height, width, channel).
-    size: height and width of the result, pixels.
-
-  Returns:
-    uint8, (size, size, channel); the image itself if it has the size.
   """
   height, width = image.shape[:2]
   side = min(height, width)
@@ -168,14 +155,6 @@ def random_resized_crop(
 
   The part has 8 to 100 % of the area and an aspect ratio from 3/4 to 4/3; if it
   does not fit ten times in a row, it is the largest centre that does.
-
-  Args:
-    rng: generator to draw from.
-    image: uint8, (height, width, channel).
-    size: height and width of the result, pixels.
-
-  Returns:
-    uint8, (size, size, channel).
   """
   height, width = image.shape[:2]
   for _ in range(10):

@@ -16,12 +16,7 @@ VOID = 255
 
 
 def read(path: str) -> np.ndarray:
-  """Decodes a mask: uint8, (height, width).
-
-  Raises:
-    images.Damaged: it cannot be read.
-    ValueError: it is no mask.
-  """
+  """Decodes a mask: uint8, (height, width)."""
   return _opened(path, lambda mask: np.asarray(mask).astype(np.uint8))
 
 
@@ -33,14 +28,7 @@ def probe(path: str) -> tuple[int, int]:
 def frame(pair: np.ndarray, size: Sequence[int]) -> np.ndarray:
   """Brings a pair into the centre of a frame, which is black and void.
 
-  A larger pair is scaled down and keeps its proportions.
-
-  Args:
-    pair: uint8, (height, width, channel).
-    size: (height, width) of the frame.
-
-  Returns:
-    uint8, (*size, channel).
+  A pair larger than (height, width) is scaled down and keeps its proportions.
   """
   factor = min(want / is_ for want, is_ in zip(size, pair.shape))
   if factor < 1:
@@ -67,7 +55,7 @@ def labels(mask: np.ndarray) -> np.ndarray:
 
 
 def _opened(path: str, use: Callable[[Any], Any]) -> Any:
-  """The result of a function of an open mask."""
+  """The result of a function of an open mask, or an error that names it."""
   pillow = images.pillow()
   with images.reading(path), pillow.open(path) as mask:
     kind = f'{mask.format} of the kind {mask.mode!r}'

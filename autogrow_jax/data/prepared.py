@@ -45,7 +45,7 @@ class Prepared:
       ValueError: it is not there, damaged, or not of that kind.
     """
     self.name, self.directory = name, _find(name, root(data_dir))
-    builder = _builder(self.directory, name)
+    builder = _builder(self.directory)
     info = builder.info
     self.keys = _find_keys(name, info)
     image, label = (info.features[key] for key in self.keys)
@@ -60,8 +60,8 @@ class Prepared:
       if split not in there:
         raise ValueError(
             f'The split {split!r} of {name} is not in {self.directory}, only '
-            f'{there}. If there should be one, remove that directory and '
-            f'prepare it again: {_how_to_prepare(name, root(data_dir))}'
+            f'{there}. If there is one, remove that directory and prepare it '
+            f'again: {_how_to_prepare(name, root(data_dir))}'
         )
       if split != 'train':
         (example,) = _read(_open(builder, split), [0])
@@ -116,8 +116,7 @@ class _Records:
 
   @functools.cached_property
   def _source(self) -> Any:
-    dataset = self._dataset
-    return _open(_builder(dataset.directory, dataset.name), self._split)
+    return _open(_builder(self._dataset.directory), self._split)
 
   @property
   def _what(self) -> str:
@@ -180,25 +179,23 @@ def versions(name: str, directory: pathlib.Path) -> list[pathlib.Path]:
 
 def _find_keys(name: str, info: Any) -> tuple[str, str]:
   """Names of the features with the image and its class."""
-  kinds = {key: type(value).__name__ for key, value in info.features.items()}
-  candidates = [('image', 'label')]
-  if isinstance(info.supervised_keys, tuple):
-    candidates.append(info.supervised_keys)
-  for keys in candidates:
-    found = [kinds.get(key) if isinstance(key, str) else '' for key in keys]
-    if found == ['Image', 'ClassLabel']:
-      image, label = (info.features[key] for key in keys)
+  features = info.features
+  kinds = {key: type(value).__name__ for key, value in features.items()}
+  for keys in (('image', 'label'), info.supervised_keys or ()):
+    names = [key for key in keys if isinstance(key, str)]
+    if [kinds.get(key) for key in names] == ['Image', 'ClassLabel']:
+      image, label = (features[key] for key in names)
       dtype, classes = np.dtype(image.np_dtype), label.num_classes or 0
       if dtype in (np.uint8, np.uint16) and classes >= 2:
-        return keys
-      raise ValueError(
-          f'{name} has {classes} classes and images of {dtype}; at least 2 '
-          'classes and whole numbers of 8 or 16 bits are needed.'
-      )
+        return tuple(names)
+      kinds = {'image': dtype, 'label': f'{classes} classes'}
+      break
   raise ValueError(
       f"{name} is not for image classification: it needs the features 'image' "
-      "(Image) and 'label' (ClassLabel), but has "
+      "(Image, whole numbers of 8 or 16 bits) and 'label' (ClassLabel, of at "
+      'least 2 classes), but has '
       + ', '.join(f'{key!r} ({kind})' for key, kind in kinds.items())
+      + '.'
   )
 
 
@@ -223,7 +220,7 @@ def _find(name: str, directory: pathlib.Path) -> pathlib.Path:
   )
 
 
-def _how_to_prepare(name: str, directory: pathlib.Path | str) -> str:
+def _how_to_prepare(name: str, directory: pathlib.Path) -> str:
   archives = (
       f' with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in '
       f'{directory}/downloads/manual'
@@ -252,17 +249,9 @@ def _quietly_using_tfds() -> Iterator[Any]:
     logging.set_verbosity(verbosity)
 
 
-def _builder(directory: pathlib.Path, name: str) -> Any:
+def _builder(directory: pathlib.Path) -> Any:
   with _quietly_using_tfds() as tfds, _explaining(directory):
-    builder = tfds.builder_from_directory(directory)
-  file_format = builder.info.file_format.value
-  if file_format != 'array_record':
-    raise ValueError(
-        f'{directory} holds {file_format} files, which only TensorFlow can '
-        'read. Prepare the data set in another directory: '
-        f'{_how_to_prepare(name, "ANOTHER_DIRECTORY")}'
-    )
-  return builder
+    return tfds.builder_from_directory(directory)
 
 
 def _open(builder: Any, split: str) -> Any:
@@ -291,5 +280,6 @@ def _explaining(directory: str | pathlib.Path) -> Iterator[None]:
     reason = ' '.join(str(error).split())
     raise ValueError(
         f'{directory} cannot be read ({type(error).__name__}: {reason}). If '
-        'its files are damaged, remove it and prepare it again.'
+        'its files are damaged, or not of the format array_record, remove it '
+        'and prepare it again.'
     ) from error

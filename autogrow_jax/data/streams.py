@@ -9,7 +9,7 @@ grain calls that function ahead of time, in threads or in processes; their
 number changes nothing in the batches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ from autogrow_jax.data import pipeline
 # More do not help, as each decodes a batch of its own.
 _THREADS = min(16, os.cpu_count() or 1)
 
-# Images per read: enough for small ones, few enough of large ones.
+# Images per read: many small ones, few large ones.
 _CHUNK = 16
 
 
@@ -78,8 +78,8 @@ class Stream:
       batch_size: int,
       *,
       workers: int = 0,
-  ) -> 'Batches':
-    """Returns training batches without end, prepared ahead of time.
+  ) -> Generator[Batch, None, None]:
+    """Yields training batches without end, prepared ahead of time.
 
     Args:
       key: decides the order of the examples and the crops.
@@ -89,9 +89,35 @@ class Stream:
       workers: number of processes to decode in, for which absl's flags must
         have been parsed; 0 for threads.
     """
+    grain = extras.load('grain', 'Decoding images while training needs grain')
     words = tuple(np.asarray(jax.random.key_data(key)).tolist())
     key_data = str(jax.random.key_impl(key)), words
-    return Batches(_Steps(self, key_data, batch_size), first_step, workers)
+    threads = 1 if workers else _THREADS
+    steps = grain.MapDataset.source(_Steps(self, key_data, batch_size))
+    ahead = steps[first_step:].to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+    )
+    if workers:
+      ahead = ahead.mp_prefetch(
+          grain.MultiprocessingOptions(workers, per_worker_buffer_size=2),
+          worker_init_fn=_start_worker,
+      )
+    batches = iter(ahead)
+    try:
+      while True:
+        yield next(batches)
+    except RuntimeError as error:  # From grain, about a worker process.
+      raise OSError(
+          f'The images can no longer be decoded: {error} A process dies where '
+          'memory or /dev/shm, through which batches go, is too small; take '
+          'fewer --decode_workers, or 0 for threads.'
+      ) from error
+    finally:
+      batches.close()
+      # The rest in grain's buffers is shared memory, which is returned when it
+      # is collected, and missed when the program ends.
+      del batches
+      gc.collect()
 
   def read(
       self,
@@ -121,48 +147,6 @@ class Stream:
                 '--image_size.'
             )
         yield image
-
-
-class Batches(Iterator[Batch]):
-  """Batches that grain prepares ahead of time, to be closed at last.
-
-  Attributes:
-    ahead: number of batches that are ready or being prepared.
-  """
-
-  def __init__(self, steps: '_Steps', first_step: int, workers: int):
-    grain = extras.load('grain', 'Decoding images while training needs grain')
-    threads = 1 if workers else _THREADS
-    self.ahead = 4 * workers if workers else threads + 1
-    ahead = grain.MapDataset.source(steps)[first_step:].to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-    )
-    if workers:
-      ahead = ahead.mp_prefetch(
-          grain.MultiprocessingOptions(workers, per_worker_buffer_size=2),
-          worker_init_fn=_start_worker,
-      )
-    self._iterator = ahead.__iter__()
-    self._iterator.start_prefetch()
-
-  def __next__(self) -> Batch:
-    try:
-      return next(self._iterator)
-    except RuntimeError as error:  # From grain, about a worker process.
-      raise OSError(
-          f'The images can no longer be decoded: {error} A process dies where '
-          'memory or /dev/shm, through which batches go, is too small; take '
-          'fewer --decode_workers, or 0 for threads.'
-      ) from error
-
-  def close(self) -> None:
-    """Ends threads and processes."""
-    if self._iterator is not None:
-      self._iterator.close()
-      # The rest in grain's buffers is shared memory, which is returned when it
-      # is collected, and missed when the program ends.
-      self._iterator = None
-      gc.collect()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

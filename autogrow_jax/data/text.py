@@ -33,15 +33,9 @@ _RARE = 3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-  """A text in three parts.
+  """A text: numbers, int32, for each of `SPLITS`, and a digest of all words."""
 
-  Attributes:
-    vocabulary: the words; a word's place is its number.
-    tokens: the numbers of each of `SPLITS`, int32.
-    digest: digest of all words, which identifies the text.
-  """
-
-  vocabulary: tuple[str, ...]
+  vocabulary: tuple[str, ...]  # A word's place is its number.
   tokens: Mapping[str, np.ndarray]
   digest: str
 
