@@ -784,39 +784,5 @@ class BatchOrderTest(parameterized.TestCase):
       self.assertEqual(step(jax.random.key(0), 3).shape, (8, 8, 8, 3))
 
 
-class PreparedTest(absltest.TestCase):
-
-  def test_skips_without_shared_data(self):
-    nowhere = pathlib.Path('/nowhere')
-    with mock.patch.object(shared_data, '_SHARED', nowhere):
-      with self.assertRaisesRegex(absltest.SkipTest, f'no {nowhere}/mnist'):
-        shared_data.prepared('mnist')
-
-  def test_is_complete_or_not_there(self):
-    shared = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    (shared / 'mnist').mkdir()
-    script = shared / 'prepare_tfds.py'
-    temporary = self.enterContext(tempfile.TemporaryDirectory())
-    prepare = (
-        'import pathlib, sys\n'
-        'directory = pathlib.Path(sys.argv[1].removeprefix("--data_dir="))\n'
-        '(directory / sys.argv[2]).write_text("half")\n'
-    )
-    with (
-        mock.patch.object(shared_data, '_SHARED', shared),
-        mock.patch.object(tempfile, 'tempdir', temporary),
-    ):
-      script.write_text(prepare + 'sys.exit("broken")')
-      with self.assertRaisesRegex(RuntimeError, 'mnist failed: broken'):
-        shared_data.prepared('mnist')
-      self.assertEmpty([*pathlib.Path(temporary).glob('*/*')])
-      script.write_text(prepare)
-      data_dir = shared_data.prepared('mnist')
-      self.assertEqual(pathlib.Path(data_dir, 'mnist').read_text(), 'half')
-      with mock.patch.object(shared_data.subprocess, 'run') as run:
-        self.assertEqual(shared_data.prepared('mnist'), data_dir)
-      run.assert_not_called()
-
-
 if __name__ == '__main__':
   absltest.main()

@@ -9,6 +9,7 @@ does so.
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import Any
 
 from absl import logging
 import numpy as np
@@ -22,14 +23,11 @@ from autogrow_jax.data import splits
 from autogrow_jax.data import streams
 from autogrow_jax.data import text
 
-# Training images of more bytes are streamed by default.
-_FITS = 2**31
+DataConfig = config_lib.DataConfig
 
-# Images on which the mean and std of unknown data are measured, about.
-_MEASURED = 10_000
-
-# Images with masks are scaled while training by up to so much, up or down.
-_MASK_SCALE = 2.0
+_FITS = 2**31  # Training images of more bytes are streamed by default.
+_MEASURED = 10_000  # Images to measure the mean and std of unknown data, about.
+_MASK_SCALE = 2.0  # Largest factor by which images with masks are scaled.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,13 +40,12 @@ class Dataset:
     train: examples to train on.
     holdout: examples held out to decide on; empty with select_on='test'.
     preprocessing: preprocessing of the images.
-    train_indices: int64, ascending, numbers of the examples of `train` in the
-      official training split.
-    holdout_indices: the same for `holdout`; the two are disjoint.
+    train_indices: ascending numbers of the examples of `train` in the official
+      training split.
+    holdout_indices: the same for `holdout`.
     select_on: 'holdout' or 'test'.
-    read_test: reads the test split; later calls return the same. With
-      select_on='holdout' nothing here calls it: do so once, at the end.
-    digest: digest of the files, where it identifies the data; else None.
+    read_test: reads the test split, once; to be called at the end only.
+    digest: digest of the files, where it identifies the data.
     asked_holdout: number of examples asked to be held out, including the
       damaged ones that are left out; None if it is all of `holdout`.
     stream: training batches, decoded when needed; None for data in memory.
@@ -91,7 +88,7 @@ class Dataset:
     return height + pad, width + pad, channels
 
 
-def load(config: config_lib.DataConfig, *, seed: int) -> Dataset:
+def load(config: DataConfig, *, seed: int) -> Dataset:
   """Reads a data set and divides it.
 
   Args:
@@ -109,7 +106,7 @@ def load(config: config_lib.DataConfig, *, seed: int) -> Dataset:
   _check_digest(config, source.digest)
   read = source.open(config.data_dir)
   records = read('train')
-  train, held_out = _divide(config, source, records.labels, seed=seed)
+  train, held_out = _divide(config, source, records.labels, seed)
   *size, channels = source.shape
   stream = streams.Stream(
       records,
@@ -152,7 +149,7 @@ def load(config: config_lib.DataConfig, *, seed: int) -> Dataset:
   )
 
 
-def stand_in(config: config_lib.DataConfig, *, seed: int) -> Dataset:
+def stand_in(config: DataConfig, *, seed: int) -> Dataset:
   """A data set of `sources.SOURCES` without its data, to try out its sizes.
 
   It is as from `load`, but all images are one image of noise, which takes no
@@ -175,7 +172,7 @@ def stand_in(config: config_lib.DataConfig, *, seed: int) -> Dataset:
     return splits.Split(images, labels)
 
   labels = np.arange(source.train, dtype=np.int32) % source.classes
-  train, held_out = _divide(config, source, labels, seed=seed)
+  train, held_out = _divide(config, source, labels, seed)
   return Dataset(
       name=config.dataset,
       classes=source.classes,
@@ -237,8 +234,8 @@ def from_arrays(
   return dataset
 
 
-def _load_text(config: config_lib.DataConfig) -> Dataset:
-  """Reads a text, whose validation part is the hold-out."""
+def _load_text(config: DataConfig) -> Dataset:
+  """A text, whose validation part is the hold-out."""
   corpus = text.read(config.dataset)
   _check_digest(config, corpus.digest)
   train = text.training_windows(corpus.tokens['train'], config.unroll)
@@ -262,7 +259,7 @@ def _load_text(config: config_lib.DataConfig) -> Dataset:
   )
 
 
-def _check_digest(config: config_lib.DataConfig, digest: str | None) -> None:
+def _check_digest(config: DataConfig, digest: str | None) -> None:
   if config.digest not in (None, digest):
     raise ValueError(
         f'The files of {config.dataset} are not those of this run: their '
@@ -272,11 +269,7 @@ def _check_digest(config: config_lib.DataConfig, digest: str | None) -> None:
 
 
 def _divide(
-    config: config_lib.DataConfig,
-    source: sources.Source,
-    labels: np.ndarray,
-    *,
-    seed: int,
+    config: DataConfig, source: sources.Source, labels: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
   usual = source.holdout or max(1, min(5000, len(labels) // 10))
   holdout = 0 if config.select_on == 'test' else config.holdout or usual
@@ -284,7 +277,7 @@ def _divide(
 
 
 def _is_streamed(
-    config: config_lib.DataConfig, source: sources.Source, examples: int
+    config: DataConfig, source: sources.Source, examples: int
 ) -> bool:
   """True if so many images are decoded on demand rather than held in memory."""
   if source.is_resized and config.stream == 'never':
@@ -297,11 +290,9 @@ def _is_streamed(
         f'Images with masks, as of {config.dataset}, are held in memory; '
         "leave out stream='always'."
     )
-  if source.is_resized or source.has_masks:
-    return source.is_resized
-  if config.stream == 'auto':
-    return examples * int(np.prod(source.shape)) > _FITS
-  return config.stream == 'always'
+  is_large = examples * int(np.prod(source.shape)) > _FITS
+  is_free = not source.has_masks and config.stream == 'auto'
+  return source.is_resized or config.stream == 'always' or is_large and is_free
 
 
 def _in_memory(
@@ -373,9 +364,7 @@ def _measured(train: splits.Split) -> pipeline.Preprocessing:
   return dataclasses.replace(how, scale=_MASK_SCALE, flip=True)
 
 
-def _to_split(
-    name: str, images: np.ndarray, labels: np.ndarray
-) -> splits.Split:
+def _to_split(name: str, images: Any, labels: Any) -> splits.Split:
   """Makes a split from a user's arrays."""
   images, labels = np.asarray(images), np.asarray(labels)
   is_integer = np.issubdtype(labels.dtype, np.integer) and labels.size

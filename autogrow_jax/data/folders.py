@@ -69,10 +69,9 @@ class Folder:
       labels = np.array([file.label for file in files], np.int32)
       chosen = splits.fixed_test(labels, round(len(files) / _TEST))
       listed = [[files[i] for i in chosen[x]] for x in ('train', 'test')]
+    if not all(listed):
+      raise ValueError(f'{root} has no images to train or test on; add some.')
     self._files = dict(zip(('train', 'test'), listed))
-    for split, files in self._files.items():
-      if not files:
-        raise ValueError(f'{root} has no image for {split}; add some.')
     self.digest = _digest(self._files)
     self.shape = (size, size, config.channels)
     if self.has_masks or None in self.shape:
@@ -215,11 +214,8 @@ def _digest(files: Mapping[str, Sequence[_File]]) -> str:
 
 def _visible(path: pathlib.Path, *, folders: bool) -> list[str]:
   """Sorted names of the folders, or of everything else, in a folder."""
-  return sorted(
-      entry.name
-      for entry in os.scandir(path)
-      if entry.is_dir() == folders and not entry.name.startswith('.')
-  )
+  there = sorted(path.glob('[!.]*'))
+  return [entry.name for entry in there if entry.is_dir() == folders]
 
 
 def _class_names(path: pathlib.Path) -> list[str]:

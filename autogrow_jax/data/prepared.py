@@ -221,12 +221,12 @@ def _find(name: str, directory: pathlib.Path) -> pathlib.Path:
 
 
 def _how_to_prepare(name: str, directory: pathlib.Path) -> str:
-  archives = (
-      f' with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in '
-      f'{directory}/downloads/manual'
-      if name == 'imagenet2012'
-      else ''
-  )
+  archives = ''
+  if name == 'imagenet2012':
+    archives = (
+        ' with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in '
+        f'{directory}/downloads/manual'
+    )
   return (
       "pip install tensorflow && python -c 'import tensorflow_datasets as "
       f'tfds; tfds.builder("{name}", data_dir="{directory}", '
@@ -272,10 +272,9 @@ def _read(source: Any, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _explaining(directory: str | pathlib.Path) -> Iterator[None]:
-  """Adds to an error what to do about it."""
+  """Adds to any error of TFDS and its readers what to do about it."""
   try:
     yield
-  # TFDS, protobuf and array_record each have exceptions of their own.
   except Exception as error:  # pylint: disable=broad-exception-caught
     reason = ' '.join(str(error).split())
     raise ValueError(

@@ -42,11 +42,10 @@ class Source:
     shape: (height, width, channel) of the images as they are loaded.
     open: called with the data directory or None, makes sure that both splits
       are there, without reading them, and returns the function that opens the
-      split 'train' or 'test'. Raises a ValueError where one is missing.
+      split 'train' or 'test'.
     holdout: default number of training examples to hold out; None for a tenth,
       at most 5,000.
-    preprocessing: as in the papers, with the mean and std of the pixels; None
-      to measure them.
+    preprocessing: with the mean and std of the pixels; None to measure them.
     train: official number of training examples, where it is known.
     test: official number of test examples, where it is known.
     paper_std: the paper's std, where it is not that of the pixels.
@@ -131,8 +130,7 @@ def _prepared(config: config_lib.DataConfig) -> Source:
         f'{config_lib.TOPICS}, and all that TFDS has prepared in {directory}, '
         f'where there is none of that name; --data_dir names another. {_KINDS}'
     )
-  found = prepared.Prepared(name, config.data_dir)
-  size = config.image_size
+  found, size = prepared.Prepared(name, config.data_dir), config.image_size
   height, width, channels = found.shape
   if size is None and None in (height, width):
     raise ValueError(
@@ -156,11 +154,8 @@ def _open_digits(data_dir: str | None) -> Read:
   del data_dir  # They are part of the package.
 
   def read(split: str) -> images_lib.Records:
-    sklearn = extras.load(
-        'sklearn.datasets', 'The data set digits needs scikit-learn',
-        extra='demo',
-    )
-    digits = sklearn.load_digits()
+    need = 'The data set digits needs scikit-learn'
+    digits = extras.load('sklearn.datasets', need, extra='demo').load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = digits.target.astype(np.int32)
     chosen = splits.fixed_test(labels, _DIGITS_TEST)[split]
@@ -189,18 +184,13 @@ def _tfds(
   )
 
 
+# Preprocessing: mean and std, then pad, crop and flip as in the papers.
 _IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
 SOURCES = {
     'digits': Source(
-        classes=10,
-        shape=(8, 8, 1),
-        open=_open_digits,
-        holdout=360,
-        # Of the 1,437 training images.
-        preprocessing=Preprocessing((0.3053,), (0.3757,)),
-        train=1437,
-        test=_DIGITS_TEST,
+        10, (8, 8, 1), _open_digits, 360,
+        Preprocessing((0.3053,), (0.3757,)), 1437, _DIGITS_TEST,
     ),
     'mnist': _tfds(
         'mnist', 10, (28, 28, 1), (60_000, 5000, 10_000),
@@ -213,25 +203,21 @@ SOURCES = {
     # Without its 531,131 images named 'extra', as in the paper.
     'svhn_cropped': _tfds(
         'svhn_cropped', 10, (32, 32, 3), (73_257, 7257, 26_032),
-        Preprocessing(
-            (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), crop=4
-        ),
+        Preprocessing((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), 0, 4),
     ),
     # Unlike the paper, with the std of the pixels; the paper's is an average
     # over the std of each image.
     'cifar10': _tfds(
         'cifar10', 10, (32, 32, 3), (50_000, 5000, 10_000),
         Preprocessing(
-            (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
-            crop=4, flip=True,
+            (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 0, 4, True
         ),
         paper_std=(0.2023, 0.1994, 0.2010),
     ),
     'cifar100': _tfds(
         'cifar100', 100, (32, 32, 3), (50_000, 5000, 10_000),
         Preprocessing(
-            (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762),
-            crop=4, flip=True,
+            (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 0, 4, True
         ),
     ),
     # Its split 'validation' is the test; the labels of 'test' are secret.
@@ -242,13 +228,9 @@ SOURCES = {
     # Its split 'val' is the test; the masks of 'test' are secret. Images have
     # at most 500 pixels a side, so that none is scaled down.
     'voc/2012': Source(
-        classes=21,
-        shape=(513, 513, 3),
-        open=lambda data_dir: folders.voc(prepared.root(data_dir)).__getitem__,
-        holdout=146,
-        preprocessing=Preprocessing(**_IMAGENET, scale=2, flip=True),
-        train=1464,
-        test=1449,
+        21, (513, 513, 3),
+        lambda data_dir: folders.voc(prepared.root(data_dir)).__getitem__, 146,
+        Preprocessing(**_IMAGENET, scale=2, flip=True), 1464, 1449,
         has_masks=True,
     ),
 }  # pyformat: disable

@@ -9,7 +9,7 @@ grain calls that function ahead of time, in threads or in processes; their
 number changes nothing in the batches.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent import futures
 import dataclasses
 import functools
@@ -83,8 +83,7 @@ class Stream:
 
     Args:
       key: decides the order of the examples and the crops.
-      first_step: number of the first batch; an epoch has
-        `pipeline.steps_per_epoch`.
+      first_step: number of the first batch, over all epochs.
       batch_size: number of examples, over all devices.
       workers: number of processes to decode in, for which absl's flags must
         have been parsed; 0 for threads.
@@ -114,39 +113,48 @@ class Stream:
       ) from error
     finally:
       batches.close()
-      # The rest in grain's buffers is shared memory, which is returned when it
-      # is collected, and missed when the program ends.
-      del batches
+      del batches  # With shared memory, which is missed unless it is collected.
       gc.collect()
 
   def read(
       self,
       indices: np.ndarray,
       crops: Sequence[np.random.Philox] | None = None,
-  ) -> Iterator[np.ndarray | images_lib.Damaged]:
-    """Decodes images; an error takes the place of a damaged one.
+  ) -> tuple[np.ndarray, dict[int, str]]:
+    """Decodes images.
 
     Args:
-      indices: numbers of the examples in `self.indices`.
+      indices: positions in `self.indices`.
       crops: for each, the random bits of its crop; None to use `fit`.
+
+    Returns:
+      uint8, (index, *shape), and what is wrong with those that are damaged, by
+      their number; they are black.
     """
+    result = np.zeros((len(indices), *self.shape), np.uint8)
+    damaged = {}
     for start in range(0, len(indices), _CHUNK):  # Originals may be large.
       chosen = self.indices[indices[start : start + _CHUNK]].tolist()
       originals = images_lib.read_all(self.records, chosen)
-      for number, image in enumerate(originals):
-        if not isinstance(image, images_lib.Damaged):
-          if crops is not None:
-            rng = np.random.Generator(crops[start + number])
-            image = images_lib.random_resized_crop(rng, image, self.shape[0])
-          elif self.fit is not None:
-            image = self.fit(image)
-          if image.shape != self.shape:
-            raise ValueError(
-                f'Image {chosen[number]} of a split has the shape '
-                f'{image.shape}, not {self.shape}; give a size for all with '
-                '--image_size.'
-            )
-        yield image
+      for number, image in enumerate(originals, start):
+        if isinstance(image, images_lib.Damaged):
+          if not self.skip_damaged:
+            raise image
+          damaged[number] = str(image)
+          continue
+        if crops is not None:
+          rng = np.random.Generator(crops[number])
+          image = images_lib.random_resized_crop(rng, image, self.shape[0])
+        elif self.fit is not None:
+          image = self.fit(image)
+        if image.shape != self.shape:
+          raise ValueError(
+              f'Image {chosen[number - start]} of a split has the shape '
+              f'{image.shape}, not {self.shape}; give a size for all with '
+              '--image_size.'
+          )
+        result[number] = image
+    return result, damaged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,20 +184,12 @@ class _Steps:
         seed = (words[0] << 32) + words[-1]
         places = int(step) * size + missing
         crops = [np.random.Philox(key=[seed, place]) for place in places]
-      bad = []
-      read = stream.read(indices[missing], crops)
-      for number, image in zip(missing, read, strict=True):
-        if not isinstance(image, images_lib.Damaged):
-          images[number] = image
-        elif stream.skip_damaged:
-          bad.append(number)
-          damaged.append(str(image))
-        else:
-          raise image
+      images[missing], bad = stream.read(indices[missing], crops)
+      damaged += bad.values()
       if not bad:
         labels = stream.records.labels[stream.indices[indices]]
         return Batch(images, labels, tuple(damaged))
-      missing = np.array(bad)
+      missing = missing[list(bad)]
       indices[missing] = (indices[missing] + 1) % count
     raise ValueError(f'All {count} training images are damaged.')
 
@@ -226,23 +226,18 @@ class LazyImages:
       following = positions + len(positions) * (index.step or 1)
       following = following[following < len(self)]
       self._ahead[following.tobytes()] = self._start(following)
-    images = np.zeros((positions.size, *self.shape[1:]), np.uint8)
-    found = (image for task in tasks for image in task.result())
-    for number, image in enumerate(found):
-      if not isinstance(image, images_lib.Damaged):
-        images[number] = image
-      elif self._stream.skip_damaged:
-        self.damaged[int(positions.ravel()[number])] = str(image)
-      else:
-        raise image
+    images = np.empty((positions.size, *self.shape[1:]), np.uint8)
+    for number, task in enumerate(tasks):
+      part = slice(number * _CHUNK, (number + 1) * _CHUNK)
+      images[part], bad = task.result()
+      where = positions.ravel()[part].tolist()
+      self.damaged |= {where[place]: what for place, what in bad.items()}
     return images.reshape(*positions.shape, *self.shape[1:])
 
   def _start(self, positions: np.ndarray) -> list[futures.Future]:
-    read = lambda part: list(self._stream.read(part))
-    return [
-        self._executor.submit(read, positions[start : start + _CHUNK])
-        for start in range(0, len(positions), _CHUNK)
-    ]
+    cuts = range(_CHUNK, len(positions), _CHUNK)
+    parts = np.split(positions, cuts) if len(positions) else []
+    return [self._executor.submit(self._stream.read, part) for part in parts]
 
   @functools.cached_property
   def _executor(self) -> futures.ThreadPoolExecutor:
