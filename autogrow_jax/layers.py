@@ -5,11 +5,10 @@ input channel, output channel). The compute type is that of the input; weights
 are cast to it, statistics and their reductions are always float32.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from flax import linen as nn
 from flax import struct
@@ -19,26 +18,11 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-Role = Literal['reads', 'writes', 'both', 'neither']
+from autogrow_jax.core import axes as axes_lib
+
+Axes = axes_lib.Axes
+Axis = axes_lib.Axis
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-  """One named dimension of a leaf.
-
-  Attributes:
-    name: the axis' name; within a module a local one ('in', 'mid', 'out').
-    role: 'reads' for a kernel's input side, 'writes' for an output side, a
-      bias or a norm's scale, 'both' for a depthwise kernel, 'neither' for
-      statistics.
-  """
-
-  name: str
-  role: Role
-
-
-Axes = tuple[Axis | None, ...]
 
 
 @struct.dataclass

@@ -6,18 +6,14 @@ with `spare` room stacks runs to a capacity, and then `Layout.depths` are an
 argument of programs, so that a run that grows needs a new one only where it
 outgrows a power of two.
 
-A method may say that only some units and blocks of the canonical state are
-`Active`. Then `take` makes the state of a smaller network of them, and `put`
-puts back what training changed; units that are not active stay as they were,
-bit for bit. Widths are rounded up, so that programs are few; the units that
-fill them up are not put back, and a method has to silence them. For the same
-reason alike blocks of a stage trade names: those that are active come first.
+An `Execution` says how a method is computed: the whole network as it is
+(`Plain`), or under gates, or only a part of it.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -35,34 +31,6 @@ Tree = Any
 # From so many on an optimizer's state is made a stack at a time.
 _MANY_LEAVES = 256
 
-# Widths are rounded up to multiples of this, and of an eighth of the whole.
-_QUANTUM = 8
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Active:
-  """What of an architecture is computed.
-
-  Attributes:
-    units: per axis, which units: bool (size,); all of an axis left out.
-    blocks: which blocks; those left out are. What one reads and what it writes
-      have the same units, if it is not there.
-    compact: compute the active units and blocks alone; otherwise all, and the
-      method has to silence the others.
-  """
-
-  units: Mapping[str, np.ndarray]
-  blocks: Mapping[str, bool]
-  compact: bool
-
-  @property
-  def counts(self) -> dict[str, int]:
-    """Active units per axis, for `costs`."""
-    return {
-        axis: int(np.count_nonzero(units))
-        for axis, units in self.units.items()
-    }
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -72,8 +40,8 @@ class Layout:
     architecture: whose parts they are.
     bucket: the chain to execute; equal buckets share compiled programs.
     members: per segment, the names of its parts.
-    canonical: of the canonical state; another one where only a part of it is
-      computed.
+    canonical: architecture of the canonical state; a larger one where only a
+      part of it is computed.
     spare: whether runs that may grow are stacked to a capacity.
   """
 
@@ -100,26 +68,22 @@ def layout(
     *,
     fuse: bool = True,
     spare: bool = False,
-    active: Active | None = None,
+    computed: Architecture | None = None,
     remat: frozenset[int] = frozenset(),
 ) -> Layout:
   """The layout of an architecture.
 
   Args:
-    architecture: of the canonical state.
-    fuse: stack equal blocks; False is the exact reference.
-    spare: stack them with room for more, see `networks.base.segments`.
-    active: what of it is computed; None for all.
+    architecture: architecture of the canonical state.
+    fuse: whether to stack equal blocks; False is the exact reference.
+    spare: whether stacks have room for more, see `networks.base.segments`.
+    computed: architecture of the part that is computed; None for all.
     remat: stages computed again in the backward pass, likewise.
 
   Returns:
     The layout.
   """
-  computed = architecture
-  if active is not None and active.compact:
-    names = _traded(architecture, active)
-    computed = _compact(architecture, _with_names(active, names))
-  found = _layout(computed, fuse, spare, remat)
+  found = _layout(computed or architecture, fuse, spare, remat)
   return dataclasses.replace(found, canonical=architecture)
 
 
@@ -141,95 +105,6 @@ def _layout(
       architecture,
       spare,
   )
-
-
-def ordered(active: Any, size: int, *, numpy: Any = np) -> Any:
-  """Which units a computed axis has: the active ones, then others.
-
-  Args:
-    active: bool (units,).
-    size: of the computed axis.
-    numpy: `jnp` inside jit.
-
-  Returns:
-    int (size,), of the canonical axis.
-  """
-  return numpy.argsort(numpy.logical_not(active), stable=True)[:size]
-
-
-def take(state: Tree, layout: Layout, active: Active) -> Tree:
-  """The part of a canonical state that a layout computes.
-
-  A method's own leaves stay whole; those of blocks that trade names do so, too.
-
-  Args:
-    state: canonical.
-    layout: made with `active`.
-    active: what is active.
-
-  Returns:
-    A state of `layout.architecture`.
-  """
-  names = _traded(layout.canonical, active)
-  state, active = _renamed(state, names), _with_names(active, names)
-  # Behind a block that is left out, another axis is read than before.
-  table = state_lib.axis_table(layout.architecture)
-  sizes = dict(layout.architecture.sizes)
-
-  def gather(path, leaf):
-    axes = state_lib.find_axes(state_lib.names(path), table) or ()
-    for dim, axis in enumerate(axes):
-      if axis is not None and axis.name in active.units:
-        units = ordered(active.units[axis.name], sizes[axis.name])
-        leaf = np.take(leaf, units, axis=dim)
-    return leaf
-
-  return jax.tree_util.tree_map_with_path(gather, _computed(state, layout))
-
-
-def put(
-    computed: Tree, state: Tree, layout: Layout, active: Active
-) -> Tree:
-  """The inverse of `take`: what is active, put back.
-
-  Args:
-    computed: a state of `layout.architecture`.
-    state: the canonical state that it was taken from.
-    layout: made with `active`.
-    active: what is active.
-
-  Returns:
-    The canonical state. All that is not active is that of `state`.
-  """
-  names = _traded(layout.canonical, active)
-  state, active = _renamed(state, names), _with_names(active, names)
-  table = state_lib.axis_table(layout.canonical)
-  new = {
-      state_lib.names(path): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(computed)
-  }
-  off = {block for block, is_on in active.blocks.items() if not is_on}
-
-  def scatter(path, leaf):
-    path = state_lib.names(path)
-    axes = state_lib.find_axes(path, table)
-    if axes is None:
-      return new.get(path, leaf)
-    if path not in new or off & set(path):
-      return leaf
-    chosen = [
-        np.flatnonzero(active.units[axis.name])
-        if axis is not None and axis.name in active.units
-        else np.arange(size)
-        for axis, size in zip(axes, leaf.shape, strict=True)
-    ]
-    first = tuple(slice(len(units)) for units in chosen)
-    leaf = np.array(leaf)
-    leaf[np.ix_(*chosen)] = new[path][first]
-    return leaf
-
-  back = {new: old for old, new in names.items()}
-  return _renamed(jax.tree_util.tree_map_with_path(scatter, state), back)
 
 
 def pack(
@@ -269,7 +144,7 @@ def pack(
         )
     }
 
-  return _replace_dictionaries(tree, parts, stack_runs)
+  return replace_dictionaries(tree, parts, stack_runs)
 
 
 def unpack(tree: Any, layout: Layout) -> Any:
@@ -298,7 +173,7 @@ def unpack(tree: Any, layout: Layout) -> Any:
         )
     return result
 
-  return _replace_dictionaries(tree, keys, unstack)
+  return replace_dictionaries(tree, keys, unstack)
 
 
 def with_stacked_init(
@@ -322,98 +197,132 @@ def with_stacked_init(
   return optax.GradientTransformation(init, tx.update)
 
 
-def _compact(architecture: Architecture, active: Active) -> Architecture:
-  """The architecture of the active units and blocks, widths rounded up.
-
-  The axes of the same name in all blocks of a stage become equally wide, so
-  that equal blocks stay equal.
-  """
-  compact = architecture
-  for block, is_on in active.blocks.items():
-    if not is_on:
-      compact = compact.without_block(block)
-  stage_of = {
-      block: stage
-      for stage, blocks in enumerate(compact.stages)
-      for block in blocks
-  }
-  kind_of = {}
-  for axis, _ in compact.sizes:
-    block, _, name = axis.partition('.')
-    kind_of[axis] = (stage_of[block], name) if block in stage_of else axis
-  widest = {}
-  for axis, count in active.counts.items():
-    if axis in kind_of:
-      size = architecture.size(axis)
-      step = max(_QUANTUM, size // 8)
-      rounded = min(size, -(-count // step) * step)
-      kind = kind_of[axis]
-      widest[kind] = max(rounded, widest.get(kind, 0))
-  return compact.resized({
-      axis: min(widest[kind], architecture.size(axis))
-      for axis, kind in kind_of.items()
-      if axis in active.units
-  })
-
-
-def _traded(architecture: Architecture, active: Active) -> dict[str, str]:
-  """Per block, its name in programs; they see how many are there, not which.
-
-  In a stage whose blocks behind the first are alike, those that are active have
-  the first names, in the same order.
-  """
-  if not active.compact:
-    return {}
-  kinds = {
-      part.name: (part.module, part.input_shape)
-      for part in networks.parts(architecture)
-  }
-  names = {}
-  for _, *blocks in architecture.stages:
-    if len({kinds[block] for block in blocks}) == 1:
-      order = sorted(blocks, key=lambda name: not active.blocks.get(name, True))
-      names.update(zip(order, blocks, strict=True))
-  return names
-
-
-def _with_names(active: Active, names: Mapping[str, str]) -> Active:
-  return dataclasses.replace(
-      active,
-      units=_renamed(active.units, names),
-      blocks=_renamed(active.blocks, names),
-  )
-
-
-def _renamed(tree: Tree, names: Mapping[str, str]) -> Tree:
-  """Other names of blocks, and of their axes, in all dictionaries."""
-
-  def rename(key):
-    block, dot, axis = key.partition('.')
-    return names.get(block, block) + dot + axis
-
-  def visit(node):
-    if not isinstance(node, dict):
-      return node
-    return {rename(key): _renamed(value, names) for key, value in node.items()}
-
-  return jax.tree.map(visit, tree, is_leaf=lambda node: isinstance(node, dict))
-
-
-def _computed(state: Tree, layout: Layout) -> Tree:
-  """A canonical state without the parts that a layout leaves out."""
-  parts = {part.name for part in networks.parts(layout.canonical)}
-  computed = [name for members in layout.members for name in members]
-  return _replace_dictionaries(
-      state, parts, lambda tree: {name: tree[name] for name in computed}
-  )
-
-
-def _replace_dictionaries(
+def replace_dictionaries(
     tree: Any, keys: set[str], replace: Callable[[Any], Any]
 ) -> Any:
+  """Replaces every dictionary in a tree that has exactly these keys."""
   matches = lambda node: isinstance(node, dict) and node.keys() == keys
   return jax.tree.map(
       lambda node: replace(node) if matches(node) else node,
       tree,
       is_leaf=matches,
   )
+
+
+class Active(Protocol):
+  """The part of a network that is computed, as its method has chosen it.
+
+  Attributes:
+    computed: architecture that programs are compiled for.
+    counts: number of active units per axis, for `costs`.
+    blocks: whether each block that may be missing is active, for `costs`.
+  """
+
+  @property
+  def computed(self) -> Architecture:
+    ...
+
+  @property
+  def counts(self) -> Mapping[str, int]:
+    ...
+
+  @property
+  def blocks(self) -> Mapping[str, bool]:
+    ...
+
+  def take(self, state: Tree) -> Tree:
+    """Returns the state of `computed` that a canonical state holds."""
+    ...
+
+  def put(self, computed: Tree, state: Tree) -> Tree:
+    """Returns a canonical state with what training changed put back.
+
+    Args:
+      computed: a state of `computed`.
+      state: the canonical state that it was taken from.
+
+    Returns:
+      The canonical state. Everything inactive is that of `state`, bit for bit.
+    """
+    ...
+
+
+class Gated(NamedTuple):
+  """The network that packed parameters stand for.
+
+  Attributes:
+    weights: packed weights.
+    stats: packed network statistics.
+    gates: gates of blocks, see `networks.base.apply`.
+  """
+
+  weights: Tree
+  stats: Tree
+  gates: Tree | None = None
+
+
+class Execution(Protocol):
+  """How a method is computed.
+
+  Attributes:
+    spare: whether stacks have room for more blocks while the network grows, so
+      that growths seldom compile. Nothing inside jit can then unpack a tree.
+  """
+
+  @property
+  def spare(self) -> bool:
+    ...
+
+  def active(
+      self, architecture: Architecture, memory: Tree
+  ) -> Active | None:
+    """Returns the part that is computed; None for the whole network.
+
+    Args:
+      architecture: architecture of the canonical state.
+      memory: the method's other leaves.
+    """
+    ...
+
+  def gated(self, layout: Layout, params: Tree, stats: Tree) -> Gated:
+    """Returns the network that packed parameters stand for; runs inside jit."""
+    ...
+
+  def applied(
+      self, architecture: Architecture, updates: Tree, stats: Tree
+  ) -> Tree:
+    """Filters the optimizer's updates before they are applied, inside jit.
+
+    Args:
+      architecture: architecture of the canonical state.
+      updates: {'weights', 'aux'}, packed.
+      stats: {'network', 'method'} that the step began with, packed.
+
+    Returns:
+      What is added to the parameters.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+  """Computes the whole network as it is.
+
+  Attributes:
+    spare: whether stacks have room for more blocks, see `Execution`.
+  """
+
+  spare: bool = False
+
+  def active(self, architecture: Architecture, memory: Tree) -> None:
+    del architecture, memory
+
+  def gated(self, layout: Layout, params: Tree, stats: Tree) -> Gated:
+    del layout
+    return Gated(params['weights'], stats['network'])
+
+  def applied(
+      self, architecture: Architecture, updates: Tree, stats: Tree
+  ) -> Tree:
+    del architecture, stats
+    return updates

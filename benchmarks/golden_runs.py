@@ -61,7 +61,7 @@ _MASKS = {'depths': '2-2-2', 'network': 'plain3net', 'widths': '8-8-8',
           'epochs': '6', 'target_sparsity': '0.6', 'compare': ''}
 _WIDER = {'seed_width': '4', 'phases': '2', 'epochs_per_phase': '1',
           'finetune_epochs': '1', 'examples': '256', 'compare': ''}
-_FIXED = {'dataset': 'digits', 'data_fraction': '0.2', 'finetune_epochs': '1',
+_FIXED = {'dataset': 'digits', 'data_fraction': '0.2', 'epochs': '1',
           'batch_size': '16'}
 
 # Name -> (binary, flags).
@@ -90,12 +90,12 @@ RUNS = {
         'learn': 'joint', 'phases': '1', 'epochs_per_phase': '2'}),
     'lstm': ('baseline', {
         'dataset': 'text:DATA/text', 'network': 'lstm2', 'widths': '16-16',
-        'finetune_epochs': '2', 'batch_size': '8', 'unroll': '10',
+        'epochs': '2', 'batch_size': '8', 'unroll': '10',
         'keep_probability': '0.8', 'learning_rate': '1',
         'clip_norm': '5'}),
     'deeplab': ('sparsify', {
         'dataset': 'pairs:DATA/pairs', 'network': 'deeplab',
-        'widths': '8-8-8-8', 'image_size': '33', 'batch_size': '4',
+        'depths': '1-1-1-1', 'widths': '8-8-8-8', 'image_size': '33', 'batch_size': '4',
         'holdout': '8', 'epochs': '2', 'target_sparsity': '0.5',
         'compare': '', 'backend': 'masked'}),
     'stream': ('autogrow', _TINY | {

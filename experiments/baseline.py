@@ -1,11 +1,12 @@
-"""Trains a network of fixed depths from scratch: what a grown one is held to.
+"""Trains a network of fixed depths from scratch.
 
     python -m experiments.baseline --depths=3-3-3
 """
 
-from autogrow_jax import train
+from autogrow_jax.run import train
 from experiments import flags
 from experiments import presets
+from experiments import report
 from experiments import summary
 
 FIELDS = {
@@ -29,6 +30,7 @@ def main() -> None:
   flags.use_compilation_cache()
   run_config = flags.make_config(FIELDS, presets.fixed)
   result = train.run(run_config)
+  report.write(run_config.workdir)
   print(summary.of_run(result, run_config.workdir))
 
 

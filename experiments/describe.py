@@ -8,13 +8,14 @@ or lists all configurations that --preset of the other binaries takes:
     python -m experiments.describe --presets
 """
 
+import dataclasses
 import json
 
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
-from autogrow_jax import logs
+from autogrow_jax.run import console
 from autogrow_jax import networks
 from experiments import flags
 from experiments import presets
@@ -33,10 +34,10 @@ DEPTHS = absl_flags.DEFINE_string(
     "Blocks per stage, e.g. 3-3-3; by default the network's, mostly one each.",
 )
 INPUT_SHAPE = absl_flags.DEFINE_string(
-    'input_shape', '32x32x3', 'Height x width x channels, pixels; not of text.'
+    'input_shape', '32x32x3', 'Height x width x channels; ignored for text.'
 )
 CLASSES = absl_flags.DEFINE_integer(
-    'classes', 10, 'Number of classes; of words, for a language model.'
+    'classes', 10, 'Number of classes, or of words of a language model.'
 )
 EMBEDDING = absl_flags.DEFINE_integer(
     'embedding', None, *flags.RUN_FLAGS['embedding'][2:]
@@ -60,6 +61,7 @@ def main() -> None:
     print(presets.listing())
     return
   architecture = make_architecture()
+  table = costs.table(architecture)
   totals = {
       'params': costs.params(architecture),
       'macs': costs.macs(architecture),
@@ -67,20 +69,10 @@ def main() -> None:
       'activation_bytes': costs.activation_bytes(architecture),
   }
   if FORMAT.value == 'json':
-    table = [
-        {
-            'name': layer.name,
-            'kind': layer.kind,
-            'output_shape': layer.output_shape,
-            'params': layer.params,
-            'macs': layer.macs,
-        }
-        for layer in costs.table(architecture)
-    ]
     described = {
         'network': str(architecture),
         **totals,
-        'table': table,
+        'table': [dataclasses.asdict(layer) for layer in table],
         'architecture': architecture.to_json(),
     }
     print(json.dumps(described, indent=2))
@@ -88,7 +80,7 @@ def main() -> None:
   is_text = networks.get(architecture.family).inputs == 'tokens'
   print(f'{architecture}  (per {"word" if is_text else "image"})')
   print(f'{"layer":24}{"kind":8}{"output":>16}{"params":>14}{"macs":>16}')
-  for layer in costs.table(architecture):
+  for layer in table:
     shape = 'x'.join(map(str, layer.output_shape))
     print(
         f'{layer.name:24}{layer.kind:8}{shape:>16}{layer.params:>14,}'
@@ -97,33 +89,34 @@ def main() -> None:
   print(
       f'{totals["params"]:,} parameters, {totals["macs"]:,} multiply-adds, '
       f'{totals["layers"]} layers (projections not counted), '
-      f'{logs.format_count(totals["activation_bytes"])}B of activations'
+      f'{console.format_count(totals["activation_bytes"])}B of activations'
   )
 
 
 def make_architecture() -> architecture_lib.Architecture:
-  """The architecture that the flags ask for."""
+  """Returns the architecture that the flags ask for."""
   network = networks.get(NETWORK.value)
   try:
     input_shape = tuple(map(int, INPUT_SHAPE.value.split('x')))
   except ValueError as error:
     raise ValueError(
-        f'--input_shape is height x width x channels, such as 32x32x3, got '
+        '--input_shape is height x width x channels, such as 32x32x3, got '
         f'{INPUT_SHAPE.value!r}.'
     ) from error
-  if network.inputs == 'tokens':
-    input_shape = (1,)
   if CLASSES.value < 1:
     raise ValueError(f'--classes is at least 1, got {CLASSES.value}.')
-  parse = lambda flag, text: flags.parse_depths(flag, text) if text else None
+  depths, widths = (
+      flags.parse_depths(flag.name, flag.value) if flag.value else None
+      for flag in (DEPTHS, WIDTHS)
+  )
   return network.seed(
-      parse('depths', DEPTHS.value) or network.seed_depths,
-      input_shape=input_shape,
+      depths or network.seed_depths,
+      input_shape=(1,) if network.inputs == 'tokens' else input_shape,
       classes=CLASSES.value,
       options={
           'stem': STEM.value,
           'shortcut': SHORTCUT.value,
-          'widths': parse('widths', WIDTHS.value),
+          'widths': widths,
           'embedding': EMBEDDING.value,
       },
   )

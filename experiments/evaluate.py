@@ -8,8 +8,8 @@ import json
 from absl import flags as absl_flags
 
 from autogrow_jax import data
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import results
+from autogrow_jax.run import trained
 from experiments import flags
 
 WORKDIR = absl_flags.DEFINE_string(
@@ -21,7 +21,7 @@ SPLIT = absl_flags.DEFINE_enum(
 
 
 def main() -> None:
-  result = train.read_result(WORKDIR.value)
+  result = results.read_result(WORKDIR.value)
   network = trained.load(WORKDIR.value)
   if result is None:
     raise ValueError(
@@ -45,10 +45,9 @@ def main() -> None:
           'protocol': config.protocol,
           'correct': score.correct,
           'total': score.total,
-          'accuracy': score.accuracy,
           'loss': score.loss,
-          **({} if score.miou is None else {'miou': score.miou}),
-          **({'perplexity': score.perplexity} if dataset.is_text else {}),
+          'accuracy': score.accuracy,
+          **score.metrics,
       })
   )
 

@@ -3,8 +3,8 @@
     python -m experiments.mask_dynamics
 
 prints, for some settings of `Sparsify`, how much of the network its samples
-have in the course of a run in which a fixed random gradient stands for the
-task, see `methods.sparsify.dynamics`. Nothing is trained; it takes minutes.
+have in the course of a run in which a fixed random gradient replaces that of
+the task, see `studies.sparsify.dynamics`. It trains nothing and takes minutes.
 """
 
 from absl import app
@@ -12,16 +12,16 @@ from absl import flags
 
 from autogrow_jax import costs
 from autogrow_jax import networks
-from autogrow_jax.methods.sparsify import dynamics
 from autogrow_jax.methods.sparsify import method
+from experiments.studies.sparsify import dynamics
 
 _STEPS = flags.DEFINE_integer(
-    'steps', 391, 'Steps between two samples; of ResNet-50 5005.'
+    'steps', 391, 'Steps between two samples; 5005 for ResNet-50.'
 )
-_QUERIES = flags.DEFINE_integer('queries', 160, 'Samples; of ResNet-50 90.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of samples and gradients.')
+_QUERIES = flags.DEFINE_integer('queries', 160, 'Samples; 90 for ResNet-50.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Seed of samples and gradients.')
 
-# Network, sparsity, and what differs from the defaults.
+# Network, sparsity, and differences from the defaults.
 _SETTINGS = (
     ('vgg16', 0.95, {'s_off': -3.0}),
     ('vgg16', 0.95, {'s_off': -4.0}),
@@ -82,17 +82,17 @@ def main(arguments: list[str]) -> None:
     changes = dict(setting)
     queries = changes.pop('queries', _QUERIES.value)
     steps = changes.pop('steps', _STEPS.value)
-    own = {n: changes.pop(n) for n in ('s_off', 'kappa') if n in changes}
-    scene = dynamics.Scene(
+    outer = {n: changes.pop(n) for n in ('s_off', 'kappa') if n in changes}
+    simulated = dynamics.Setting(
         method.Sparsify(
             target_sparsity=sparsity,
             run=method.Run(queries, queries * steps),
             **changes,
         ),
         full_size(network),
-        **own,
+        **outer,
     )
-    course = dynamics.simulate(scene, _SEED.value)
+    course = dynamics.simulate(simulated, _SEED.value)
     last = course[-1]
     print(
         ' '.join(

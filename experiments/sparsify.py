@@ -22,24 +22,30 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import optimizers
-from autogrow_jax import results
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import resolve
+from autogrow_jax.run import train
 from autogrow_jax.methods.sparsify import method as method_lib
-from autogrow_jax.methods.sparsify import pruning
-from experiments import comparison
+from experiments import compare
 from experiments import flags
 from experiments import presets
+from experiments import report
 from experiments import summary
+from experiments.studies.sparsify import pruning
+from experiments.studies.sparsify import random_masks
 
-_CHOICES = {
-    name: ', '.join(values) for name, values in method_lib.CHOICES.items()
+# Method -> its class, whose fields say which settings it has.
+_KINDS = {
+    'sparsify': method_lib.Sparsify,
+    'random': random_masks.RandomMasks,
+    **dict.fromkeys(pruning.STRATEGIES, pruning.Pruned),
 }
+METHODS = (*_KINDS, 'direct')
 FIELDS = {
     'depths': flags.DEPTHS,
     'epochs': (
@@ -48,61 +54,17 @@ FIELDS = {
     'query_epochs': (
         'policy.interval', 'int', 'Epochs from one sample of masks to the next.'
     ),
-    'target_sparsity': (
-        'method.target_sparsity',
-        'float',
-        'Part of the cost of the full network to do without: 0.9 leaves a '
-        'tenth.',
-    ),
-    'budget': (
-        'method.budget', 'text', f'What cost is: {_CHOICES["budget"]}.'
-    ),
-    'grow': (
-        'method.grow', 'text', f'What has masks: {_CHOICES["grow"]}.'
-    ),
-    'gate': (
-        'method.gate',
-        'text',
-        'Where a mask multiplies: readers (of the channel) or filter (equation '
-        '1, to whose factor a norm is blind).',
-    ),
-    'lambda1': ('method.lambda1', 'float', 'Penalty on channels.'),
-    'lambda2': ('method.lambda2', 'float', 'Penalty on layers.'),
-    'lambda_update': (
-        'method.lambda_update',
-        'text',
-        'The excess over the budget is known anew per step (expected cost) or '
-        'per epoch (cost of the sample).',
-    ),
-    'temperature': (
-        'method.temperature',
-        'text',
-        'Annealed per structure (by how often it was sampled) or global.',
-    ),
-    'beta_final': (
-        'method.beta_final', 'float', 'Inverse temperature at the end; 1 first.'
-    ),
-    'relaxation': (
-        'method.relaxation', 'text', f'Of masks: {_CHOICES["relaxation"]}.'
-    ),
-    'final_select': (
-        'method.final',
-        'text',
-        'What remains: the last sample, or by threshold (p of at least 1/2).',
-    ),
-    'freeze': (
-        'method.freeze',
-        'float',
-        'Part of the growing epochs after which nothing is sampled any more.',
-    ),
-    'start': (
-        'method.start',
-        'float',
-        'Part of the updates in which the penalty alone would bring what is '
-        'off to even chances.',
-    ),
+    **{
+        {'final': 'final_select'}.get(field.name, field.name): (
+            f'method.{field.name}',
+            'float' if field.type is float else 'text',
+            field.metadata['help'],
+        )
+        for field in dataclasses.fields(method_lib.Sparsify)
+        if 'help' in field.metadata and field.name != 'backend'
+    },
     'mask_learning_rate': (
-        'method.mask.learning_rate', 'float', 'Of mask variables.'
+        'method.mask.learning_rate', 'float', 'Learning rate of mask variables.'
     ),
     'growing_schedule': flags.GROWING_FLAGS['growing_schedule'],
     **{
@@ -111,22 +73,31 @@ FIELDS = {
         if name not in ('paper_compat', 'reinitialize')
     },
 }
-METHODS = ('sparsify', 'random', *pruning.STRATEGIES, 'direct')
-# Flag -> the methods that it means something to; most, to those with masks.
-METHOD_FLAGS = {'init_from': ('direct',)} | dict.fromkeys(
-    [
-        'backend',
-        *(
-            name
-            for name, (field, *_) in FIELDS.items()
-            if field.startswith('method.')
-            and name not in ('target_sparsity', 'budget')
-        ),
-    ],
-    ('sparsify', 'random'),
-)
+
+
+def _users(field: str) -> tuple[str, ...]:
+  """Names the methods that have a setting."""
+  name = field.split('.')[1]
+  return tuple(
+      method
+      for method, kind in _KINDS.items()
+      if name in {field.name for field in dataclasses.fields(kind)}
+  )
+
+
+# Flag -> the methods that it means something to.
+METHOD_FLAGS = {
+    'init_from': ('direct',),
+    'backend': _users('method.backend'),
+    **{
+        name: _users(field)
+        for name, (field, *_) in FIELDS.items()
+        if field.startswith('method.')
+        and name not in ('target_sparsity', 'budget')
+    },
+}
 BACKENDS = ('auto', 'masked', 'compact')
-COMPARISONS = ('full', 'direct', 'cost')
+COMPARED = ('full', 'direct', 'cost')
 
 # Multiply-adds of training between two samples from which on a compact network
 # saves more than the compilations that it costs. On two CPU cores, which do
@@ -178,39 +149,26 @@ BACKEND = absl_flags.DEFINE_enum(
     'there, a program for each shape), or auto: compact where steps cost more '
     'than compiling.',
 )
-COMPARE = absl_flags.DEFINE_list(
-    'compare',
-    [],
-    'Fixed networks to train as well, from scratch: full (the full-size one, '
-    'for as many epochs), direct (the found one, for as many epochs), cost '
-    '(the full-size one, at equal training cost).',
-)
+COMPARE = absl_flags.DEFINE_list('compare', [], compare.described(COMPARED))
 
 
 def main() -> None:
   flags.use_compilation_cache()
-  if unknown := set(COMPARE.value) - set(COMPARISONS):
-    raise ValueError(
-        f'--compare names some of {", ".join(COMPARISONS)}, not '
-        f'{", ".join(unknown)}.'
-    )
+  compare.check(COMPARE.value, COMPARED)
   run_config = flags.make_config(FIELDS, sparsifying)
   flags.refuse_unused(METHOD_FLAGS, 'method', METHOD.value)
   dataset = data.load(run_config.data, seed=run_config.seed)
   if METHOD.value == 'direct':
     result = train.run(direct(run_config), dataset=dataset)
+    report.write(run_config.workdir)
     print(summary.of_run(result, run_config.workdir))
     return
   run_config = complete(run_config, dataset)
   result = train.run(run_config, dataset=dataset)
-  comparisons = [
-      (name, compare(run_config, dataset, result, name))
-      for name in COMPARE.value
-  ]
-  if comparisons:
-    results.add_comparisons(run_config.workdir, dict(comparisons))
-  print(summary.of_run(result, run_config.workdir, comparisons))
-  print(of_masks(run_config, dataset, result, dict(comparisons)))
+  report.write(run_config.workdir)
+  fixed = compare.run(run_config, dataset, result, COMPARE.value)
+  print(summary.of_run(result, run_config.workdir, fixed))
+  print(of_masks(run_config, dataset, result, fixed))
 
 
 def complete(
@@ -247,7 +205,6 @@ def complete(
       backend = 'compact' if is_worth else 'masked'
     method = dataclasses.replace(
         method,
-        strategy=METHOD.value,
         backend=backend,
         run=method_lib.Run(
             queries=-(-policy.max_epochs // policy.interval),
@@ -255,9 +212,14 @@ def complete(
             accumulate=run_config.optimizer.accumulate,
         ),
     )
+    if METHOD.value == 'random':
+      method = random_masks.RandomMasks(**{
+          field.name: getattr(method, field.name)
+          for field in dataclasses.fields(random_masks.RandomMasks)
+      })
     how = f'{backend} execution'
   # Both refuse networks that the method has no use for.
-  method.active(architecture, method.extra(architecture)[1])
+  method.execution.active(architecture, method.extra(architecture).other)
   least = method.least_density(architecture)
   if 1 - method.target_sparsity < least:
     raise ValueError(
@@ -285,43 +247,8 @@ def direct(run_config: config.RunConfig) -> config.RunConfig:
       run_config.schedule, finetune_epochs=run_config.policy.max_epochs
   )
   return dataclasses.replace(
-      _afresh(presets.fixed(run_config), run_config.init_from),
+      compare.afresh(presets.fixed(run_config), run_config.init_from),
       schedule=schedule,
-  )
-
-
-def _afresh(fixed: config.RunConfig, workdir: str) -> config.RunConfig:
-  """A fixed network that begins as another run's, with weights of its own."""
-  return dataclasses.replace(
-      fixed,
-      network=config.NetworkConfig(fixed.network.name),
-      init_from=workdir,
-      reinitialize=True,
-  )
-
-
-def compare(
-    run_config: config.RunConfig,
-    dataset: data.Dataset,
-    result: Mapping[str, Any],
-    name: str,
-) -> dict[str, Any]:
-  """Trains a fixed network from scratch; `name` is one of `COMPARISONS`."""
-  fixed = comparison.fixed(run_config, name)
-  if name == 'direct':
-    return comparison.for_epochs(
-        _afresh(fixed, run_config.workdir),
-        dataset,
-        result['epochs'],
-        label='what was found, from scratch',
-    )
-  full = _full(fixed, dataset)
-  if name == 'cost':
-    return comparison.at_equal_cost(
-        fixed, dataset, result, macs=costs.macs(full), label='the full network'
-    )
-  return comparison.for_epochs(
-      fixed, dataset, result['epochs'], label='the full network'
   )
 
 
@@ -333,13 +260,13 @@ def of_masks(
 ) -> str:
   """What was found, and what it saved."""
   full = _full(run_config, dataset)
-  history = logs.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
+  history = history_lib.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
   epochs = [record for record in history if record['event'] == 'epoch']
   (end,) = [record for record in history if record['event'] == 'grow']
   sizes = result['architecture']['sizes']
   percent = lambda part, whole: f'{100 * part / whole:.2f} %'
   # The stage of the method itself: of pruning what follows the dense network.
-  is_masked = isinstance(run_config.method, method_lib.Sparsify)
+  is_masked = not isinstance(run_config.method, pruning.Pruned)
   stage = 'growing' if is_masked else 'finetuning'
   of_stage = [record for record in epochs if record['phase'] == stage]
   saved = lambda epochs: costs.savings(
@@ -353,9 +280,9 @@ def of_masks(
           if axis in end['initializer']['widths']
       ),
       f'  {percent(result["params"], costs.params(full))} of '
-      f'{logs.format_count(costs.params(full))} parameters, '
+      f'{console.format_count(costs.params(full))} parameters, '
       f'{percent(result["macs"], costs.macs(full))} of '
-      f'{logs.format_count(costs.macs(full))} multiply-adds; '
+      f'{console.format_count(costs.macs(full))} multiply-adds; '
       f'{percent(1 - run_config.method.target_sparsity, 1)} of the '
       f'{run_config.method.budget} were asked for',
       f'  training multiply-adds saved: {saved(of_stage):.2f}x while {stage}, '
@@ -383,8 +310,8 @@ def _full(
     run_config: config.RunConfig, dataset: data.Dataset
 ) -> architecture_lib.Architecture:
   """The largest network that there can be."""
-  return session.seed_architecture(
-      train.resolve(run_config, dataset), dataset
+  return resolve.seed_architecture(
+      resolve.resolve(run_config, dataset), dataset
   )
 
 

@@ -6,7 +6,8 @@ import json
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from autogrow_jax import config
+from autogrow_jax.run import config
+from autogrow_jax import policies
 from autogrow_jax.run import settings
 from experiments import presets
 
@@ -150,11 +151,11 @@ class ChecksTest(parameterized.TestCase):
       ({'network': {'depths': [1, 0, 1]}}, 'positive|at least one'),
       ({'policy': {'name': 'p'}}, 'periodic, convergent, .*fixed'),
       ({'policy': {'interval': 0}}, 'K'),
-      ({'policy': {'interval': 3, 'window': 2}}, 'at least the .* 3'),
-      ({'policy': {'threshold': '-1'}}, 'percentage points'),
-      ({'policy': {'threshold': 'nan'}}, 'percentage points'),
+      ({'policy': {'interval': 3, 'window': 2}}, 'at least K, 3'),
+      ({'policy': {'threshold': '-1'}}, 'threshold is -1'),
+      ({'policy': {'threshold': 'nan'}}, 'threshold is nan'),
       ({'policy': {'max_depths': [2, 2]}}, 'stages'),
-      ({'policy': {'max_epochs': 0}}, 'epochs'),
+      ({'policy': {'max_epochs': 0}}, 'max_epochs 0'),
       ({'method': {'kind': 'autogrow', 'initializer': 'he'}}, 'gauss, zero, uniform, adam'),
       ({'schedule': {'growing': 'linear'}}, 'constant, staircase, cosine'),
       ({'schedule': {'learning_rate': 0}}, 'positive'),
@@ -182,7 +183,7 @@ class ChecksTest(parameterized.TestCase):
   def test_a_fixed_policy_does_not_care_about_growing(self):
     value = {'policy': {'name': 'fixed', 'window': 1}}
     policy = RunConfig.from_json({'workdir': 'w', **value}).make_policy((1, 1))
-    self.assertEqual(policy.depths, (1, 1))
+    self.assertEqual(policy, policies.Fixed())
 
 
 class IntervalTest(parameterized.TestCase):
@@ -208,7 +209,7 @@ class IntervalTest(parameterized.TestCase):
     self.assertEqual(run_config.make_policy((1, 1)).interval, 2)
 
   def test_rule_beyond_the_window(self):
-    with self.assertRaisesRegex(ValueError, 'K is 300 epochs, by the rule'):
+    with self.assertRaisesRegex(ValueError, 'at least K, 300'):
       RunConfig('w', data=config.data_lib.DataConfig(data_fraction='0.01'))
 
 

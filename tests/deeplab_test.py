@@ -11,11 +11,11 @@ import tiny_networks
 
 from autogrow_jax import costs
 from autogrow_jax import growth
+from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax import networks
-from autogrow_jax import state as state_lib
 from autogrow_jax.networks import base
 from autogrow_jax.networks import deeplab
-from autogrow_jax.networks import taps
+from autogrow_jax import state as state_lib
 
 AXES = (*deeplab.BRANCHES, 'project')
 

@@ -11,7 +11,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import runs
 
-from autogrow_jax import logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 
 TINY = (
     '--widths=4-8-16', '--grow_interval=1', '--stop_window=2',
@@ -28,9 +29,9 @@ BAD_AUTOGROW = (
     ('--preset=paper', "Unknown preset 'paper'; there are digits"),
     ('--policy=random', "policy is one of periodic, .*got 'random'"),
     ('--policy=no:where', 'no:where is one of your own'),
-    ('--policy=sequential --error_rate=0.5', 'error rate .* below 0.5'),
-    ('--policy=oneshot', 'give --target_depths'),
-    ('--policy=oneshot --target_depths=1-1-1', 'must differ before'),
+    ('--policy=sequential --error_rate=0.5', 'error_rate .* below 0.5'),
+    ('--policy=oneshot', 'target is None'),
+    ('--policy=oneshot --target_depths=1-1-1', 'must differ from'),
     ('--policy=oneshot --target_depths=x', "target_depths.*'x' must be"),
     ('--error_rate=0.1', 'rate means nothing .*policy=periodic, only to seq'),
     ('--target_depths=3-3-3', 'target_depths .*=periodic, only to oneshot;'),
@@ -52,23 +53,23 @@ BAD_AUTOGROW = (
     ('--bn_scale_init=zeros', "one of .*uniform01.*got 'zeros'"),
     ('--precision=float64', "one of float32, bfloat16, got 'float64'"),
     ('--parallel=xmap', "one of auto, pmap, jit, got 'xmap'"),
-    ('--compare=best', 'compare names seed, found or both, not best'),
+    ('--compare=best', 'compare names some of seed, found, not best'),
     ('--seed_depths=1-1', '3 stages, but depths 1-1 name 2'),
     ('--seed_depths=1-0-1', "seed_depths.*'1-0-1' must be positive"),
     ('--seed_depths=1--1-1', "'1--1-1' must be positive"),
     ('--seed_depths=one', "'one' must be positive"),
     ('--seed_depths=', "'' must be positive"),
-    ('--max_depths=2-2', 'differ in their number of stages'),
+    ('--max_depths=2-2', 'same number of stages'),
     ('--max_depths=2-2-0', "max_depths.*'2-2-0' must be positive"),
-    ('--seed_depths=3-3-3 --max_depths=2-2-2', 'depth 3 but a cap of 2'),
+    ('--seed_depths=3-3-3 --max_depths=2-2-2', 'max_depths is .* at least'),
     ('--widths=4-8', 'takes 3 positive widths, got 4-8'),
     ('--widths=x', "widths.*'x' must be positive"),
-    ('--grow_interval=0', r'K \(epochs\) is 0; it must be an int, at least 1'),
-    ('--grow_interval=5 --stop_window=4', 'J is 4 epochs; .*at least the .*5'),
-    ('--threshold=abc', "'abc'; it must be percentage points"),
-    ('--threshold=-1', "'-1'; it must be percentage points"),
-    ('--threshold=nan', "'nan'; it must be percentage points"),
-    ('--max_growing_epochs=0', 'is 0; it must be an int, at least 1'),
+    ('--grow_interval=0', 'K is 0, .* 1 is the least'),
+    ('--grow_interval=5 --stop_window=4', 'J is 4 epochs; .*at least K, 5'),
+    ('--threshold=abc', 'threshold is abc; it must be a number'),
+    ('--threshold=-1', 'threshold is -1; it must be a number'),
+    ('--threshold=nan', 'threshold is nan; it must be a number'),
+    ('--max_growing_epochs=0', 'max_epochs 0; 1 is the least'),
     ('--batch_size=0', 'batch_size is at least 1, got 0'),
     ('--batch_size=1078', r'larger than .* \(1077 .*; take at most 1077'),
     ('--holdout=0', 'holdout must be a whole number >= 1, got 0'),
@@ -231,7 +232,7 @@ class AutogrowTest(parameterized.TestCase):
             ],
         ],
     )
-    cls.result = logs.read_json(cls.workdir / 'result.json')
+    cls.result = history_lib.read_json(cls.workdir / 'result.json')
 
   def test_output(self):
     self.assertEqual(self.outcome.status, 0, self.outcome.stderr)
@@ -243,10 +244,11 @@ class AutogrowTest(parameterized.TestCase):
         rf'compiled programs: \d+ of [\d.]+ .?B in {re.escape(runs.CACHE)}\n',
     )
     self.assertRegex(
-        self.outcome.stderr, r'^for comparison: 1-1-1, fixed, \d+ epochs.*\n$'
+        self.outcome.stderr,
+        r'^for comparison: seed, basic3resnet-1-1-1 .* \d+ epochs at .*\n$',
     )
     summary = self.outcome.stdout.partition('\n\n')[2]
-    fixed = logs.read_json(self.workdir / 'fixed-seed' / 'result.json')
+    fixed = history_lib.read_json(self.workdir / 'fixed-seed' / 'result.json')
     for name, result in (('grown', self.result), ('seed, fixed', fixed)):
       self.assertRegex(
           summary,
@@ -322,7 +324,7 @@ class AutogrowTest(parameterized.TestCase):
         [self.other],
         [('', r'holds another run \(seed: 0 -> 1\); choose another')],
     )
-    self.assertEqual(logs.read_json(self.workdir / 'result.json'), self.result)
+    self.assertEqual(history_lib.read_json(self.workdir / 'result.json'), self.result)
 
   def test_divergence(self):
     check_refused(
@@ -377,7 +379,7 @@ class AutogrowTest(parameterized.TestCase):
             if item['event'] == 'grow'
         ],
         [
-            (item['epoch'], item['stage'], logs.format_depths(item['depths']))
+            (item['epoch'], item['stage'], console.format_depths(item['depths']))
             for item in runs.records(self.workdir, 'grow')
         ],
     )
@@ -424,7 +426,7 @@ class BaselineTest(parameterized.TestCase):
     )
     self.assertEqual((outcome.status, outcome.stderr), (0, ''))
     self.assertIn('DECISIONS WERE TAKEN ON THE TEST SET', outcome.stdout)
-    result = logs.read_json(workdir / 'result.json')
+    result = history_lib.read_json(workdir / 'result.json')
     self.assertEqual(result['method'], 'fixed')
     self.assertEqual((result['found'], result['epochs']), ('2-1-1', 2))
     self.assertEqual(result['select_on'], 'test')
@@ -437,7 +439,7 @@ class BaselineTest(parameterized.TestCase):
   def _check_paper_protocol(self, workdir, outcome):
     """Every output of such a run says so."""
     self.assertEqual((outcome.status, outcome.stderr), (0, ''))
-    result = logs.read_json(workdir / 'result.json')
+    result = history_lib.read_json(workdir / 'result.json')
     self.assertEqual(result['protocol'], 'paper_compat')
     epochs = runs.records(workdir, 'epoch')
     self.assertEqual(
@@ -446,7 +448,7 @@ class BaselineTest(parameterized.TestCase):
     )
     self.assertEqual({item['total'] for item in epochs}, {360})  # The test set.
     self.assertEqual({item['protocol'] for item in epochs}, {'paper_compat'})
-    config = logs.read_json(workdir / 'config.json')
+    config = history_lib.read_json(workdir / 'config.json')
     self.assertEqual(config['network']['bn_scale_init'], 'uniform01')
     headline, rest = outcome.stdout.split('\n', 1)
     progress, summary = rest.split('\n\n', 1)

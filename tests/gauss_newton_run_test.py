@@ -14,23 +14,25 @@ import sklearn.datasets
 
 from autogrow_jax import costs
 from autogrow_jax import growth
+from autogrow_jax.methods import base
+from autogrow_jax.methods.gauss_newton import estimates
+from autogrow_jax.methods.gauss_newton import learned_splits
+from autogrow_jax.methods.gauss_newton import learning
+from autogrow_jax.methods.gauss_newton import method
+from autogrow_jax.methods.gauss_newton import norms
+from autogrow_jax.methods.gauss_newton import selection
+from autogrow_jax.methods.gauss_newton import signals
+from autogrow_jax.methods.gauss_newton import steps
+from autogrow_jax.methods.gauss_newton import surgery
+from autogrow_jax.methods.gauss_newton import together
 from autogrow_jax import networks
+from autogrow_jax.networks import base as networks_base
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
-from autogrow_jax.methods import base
-from autogrow_jax.methods.gauss_newton import estimates
-from autogrow_jax.methods.gauss_newton import method
-from autogrow_jax.methods.gauss_newton import norms
-from autogrow_jax.methods.gauss_newton import prunes
-from autogrow_jax.methods.gauss_newton import rivals
-from autogrow_jax.methods.gauss_newton import selection
-from autogrow_jax.methods.gauss_newton import splits
-from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax.networks import base as networks_base
-from autogrow_jax.networks import taps
+from experiments.studies.gauss_newton import rivals
 
-SGD = optimizers.make(optimizers.OptimizerConfig())
+SGD = optimizers.make(optimizers.SGD())
 BATCH = 128
 
 
@@ -54,7 +56,7 @@ def trained():
       (1, 1), input_shape=(8, 8, 1), classes=10, options={'widths': (6, 5)}
   )
   state = state_lib.create_state(architecture, SGD, key=jax.random.key(0))
-  chain = taps.chain_of(networks.parts(architecture))
+  chain = steps.chain_of(architecture)
 
   @jax.jit
   def step(weights, momentum, x, labels):
@@ -78,17 +80,13 @@ def trained():
   return architecture, state.replace(params=params)
 
 
-def trees_of(state):
-  return estimates.Trees(state.params['weights'], state.stats['network'])
-
-
 def grow(state, change):
   return growth.grow(state, change, SGD, key=jax.random.key(0))
 
 
 def loss_of(architecture, state):
-  chain = taps.chain_of(networks.parts(architecture))
-  return estimates.mean_loss(chain, trees_of(state), digits())
+  chain = steps.chain_of(architecture)
+  return estimates.mean_loss(chain, steps.trees_of(state), digits())
 
 
 def situation():
@@ -115,10 +113,11 @@ def learning_images():
 def learned():
   """The model of `trained`, and all splits with their estimates."""
   architecture, state = trained()
-  model = method.model_of(architecture)
-  found = splits.learn(model, trees_of(state), digits(), jax.random.key(1))
+  model = signals.model_of(architecture)
+  trees = steps.trees_of(state)
+  found = learning.learn(model, trees, digits(), jax.random.key(1))
   return model, found.splits, estimates.estimate(
-      model, trees_of(state), found.splits, digits(), jax.random.key(2),
+      model, steps.trees_of(state), found.splits, digits(), jax.random.key(2),
       samples=8,
   )
 
@@ -137,7 +136,8 @@ class TrainedTest(parameterized.TestCase):
       scales = np.full(len(scales), scale)
     scaled = estimates.scaled(found_splits, found.candidates, scales)
     predicted = estimates.estimate(
-        model, trees_of(state), scaled, digits(), jax.random.key(3), samples=16
+        model, steps.trees_of(state), scaled, digits(), jax.random.key(3),
+        samples=16,
     ).changes()
     before = loss_of(architecture, state)
     actual = []
@@ -159,10 +159,9 @@ class TrainedTest(parameterized.TestCase):
   def test_joint_estimates_are_nearer_than_sums(self):
     architecture, state = trained()
     _, found_splits, found = learned()
-    limits = selection.Limits(growth_cap=3.0)
     everything = [int(index) for index in np.flatnonzero(found.usable)]
     scales = np.zeros(len(found.candidates))
-    scales[everything] = selection.joint_scales(found, everything, limits)
+    scales[everything] = selection.joint_scales(found, everything)
     scaled = estimates.scaled(found_splits, found.candidates, scales)
     units = {}
     for index in np.flatnonzero(scales):
@@ -175,7 +174,7 @@ class TrainedTest(parameterized.TestCase):
         architecture, state
     )
     joint = found.joint_change(scales)
-    apart = found.changes(scales).sum()
+    apart = found.slopes @ scales + found.curvatures @ scales**2 / 2
     self.assertLess(actual, 0)
     self.assertLess(abs(joint - actual), abs(apart - actual))
     self.assertLess(abs(joint - actual), 0.4 * abs(actual))
@@ -244,7 +243,8 @@ class MethodTest(parameterized.TestCase):
       state, architecture = grow(state, change)[0], change.architecture
     twins = dataclasses.replace(now, architecture=architecture, state=state)
     grower = method.GaussNewton(
-        limits=selection.Limits(price=4e-3), compensation=compensation
+        ranking=learned_splits.LearnedSplits(compensation=compensation),
+        limits=selection.Limits(price=4e-3),
     )
     change = grower.propose(policies.grow(), twins)
     report = grow(state, change)[1].report
@@ -265,7 +265,7 @@ class MethodTest(parameterized.TestCase):
   @parameterized.parameters(*rivals.RIVALS)
   def test_rivals_grow_in_the_same_way(self, strategy):
     now = situation()
-    grower = method.GaussNewton(strategy=strategy)
+    grower = method.GaussNewton(ranking=rivals.RIVALS[strategy]())
     change = grower.propose(policies.grow(), now)
     size = costs.params(now.architecture)
     self.assertBetween(
@@ -288,9 +288,10 @@ class MethodTest(parameterized.TestCase):
     )
 
   def test_takes_no_step_that_would_not_help(self):
-    joint = prunes.Joint(np.array([-0.1]), np.array([[0.3]]))
-    grower = method.GaussNewton(compensation='off')
-    with mock.patch.object(prunes, 'together', return_value=joint):
+    joint = together.Joint(np.array([-0.1]), np.array([[0.3]]))
+    ranking = learned_splits.LearnedSplits(compensation='off')
+    grower = method.GaussNewton(ranking=ranking)
+    with mock.patch.object(together, 'together', return_value=joint):
       skipped = grower.propose(policies.grow(), situation())
     self.assertIsInstance(skipped, base.Skip)
     self.assertIn('would not lower the loss', skipped.reason)
@@ -298,15 +299,15 @@ class MethodTest(parameterized.TestCase):
     self.assertEqual(
         skipped.images, learning_images() + 3 * 8 * 640 + 5 * 640 // 3
     )
-    joint = prunes.Joint(np.array([-0.1]), np.array([[0.1]]))
-    with mock.patch.object(prunes, 'together', return_value=joint):
+    joint = together.Joint(np.array([-0.1]), np.array([[0.1]]))
+    with mock.patch.object(together, 'together', return_value=joint):
       change = grower.propose(policies.grow(), situation())
     self.assertIsInstance(change, growth.Growth)
 
   def test_halves_what_is_not_as_promised(self):
     grower = method.GaussNewton()
     promised = lambda changes: mock.patch.object(
-        method.GaussNewton, '_change_of_loss', side_effect=changes
+        steps.Snapshot, 'change_of_loss', side_effect=changes
     )
     reports = []
     for changes in ([-1.0], [0.5, -1.0]):
@@ -398,23 +399,19 @@ class MethodTest(parameterized.TestCase):
         report['settled_change'] / report['actual_change'], 0.7, 1.4
     )
     # Of the grown network as it is left, and on all images.
-    model = method.model_of(architecture)
+    model = signals.model_of(architecture)
     before = estimates.mean_loss(
         model.chain,
-        norms.measured(model.chain, trees_of(state), digits()),
+        norms.measured(model.chain, steps.trees_of(state), digits()),
         digits(),
     )
     self.assertLess(loss_of(change.architecture, grown) - before, 0)
 
-  @parameterized.parameters(
-      ({'compensation': 'magic'}, 'compensation is one of off, none'),
-      ({'norms': 'mine'}, 'norms is one of settled, measured'),
-      ({'optimizer_state': 'x'}, 'optimizer_state is one of reset, carry'),
-      ({'samples': 0}, 'samples is at least 1'),
-  )
-  def test_bad_settings(self, settings, message):
-    with self.assertRaisesRegex(ValueError, message):
-      method.GaussNewton(**settings)
+  def test_bad_settings(self):
+    with self.assertRaisesRegex(ValueError, 'compensation is one of off, leas'):
+      learned_splits.LearnedSplits(compensation='magic')
+    with self.assertRaisesRegex(ValueError, 'samples is at least 1'):
+      method.GaussNewton(samples=0)
 
   def test_more_statistics_than_data(self):
     grower = method.GaussNewton(examples=1000)

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from PIL import Image
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import evaluation
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
+from experiments import report
+from experiments import summary
 from autogrow_jax.data import images as images_lib
 from autogrow_jax.data import masks
 
@@ -363,8 +365,13 @@ class RunTest(PairsTestCase):
     result = train.run(self.config())
     history = (self.root.parent / 'run' / 'history.jsonl').read_text()
     self.assertEqual(history.count('"miou"'), 2)
+    report.write(self.root.parent / 'run')
     self.assertIn(
         'Test mean IoU', (self.root.parent / 'run/report.html').read_text()
+    )
+    self.assertRegex(
+        summary.of_run(result, 'w'),
+        rf'hold-out mean IoU +test mean IoU\n.*{result["test_miou"]:.2f} %\n',
     )
     network = trained.load(self.root.parent / 'run')
     dataset = data.load(network.config.data, seed=0)

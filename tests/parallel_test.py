@@ -13,8 +13,8 @@ import tiny_networks
 from autogrow_jax import data
 from autogrow_jax import growth
 from autogrow_jax import optimizers
-from autogrow_jax import parallel
-from autogrow_jax import programs
+from autogrow_jax.run import parallel
+from autogrow_jax.run import programs
 from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
 from autogrow_jax import view

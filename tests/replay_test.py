@@ -1,15 +1,15 @@
-"""Tests of the replay binary."""
+"""Tests of replays, and of their binary."""
 
 import json
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import runs
 
-ROOT = pathlib.Path(__file__).parent.parent
+from autogrow_jax import policies
+from experiments.studies import replay
 
 TRACE_A = (
     4000, 5000, 6000, 5500, 6500, 7000, 6200, 7100, 7300, 6000, 7302, 7250,
@@ -22,25 +22,17 @@ TRACE_C = (
     7300, 7340, 7330, 7320, 7341, 7342, 7340, 7330, 7320, 7343, 7330, 7340,
     7300, 7300, 7344, 7300,
 )
-FLAGS_A = ('--grow_interval=3', '--stop_window=6')
-FLAGS_C = ('--policy=convergent', '--grow_interval=4')
 
 
-def run(*arguments):
-  return subprocess.run(
-      [sys.executable, '-m', 'experiments.replay', *arguments],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-  )
+def summary(events):
+  return [(e['epoch'], e['event'], e['stage'], e['depths']) for e in events]
 
 
-class ReplayTest(parameterized.TestCase):
+class CurveTest(parameterized.TestCase):
 
   def write(self, content):
     if not isinstance(content, (str, bytes)):
-      content = json.dumps(content)
+      content = json.dumps(content) + '\n'
     if isinstance(content, str):
       content = content.encode()
     directory = self.enter_context(tempfile.TemporaryDirectory())
@@ -48,38 +40,18 @@ class ReplayTest(parameterized.TestCase):
     path.write_bytes(content)
     return path
 
-  def events(self, content, *arguments):
-    result = run(f'--curve={self.write(content)}', *arguments)
-    self.assertEqual((result.returncode, result.stderr), (0, ''))
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
-  def assert_refused(self, result, message):
-    self.assertEqual(result.returncode, 2, result.stderr)
-    self.assertEqual(result.stdout, '')
-    self.assertLen(result.stderr.splitlines(), 1)
-    self.assertStartsWith(result.stderr, 'replay: ')
-    self.assertRegex(result.stderr, message)
+class ReplayTest(CurveTest):
 
-  def test_trace_a(self):
-    events = self.events({'total': 10_000, 'correct': TRACE_A}, *FLAGS_A)
-    self.assertEqual(
-        events[0], {'epoch': 3, 'event': 'grow', 'stage': 0, 'depths': '2-1-1'}
-    )
-    self.assertEqual(
-        events[4:6],
-        [
-            {'epoch': 15, 'event': 'stop', 'stage': 0, 'depths': '3-2-2'},
-            {'epoch': 15, 'event': 'grow', 'stage': 1, 'depths': '3-3-2'},
-        ],
-    )
-    self.assertEqual(
-        events[-1],
-        {'epoch': 30, 'event': 'end', 'stage': None, 'depths': '3-5-4'},
-    )
-    self.assertLen([e for e in events if e['event'] == 'grow'], 9)
+  def events(self, content, policy):
+    curve = replay.read_curve(self.write(content))
+    return list(replay.events(policy, curve))
 
-  def test_trace_c(self):
-    events = self.events({'total': 10_000, 'correct': TRACE_C}, *FLAGS_C)
+  def test_convergent(self):
+    policy = policies.Convergent(
+        interval=4, threshold='0.05', depths=(1, 1, 1)
+    )
+    events = self.events({'total': 10_000, 'correct': TRACE_C}, policy)
     self.assertEqual(
         [(e['epoch'], e['event'], e['stage']) for e in events],
         [
@@ -90,120 +62,101 @@ class ReplayTest(parameterized.TestCase):
     )
     self.assertEqual(events[-1]['depths'], '3-2-3')
 
-  def test_a_history_gives_the_same(self):
+  @parameterized.parameters(
+      ({}, {}),
+      ({'select_on': 'holdout', 'protocol': 'holdout'}, {}),
+      ({'select_on': 'test', 'protocol': 'paper_compat'},
+       {'protocol': 'paper_compat'}),
+  )
+  def test_a_history_gives_the_same(self, said, protocol):
+    policy = policies.Periodic(
+        interval=3, window=6, threshold='0.05', depths=(1, 1, 1)
+    )
+    expected = self.events({'total': 10_000, 'correct': TRACE_A}, policy)
+    self.assertEqual(expected[-1]['depths'], '3-5-4')
     lines = [{'event': 'start', 'epoch': 0}]
     for epoch, correct in enumerate(TRACE_A, 1):
       lines.append({
           'event': 'epoch', 'phase': 'growing', 'epoch': epoch,
-          'correct': correct, 'total': 10_000, 'loss_sum': 1.5,
+          'correct': correct, 'total': 10_000, **said,
       })
       lines.append({'event': 'grow', 'epoch': epoch, 'correct': 'ignored'})
     lines.append({
-        'event': 'epoch', 'phase': 'fine-tuning', 'epoch': 31, 'correct': 1,
+        'event': 'epoch', 'phase': 'finetuning', 'epoch': 31, 'correct': 1,
         'total': 2,
     })
-    history = '\n'.join(json.dumps(line) for line in lines) + '\n'
-    curve = {'total': 10_000, 'correct': TRACE_A}
+    history = ''.join(json.dumps(line) + '\n' for line in lines)
     self.assertEqual(
-        self.events(history, *FLAGS_A), self.events(curve, *FLAGS_A)
+        self.events(history, policy), [e | protocol for e in expected]
     )
 
-  def test_a_history_of_one_line(self):
-    line = {
-        'event': 'epoch', 'phase': 'growing', 'epoch': 1, 'correct': 1,
-        'total': 2,
-    }
-    events = self.events(line, '--grow_interval=1')
-    self.assertEqual([e['event'] for e in events], ['grow'])
-
-  def test_a_curve_may_outlast_the_growth_or_be_short(self):
+  def test_ends(self):
+    policy = policies.Periodic(
+        interval=3, window=100, threshold='0.05', depths=(1, 1, 1)
+    )
     curve = {'total': 10_000, 'correct': [5_000] * 300}
-    events = self.events(curve)
-    self.assertEqual(events[-1]['epoch'], 108)
-    self.assertEqual(events[-1]['depths'], '13-13-12')
-    self.assertEqual(self.events({'total': 10, 'correct': [1, 2]}), [])
-
-  @parameterized.parameters('2', '2-2')
-  def test_max_depths(self, caps):
-    events = self.events(
-        {'total': 10, 'correct': [5] * 9},
-        '--seed_depths=1-2',
-        f'--max_depths={caps}',
-        '--threshold=.5',
+    events = self.events(curve, policy)  # The curve outlasts the growth.
+    self.assertEqual(summary(events)[-1], (108, 'end', None, '13-13-12'))
+    self.assertEmpty(self.events({'total': 10, 'correct': [1, 2]}, policy))
+    policy = policies.Periodic(
+        interval=3, window=3, threshold='1', depths=(2,), max_depths=(2,)
     )
     self.assertEqual(
-        [(e['epoch'], e['event'], e['depths']) for e in events],
-        [(3, 'grow', '2-2'), (6, 'end', '2-2')],
-    )
-
-  def test_a_seed_at_its_caps_ends_at_once(self):
-    self.assertEqual(
-        self.events({'total': 10, 'correct': [5]}, '--max_depths=1'),
-        [{'epoch': 0, 'event': 'end', 'stage': None, 'depths': '1-1-1'}],
+        summary(self.events(curve, policy)), [(0, 'end', None, '2')]
     )
 
   @parameterized.named_parameters(
-      ('malformed', '{"total": 10, "correct": [1', 'not a JSON object'),
-      ('number', '3', 'not a JSON object'),
-      ('deep', '[' * 100_000, 'not a JSON object'),
-      ('binary', b'\xff\xfe\x00', 'UTF-8'),
-      ('no_content', '', 'no epochs'),
-      ('no_growing_epochs', {'event': 'start'}, 'no epochs'),
-      ('no_counts', {'total': 10, 'correct': []}, 'no epochs'),
-      ('no_total', {'correct': [1]}, 'needs a number "total"'),
-      ('no_list', {'total': 10, 'correct': 1}, 'list "correct"'),
-      ('total_zero', {'total': 0, 'correct': [0]}, 'is 0'),
-      ('total_text', {'total': '10', 'correct': [1]}, "is '10'"),
-      ('above', {'total': 10, 'correct': [1, 11]}, 'Entry 2 .* is 11'),
-      ('negative', {'total': 10, 'correct': [-1]}, 'is -1'),
-      ('fraction', {'total': 10, 'correct': [0.5]}, 'is 0.5'),
-      ('boolean', {'total': 10, 'correct': [True]}, 'is True'),
-      ('nothing', {'total': 10, 'correct': [None]}, 'is None'),
-      ('not_a_number', '{"total": 10, "correct": [NaN]}', 'is nan'),
+      ('malformed', '{"total": 10, "correct": [1\n', 'line 1: not JSON'),
+      ('number', '3\n', "needs an 'event'"),
+      ('binary', b'\xff\xfe\x00\n', 'line 1: not JSON'),
+      ('no_content', '', 'no growing epochs'),
+      ('no_growing_epochs', {'event': 'start'}, 'no growing epochs'),
+      ('no_counts', {'total': 10, 'correct': []}, 'no growing epochs'),
+      ('no_total', {'correct': [1]}, '1 of None'),
+      ('no_list', {'total': 10, 'correct': 1}, "needs an 'event'"),
+      ('total_zero', {'total': 0, 'correct': [0]}, '0 of 0'),
+      ('above', {'total': 10, 'correct': [1, 11]}, '11 of 10 .* epoch 2'),
+      ('fraction', {'total': 10, 'correct': [0.5]}, '0.5 of 10'),
       (
           'lacking',
           {'event': 'epoch', 'phase': 'growing', 'epoch': 1, 'total': 10},
-          "lacks .'correct'",
+          'None of 10',
       ),
-      (
-          'gap',
-          {
-              'event': 'epoch', 'phase': 'growing', 'epoch': 2, 'correct': 1,
-              'total': 10,
-          },
-          'epoch 2; the next one is 1',
-      ),
-      ('torn', '{"event": "start"}\n{"event": "ep', 'Line 2'),
   )
-  def test_refuses_a_curve(self, content, message):
-    self.assert_refused(run(f'--curve={self.write(content)}'), message)
+  def test_refuses(self, content, message):
+    with self.assertRaisesRegex(ValueError, message):
+      replay.read_curve(self.write(content))
 
-  def test_refuses_a_missing_file(self):
-    self.assert_refused(run('--curve=/no/such/file'), 'No such file')
 
-  @parameterized.parameters(
-      ('--grow_interval=0', 'K .* is 0'),
-      ('--stop_window=2', 'J is 2 epochs'),
-      ('--threshold=nan', "'nan'"),
-      ('--threshold=-0.05', "'-0.05'"),
-      ('--threshold=', "such as '0.05'"),
-      ('--seed_depths=3-x', "'3-x'"),
-      ('--seed_depths=0-1', "'0-1'"),
-      ('--max_depths=2-2', 'number of stages'),
-      ('--error_rate=0.1', 'means nothing to --policy=periodic'),
-      ('--max_depths=', "such as '3-2-2'"),
-      ('other.json', '--curve=FILE'),
-  )
-  def test_refuses_an_argument(self, argument, message):
-    path = self.write({'total': 10, 'correct': [1]})
-    self.assert_refused(run(f'--curve={path}', argument), message)
+class BinaryTest(CurveTest):
 
-  def test_noise(self):
-    result = run('--noise=94', '--total=500', '--runs=20', '--stop_window=12')
-    self.assertEqual((result.returncode, result.stderr), (0, ''))
-    answers = [json.loads(line) for line in result.stdout.splitlines()]
+  def test_answers(self):
+    curve = f'--curve={self.write({"total": 10_000, "correct": TRACE_A})}'
+    flat = f'--curve={self.write({"total": 10, "correct": [5] * 9})}'
+    calls = (
+        (curve, '--grow_interval=3', '--stop_window=6', '--error_rate=0.1'),
+        (flat, '--seed_depths=1-2', '--max_depths=2', '--threshold=.5'),
+        ('--noise=94', '--total=500', '--runs=20', '--stop_window=12'),
+        ('--noise=94', '--total=500', '--runs=3', '--policy=convergent',
+         '--common_sigma=0.5', '--stop_window=9'),
+    )
+    outcomes = runs.call('replay', [list(call) for call in calls])
+    answers = []
+    for outcome in outcomes:
+      self.assertEqual(outcome.status, 0, outcome.stderr)
+      answers.append(list(map(json.loads, outcome.stdout.splitlines())))
     self.assertEqual(
-        [(a['policy'], a['start'], a['floor']) for a in answers],
+        [outcome.stderr for outcome in outcomes],
+        ['--error_rate means nothing to periodic: ignored.\n', '', '',
+         '--stop_window means nothing to convergent: ignored.\n'],
+    )
+    self.assertEqual(summary(answers[0])[-1], (30, 'end', None, '3-5-4'))
+    self.assertEqual(
+        summary(answers[1]),
+        [(3, 'grow', 0, '2-2'), (6, 'end', None, '2-2')],
+    )
+    self.assertEqual(
+        [(a['policy'], a['start'], a['floor']) for a in answers[2]],
         [
             ('periodic', 'untrained', '3-3-3'),
             ('convergent', 'untrained', '2-2-2'),
@@ -211,51 +164,41 @@ class ReplayTest(parameterized.TestCase):
             ('sequential', 'trained', '2-2-2'),
         ],
     )
-    periodic, _, untrained, trained = answers
+    periodic, _, untrained, trained = answers[2]
     self.assertEqual(untrained['epochs']['p50'], 24)
     self.assertEqual(trained['epochs']['p50'], 12)
     self.assertLess(untrained['epochs']['p90'], periodic['epochs']['p90'])
-    self.assertEqual(periodic['runs'], 20)
-    self.assertLen(periodic['depths'], 3)
-
-  def test_noise_of_one_policy(self):
-    result = run(
-        '--noise=94', '--total=500', '--runs=3', '--policy=convergent',
-        '--common_sigma=0.5',
-    )
-    (answer,) = [json.loads(line) for line in result.stdout.splitlines()]
-    self.assertEqual(answer['policy'], 'convergent')
+    (answer,) = answers[3]
     counting = 100 * (0.94 * 0.06 / 500) ** 0.5
     self.assertAlmostEqual(answer['sigma'], (counting**2 + 0.25) ** 0.5)
 
-  @parameterized.parameters(
-      ('--noise=101', '101.0; it must be an accuracy'),
-      ('--noise=nan', 'nan; it must be'),
-      ('--noise=50 --total=0', 'is 0'),
-      ('--noise=50 --runs=0', 'runs is 0'),
-      ('--noise=50 --common_sigma=-1', 'Common sigma -1'),
-      ('--noise=50 --error_rate=0.7', 'error rate .* below 0.5'),
-      ('--noise=50 --curve=x', 'either --curve=FILE or --noise'),
-      (
-          '--noise=50 --policy=convergent --stop_window=9',
-          'stop_window means nothing to --policy=convergent',
-      ),
-      ('--policy=sequential --curve=x', 'counts only, .* --noise'),
-      ('--policy=sequential', 'either --curve=FILE or --noise'),
-  )
-  def test_refuses_noise(self, arguments, message):
-    self.assert_refused(run(*arguments.split()), message)
-
-  @parameterized.parameters('--policy=other', '--grow_interval=x', '--nova=1')
-  def test_flag_errors_have_no_traceback(self, argument):
-    result = run('--curve=x', argument)
-    self.assertNotEqual(result.returncode, 0)
-    self.assertNotIn('Traceback', result.stderr)
-
-  def test_help_shows_its_own_flags(self):
-    result = run('--help')
-    self.assertIn('--grow_interval', result.stdout)
-    self.assertIn("(default: '0.05')", result.stdout)
+  def test_refuses(self):
+    path = self.write({'total': 10, 'correct': [1]})
+    gap = self.write({
+        'event': 'epoch', 'phase': 'growing', 'epoch': 2, 'correct': 1,
+        'total': 10,
+    })
+    bad = (
+        (f'--curve={path} --grow_interval=0', 'K is 0'),
+        (f'--curve={path} --stop_window=2', 'J is 2 epochs'),
+        (f'--curve={path} --threshold=nan', 'threshold is nan'),
+        (f'--curve={path} --seed_depths=3-x', "seed_depths.*'3-x'"),
+        (f'--curve={path} --max_depths=2-2', 'number of stages'),
+        (f'--curve={path} --policy=sequential', 'needs hits'),
+        (f'--curve={path} other.json', 'other.json'),
+        (f'--curve={gap}', 'Epoch 2 cannot follow 0'),
+        ('--curve=/no/such/file', 'No such file'),
+        ('--noise=nan', 'NaN'),
+        ('--noise=50 --error_rate=0.7', 'error_rate .* below 0.5'),
+        ('--noise=50 --curve=x', 'either --curve=FILE or --noise'),
+        ('--policy=sequential', 'either --curve=FILE or --noise'),
+    )
+    outcomes = runs.call('replay', [arguments.split() for arguments, _ in bad])
+    for (arguments, message), outcome in zip(bad, outcomes):
+      self.assertEqual(outcome.status, 2, arguments)
+      self.assertEqual(outcome.stdout, '')
+      self.assertRegex(outcome.stderr, f'^error: .*{message}')
+      self.assertLen(outcome.stderr.splitlines(), 1)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Tests for report.py."""
+"""Tests of experiments.report and of the figures in experiments.plots."""
 
 from html import parser
 import pathlib
@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from autogrow_jax import report
+from autogrow_jax.run import history as history_lib
+from experiments import report
 
 _RESULT = {
     'method': 'autogrow', 'network': 'basic3', 'dataset': 'digits', 'seed': 0,
@@ -192,11 +194,11 @@ class ReportTest(parameterized.TestCase):
     """Of a run that grows channels: widths for depths, and its estimates."""
     history = _history()
     for record in history:
-      record['shape'] = '4-5' if record['epoch'] < 2 else '6-5'
+      first = 4 if record['epoch'] < 2 else 6
+      record['widths'] = {'first': first, 'second': 5}
     (growth,) = [r for r in history if r['event'] == 'grow']
     growth['initializer'] = {
         'estimated_change': -0.25, 'actual_change': -0.24,
-        'widths': {'first': 6, 'second': 5},
     }
     page = _check(_render(history=history))
     self.assertIn('first (6)', page.text)
@@ -209,19 +211,37 @@ class ReportTest(parameterized.TestCase):
 
     before = dict(matplotlib.rcParams)
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    path = folder / 'run' / 'report.html'
+    history_lib.write_json(folder / 'config.json', {'setting': 'from config'})
+    history_lib.write_json(folder / 'result.json', _RESULT)
+    lines = [history_lib.dumps(record) + '\n' for record in _history()]
+    (folder / 'history.jsonl').write_text(''.join(lines))
+    known = {path.name for path in folder.iterdir()}
     for _ in range(2):
-      report.write(path, config={}, history=_history(), result=_RESULT)
-    self.assertStartsWith(path.read_text(encoding='utf-8'), '<!doctype html>')
-    self.assertEqual([p.name for p in path.parent.iterdir()], ['report.html'])
+      report.write(folder)
+    page = (folder / 'report.html').read_text(encoding='utf-8')
+    self.assertEqual(page, _render(config={'setting': 'from config'}))
+    self.assertEqual(
+        {path.name for path in folder.iterdir()}, known | {'report.html'}
+    )
     self.assertEqual(dict(matplotlib.rcParams), before)
+
+  def test_without_matplotlib(self):
+    with mock.patch.dict(sys.modules, {'matplotlib': None}):
+      checker = _check(_render())
+    self.assertNotIn('svg', checker.tags)
+    self.assertIn(
+        "Figures need matplotlib: pip install 'autogrow-jax[report]'.",
+        checker.text,
+    )
+    self.assertIn('94.91 %', checker.text)
 
   def test_imports_matplotlib_late_and_never_pyplot(self):
     code = (
-        'import sys; from autogrow_jax import report;'
+        'import sys; from experiments import report;'
         ' assert "matplotlib" not in sys.modules;'
         ' report.render(config={}, history=[{"event": "epoch", "epoch": 1,'
         ' "step": 1, "depths": [1], "loss": 0.5}], result={});'
+        ' assert "matplotlib" in sys.modules;'
         ' assert "matplotlib.pyplot" not in sys.modules'
     )
     root = pathlib.Path(__file__).parent.parent

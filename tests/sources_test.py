@@ -18,10 +18,10 @@ from absl.testing import parameterized
 import numpy as np
 import tiny_images
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import session
+from autogrow_jax.run import train
 from autogrow_jax.data import images as images_lib
 from autogrow_jax.data import prepared
 from autogrow_jax.data import sources

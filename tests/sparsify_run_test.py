@@ -13,11 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import policies
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
+from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import method as sparsify
+from experiments.studies.sparsify import random_masks
 import runs
 
 GROWING, AFTER = 2, 1  # Epochs.
@@ -40,7 +43,7 @@ class Decided(sparsify.Sparsify):
   """All is far from 0, so that samples do not change: half is there."""
 
   def extra(self, architecture):
-    s, memory = super().extra(architecture)
+    s, memory, optimizer = super().extra(architecture)
     q = {
         'channels': {
             name: np.arange(leaf.size) % 2 == 0
@@ -52,7 +55,8 @@ class Decided(sparsify.Sparsify):
         },
     }
     far = lambda q: np.where(q, 20, -20).astype('f4')
-    return jax.tree.map(far, q), {**memory, 'q': q, 'grown': q}
+    memory = {**memory, 'q': q, 'grown': q}
+    return base.Extra(jax.tree.map(far, q), memory, optimizer)
 
 
 def _interrupt(step):
@@ -190,7 +194,7 @@ class RunTest(parameterized.TestCase):
 
   @parameterized.parameters(
       {'devices': {'precision': 'bfloat16'}, 'optimizer': {'accumulate': 2}},
-      {'method': {'strategy': 'random', 'grow': 'layers'}},
+      {'method': {'final': 'threshold', 'freeze': 0.3, 'budget': 'macs'}},
   )
   @pytest.mark.slow
   def test_other_ways(self, **changes):
@@ -204,15 +208,28 @@ class RunTest(parameterized.TestCase):
               'lambda_update': 'epoch', 'temperature': 'global',
           },
       },
-      {'method': {'final': 'threshold', 'freeze': 0.3, 'budget': 'macs'}},
   )
   @pytest.mark.slow
   def test_still_other_ways(self, **changes):
     self.check_run(**changes)
 
-  def check_run(self, **changes):
+  @pytest.mark.slow
+  def test_random_masks(self):
+    method = random_masks.RandomMasks(
+        grow='layers', run=self.config().method.run
+    )
+    self.check_run(method)
+    config = history_lib.read_json(f'{self.workdir}/config.json')
+    self.assertEqual(
+        config_lib.RunConfig.from_json(config).method, method
+    )
+
+  def check_run(self, method=None, **changes):
     """It learns, and leaves the network that it says."""
-    result = self.result(**changes)
+    config = self.config(**changes)
+    if method is not None:
+      config = dataclasses.replace(config, method=method)
+    result = runs.quietly(config)
     self.assertEqual(result['epochs'], GROWING + AFTER)
     epochs = self.records(event='epoch')
     self.assertLess(epochs[-1]['train_loss'], epochs[0]['train_loss'])

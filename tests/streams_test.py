@@ -21,14 +21,14 @@ import numpy as np
 import runs
 import tiny_images
 
-from autogrow_jax import checkpoint
+from autogrow_jax.run import checkpoint
 from autogrow_jax import data
 from autogrow_jax import evaluation
-from autogrow_jax import feeds
-from autogrow_jax import logs
-from autogrow_jax import parallel
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import feeds
+from autogrow_jax.run import console
+from autogrow_jax.run import parallel
+from autogrow_jax.run import session
+from autogrow_jax.run import train
 from autogrow_jax.data import streams
 
 KEY = jax.random.key(7)
@@ -263,8 +263,8 @@ class LazyImagesTest(absltest.TestCase):
       )
       self.assertAlmostEqual(score.loss_sum, want.loss_sum, places=9)
       self.assertEqual(
-          (score.correct, score.total, score.hits),
-          (want.correct, 30, want.hits),
+          (score.correct, score.total, score.hits.tolist()),
+          (want.correct, 30, want.hits.tolist()),
       )
     self.assertEqual(
         streamed.damaged,
@@ -589,9 +589,9 @@ class ShownTest(absltest.TestCase):
         'event': 'epoch', 'epoch': 3, 'depths': [1, 1], 'train_total': 1000,
         'images_per_second': 100.0, 'input_wait_seconds': 0.9,
     }
-    self.assertNotIn('wait', logs.format_epoch(record))
+    self.assertNotIn('wait', console.format_epoch(record))
     record |= {'input_wait_seconds': 2.5, 'skipped': 4}
-    self.assertIn('25% waiting  4 skipped', logs.format_epoch(record))
+    self.assertIn('25% waiting  4 skipped', console.format_epoch(record))
 
 
 def saved_step(workdir):

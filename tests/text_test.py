@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import runs
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import evaluation
-from autogrow_jax import feeds
-from autogrow_jax import logs
-from autogrow_jax import parallel
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import feeds
+from autogrow_jax.run import console
+from autogrow_jax.run import parallel
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax.data import text
+from experiments import report
 from experiments import summary
 
 _PTB = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'ptb'
@@ -242,7 +243,7 @@ class RunTest(parameterized.TestCase):
         *(' '.join(part) for part in np.split(words, (1050, 1250))),
     )
     cls.base = pathlib.Path(folder.name, 'base')
-    cls.result = runs.quietly(tiny(cls.base), with_report=True)
+    cls.result = runs.quietly(tiny(cls.base))
 
   def setUp(self):
     super().setUp()
@@ -256,14 +257,15 @@ class RunTest(parameterized.TestCase):
         epoch['train_perplexity'], math.exp(epoch['train_loss']), 3
     )
     self.assertEqual(self.result['val_perplexity'], epoch['perplexity'])
-    line = logs.format_record(epoch)
+    line = console.format_record(epoch)
     self.assertIn(f'/{epoch["perplexity"]:.4g}  ', line)
     self.assertLessEqual(len(line), 100)
     value = self.result['test_perplexity']
     shown = summary.of_run(self.result, 'w')
     self.assertRegex(shown, f'test perplexity(.|\n)* {value:.2f}\n')
-    report = (self.base / 'report.html').read_text()
-    self.assertIn(f'<b>{value:.4g}</b><span>test perplexity', report)
+    report.write(self.base)
+    page = (self.base / 'report.html').read_text()
+    self.assertIn(f'<b>{value:.4g}</b><span>test perplexity', page)
 
   def test_learns(self):
     first, second = (

@@ -1,5 +1,6 @@
 """Small networks under masks, for tests of `Sparsify`."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 from unittest import mock
@@ -8,9 +9,12 @@ import jax
 import numpy as np
 
 from autogrow_jax import growth
+from autogrow_jax import networks
 from autogrow_jax import optimizers
+from autogrow_jax import policies
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
+from autogrow_jax.methods.sparsify import compact as compact_lib
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import method as sparsify
 from autogrow_jax.networks import base
@@ -65,7 +69,7 @@ METHOD = sparsify.Sparsify(
     grow='both', run=sparsify.Run(queries=10, steps=200)
 )
 TX = optimizers.make(
-    optimizers.OptimizerConfig(), aux=METHOD.aux, top_rate=0.1
+    optimizers.SGD(), aux=METHOD.mask, top_rate=0.1
 )
 LABELS = np.array([3, 1, 4, 1, 0, 2])
 
@@ -88,6 +92,11 @@ class Outcome(NamedTuple):
   raw: Any
 
 
+def same(got, want, tolerance=1e-5):
+  """Asserts that arrays are equal to a relative and absolute tolerance."""
+  np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
 def seed(network, depth=3, **options):
   """A narrow network, deep in its second stage."""
   return network.seed(
@@ -95,6 +104,32 @@ def seed(network, depth=3, **options):
       input_shape=tiny_networks.IMAGE,
       classes=tiny_networks.CLASSES,
       options=options,
+  )
+
+
+def full_size(family, depths=None, **options):
+  """A network of the library, for 32 pixels and ten classes."""
+  network = networks.get(family)
+  return network.seed(
+      depths or network.seed_depths,
+      input_shape=(32, 32, 3),
+      classes=10,
+      options=options,
+  )
+
+
+def resnet20():
+  return full_size('basic3resnet', (3, 3, 3), shortcut='A')
+
+
+def propose(method, architecture, state, *, is_last=False):
+  """What a method proposes where it may grow."""
+  return method.propose(
+      policies.grow(),
+      methods_base.Situation(
+          architecture, state, batches=None, batches_per_epoch=1,
+          train_accuracy=0.0, weight_decay=0.0, is_last=is_last,
+      ),
   )
 
 
@@ -173,7 +208,7 @@ def outcome(method, architecture, state, *, compact, dtype='f4'):
   result = computed
   if active is not None:
     zeros = jax.tree.map(np.zeros_like, _trees(state))
-    result = view.put(computed, zeros, layout, active)
+    result = active.put(computed, zeros)
   return Outcome(loss, result['params'], result['stats'], train, computed)
 
 
@@ -198,22 +233,22 @@ def _trees(state):
 
 def _taken(method, architecture, state, compact):
   """Widths are rounded up to multiples of 2, so that some are padded."""
-  active = method.active(architecture, state.stats['method'])
+  active = method.execution.active(architecture, state.stats['method'])
   if active is None:
     return _trees(state), view.layout(architecture), None
-  active = view.Active(active.units, active.blocks, compact)
-  with mock.patch.object(view, '_QUANTUM', 2):
-    layout = view.layout(architecture, active=active)
-  return view.take(_trees(state), layout, active), layout, active
+  active = dataclasses.replace(active, compact=compact)
+  with mock.patch.object(compact_lib, 'QUANTUM', 2):
+    layout = view.layout(architecture, computed=active.computed)
+  return active.take(_trees(state)), layout, active
 
 
 @functools.lru_cache(maxsize=None)
 def _step(method, layout):
   @functools.partial(jax.jit, compiler_options=tiny_networks.FAST_COMPILE)
   def run(params, stats, x, labels):
-    forward = methods_base.Forward(layout, x)
+    network = methods_base.Network(method.execution, layout, x)
     objective = lambda params: method.objective(
-        forward, params, stats, labels, jax.random.key(0)
+        network, params, stats, labels, jax.random.key(0)
     )
     (loss, (new, logits)), grads = jax.value_and_grad(
         objective, has_aux=True
@@ -227,7 +262,7 @@ def _step(method, layout):
 def _forward(method, layout):
   @functools.partial(jax.jit, compiler_options=tiny_networks.FAST_COMPILE)
   def run(params, stats, x, train):
-    gated = method.gated(layout, params, stats)
+    gated = method.execution.gated(layout, params, stats)
     logits, _ = base.apply(
         layout.bucket, gated.weights, gated.stats, x, train=train,
         gates=gated.gates,
@@ -251,10 +286,6 @@ def attached(architecture, method, state):
   ones = jax.tree.map(
       lambda leaf: np.ones(leaf.shape, bool), state.params
   )
-  active = method.active(architecture, state.stats['method'])
-  layout = view.layout(
-      architecture, active=view.Active(active.units, active.blocks, False)
-  )
-  return view.put(
-      ones, jax.tree.map(np.zeros_like, ones), layout, active
-  )['weights']
+  active = method.execution.active(architecture, state.stats['method'])
+  active = dataclasses.replace(active, compact=False)
+  return active.put(ones, jax.tree.map(np.zeros_like, ones))['weights']

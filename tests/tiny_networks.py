@@ -49,8 +49,8 @@ def _labels(params):
 
 
 OPTIMIZERS = {
-    'sgd': optimizers.make(optimizers.OptimizerConfig()),
-    'accumulating': optimizers.make(optimizers.OptimizerConfig(accumulate=2)),
+    'sgd': optimizers.make(optimizers.SGD()),
+    'accumulating': optimizers.make(optimizers.SGD(accumulate=2)),
     'adamw': optax.adamw(1e-3),
     'injected': optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
     'masked': optax.chain(
@@ -108,7 +108,7 @@ def state(
     architecture: architecture_lib.Architecture,
     tx: optax.GradientTransformation = OPTIMIZERS['sgd'],
     number: int = 0,
-    extra: state_lib.Extra = state_lib.no_extra,
+    extra: state_lib.ExtraOf = state_lib.no_extra,
 ) -> state_lib.TrainState:
   """A canonical state with arbitrary values in all parameters."""
   key = jax.random.key(number)

@@ -15,8 +15,8 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax import parallel
-from autogrow_jax import programs
+from autogrow_jax.run import parallel
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
@@ -24,7 +24,7 @@ from autogrow_jax.networks import base
 from autogrow_jax.networks import runs
 
 # Seldom reached by other tests: the norm over all stacks limits every step.
-CLIPPED = optimizers.make(optimizers.OptimizerConfig(clip_norm=0.1))
+CLIPPED = optimizers.make(optimizers.SGD(clip_norm=0.1))
 
 
 def deep(family):

@@ -1,70 +1,68 @@
 """`Method`: what is minimised and what is changed, as pure functions."""
 
+import abc
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
-from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.networks import base as networks_base
 
 Architecture = architecture_lib.Architecture
+Extra = state_lib.Extra
 Tree = dict[str, Any]
 
 
-class Gated(NamedTuple):
-  """The network that packed parameters stand for.
-
-  Attributes:
-    weights: packed.
-    stats: packed network statistics.
-    gates: see `networks.base.apply`.
-  """
-
-  weights: Tree
-  stats: Tree
-  gates: Tree | None = None
-
-
 @dataclasses.dataclass(frozen=True)
-class Forward:
+class Network:
   """The network in training mode, on one step's inputs.
 
   Attributes:
-    layout: of the packed trees.
+    execution: how the network is computed.
+    layout: layout of the packed trees.
     x: (batch, height, width, channel), preprocessed and augmented; of text
       (batch, step).
-    key: of what the network itself draws; None for nothing.
-    depths: see `networks.base.apply`.
+    task: the task, whose loss methods minimise.
+    key: key of what the network itself draws; None for nothing.
+    depths: number of blocks per stack, see `networks.base.apply`.
   """
 
+  execution: view.Execution
   layout: view.Layout
   x: jax.Array
+  task: tasks.Task = tasks.Classes()
   key: jax.Array | None = None
   depths: Tree | None = None
 
-  def __call__(
-      self, weights: Tree, stats: Tree, gates: Any
-  ) -> tuple[jax.Array, Tree]:
-    """Logits (batch, classes) and new statistics; trees are packed."""
-    return networks_base.apply(
+  def __call__(self, params: Tree, stats: Tree) -> tuple[jax.Array, Tree]:
+    """Computes logits (batch, ..., classes) and new statistics.
+
+    Args:
+      params: {'weights', 'aux'}, packed.
+      stats: {'network', 'method'}, packed.
+
+    Returns:
+      The logits and the statistics after the step.
+    """
+    weights, network, gates = self.execution.gated(self.layout, params, stats)
+    logits, network = networks_base.apply(
         self.layout.bucket,
         weights,
-        stats,
+        network,
         self.x,
         train=True,
         gates=gates,
         key=self.key,
         depths=self.depths,
     )
+    return logits, {'network': network, 'method': stats['method']}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +70,23 @@ class Situation:
   """What a method may look at when it proposes a change.
 
   Attributes:
-    architecture: the current one.
+    architecture: the current architecture.
     state: the canonical state; not to be changed.
-    batches: endless training batches (inputs (batch, height, width, channel)
-      preprocessed and augmented, labels (batch,)), from a stream of their own,
-      so that drawing from them does not shift the run's batches.
-    batches_per_epoch: how many make an epoch.
+    key: key of everything that the growth draws.
+    task: what the network predicts, and its loss.
+    batches: makes endless training batches (inputs (batch, height, width,
+      channel) preprocessed and augmented, labels (batch,)), from a stream of
+      their own, so that drawing from them does not shift the run's batches.
+    batches_per_epoch: number of batches of an epoch.
     train_accuracy: fraction, over the epoch just finished.
-    weight_decay: of the run's optimizer.
+    weight_decay: weight decay of the run's optimizer.
     is_last: whether nothing grows after this.
   """
 
   architecture: Architecture
   state: state_lib.TrainState
+  key: jax.Array
+  task: tasks.Task
   batches: Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
   batches_per_epoch: int
   train_accuracy: float
@@ -97,206 +99,91 @@ class Skip:
   """A decision that is not carried out.
 
   Attributes:
-    reason: why, for people.
-    images: that looking for a change trained on, as of a `growth.Growth`.
-    report: what else is recorded of it.
-    is_final: no later decision would be carried out either; growing ends.
+    reason: text for people.
+    examples: training examples that the search for a change took.
+    report: further values to record.
+    is_final: whether growing ends because no later decision would be carried
+      out either.
   """
 
   reason: str
-  images: int = 0
+  examples: int = 0
   report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   is_final: bool = False
 
 
-class Method(Protocol):
+class Method(abc.ABC):
   """A growing method: a frozen, hashable dataclass of hyper-parameters.
 
-  Attributes:
-    deepens: whether its growths append the blocks that decisions name, for
-      which layouts then have spare room. Single blocks are not to be seen in
-      its programs: it has no leaves of theirs, and nothing that runs inside jit
-      unpacks a tree.
-    aux: how its trainable leaves are trained; None if it has none.
-    needs_whole_batches: whether its objective changes leaves by more than
-      means over a batch, so that a mean over devices, with a part of it each,
-      would not be what one device makes of the whole.
+  A method has four members, of which only `propose` has no default, and a
+  report. Methods derive from this class and never from one another.
   """
 
-  deepens: ClassVar[bool]
-
   @property
-  def needs_whole_batches(self) -> bool:
-    ...
+  def execution(self) -> view.Execution:
+    """How the network is computed."""
+    return view.Plain()
 
-  @property
-  def aux(self) -> optimizers.AuxConfig | None:
-    ...
-
-  def extra(self, architecture: Architecture) -> tuple[Tree, Tree]:
-    """Additional leaves.
-
-    Args:
-      architecture: the architecture.
-
-    Returns:
-      (trainable, other) trees, keyed by axis or block name so that growth
-      carries them.
-    """
-    ...
-
-  def active(
-      self, architecture: Architecture, memory: Tree
-  ) -> view.Active | None:
-    """What of the network is computed, from the other leaves; None for all."""
-    ...
-
-  def gated(self, layout: view.Layout, params: Tree, stats: Tree) -> Gated:
-    """The network that packed parameters stand for; runs inside jit."""
-    ...
+  def extra(self, architecture: Architecture) -> Extra:
+    """Returns the method's own leaves for an architecture."""
+    return state_lib.no_extra(architecture)
 
   def objective(
       self,
-      forward: Forward,
+      network: Network,
       params: Tree,
       stats: Tree,
       labels: jax.Array,
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-    """What a step differentiates with respect to `params`; runs inside jit.
+    """Computes what a step differentiates by `params`; runs inside jit.
 
     Args:
-      forward: the network on this step's inputs.
+      network: the network on this step's inputs.
       params: {'weights', 'aux'}, packed.
       stats: {'network', 'method'}, packed.
       labels: (batch, ...) int32.
-      key: this step's.
+      key: key of this step.
 
     Returns:
-      The loss, and (new stats, logits).
+      The loss, here that of the task, and (new stats, logits).
     """
-    ...
+    del key
+    logits, stats = network(params, stats)
+    return network.task.loss(logits, labels), (stats, logits)
 
-  def applied(
-      self, architecture: Architecture, updates: Tree, stats: Tree
-  ) -> Tree:
-    """What of an optimizer's updates is made; runs inside jit.
-
-    Args:
-      architecture: of the canonical state.
-      updates: {'weights', 'aux'}, packed.
-      stats: {'network', 'method'} that the step began with, packed.
-
-    Returns:
-      What to add to the parameters.
-    """
-    ...
-
+  @abc.abstractmethod
   def propose(
       self, decision: policies.Decision, situation: Situation
-  ) -> growth.Growth | Skip | None:
-    """The change that carries out a decision, if any; runs between epochs."""
-    ...
+  ) -> growth_lib.Growth | Skip | None:
+    """Returns the change that carries out a decision; runs between epochs."""
 
-  def describe(self, architecture: Architecture, memory: Tree) -> str:
-    """The shape of a network in a few characters, for the progress line."""
-    ...
-
-  def metrics(
+  def report(
       self, architecture: Architecture, aux: Tree, memory: Tree
   ) -> dict[str, Any]:
-    """What to record after an epoch besides what all methods have."""
-    ...
+    """Returns values to record after an epoch.
+
+    Args:
+      architecture: architecture of the canonical state.
+      aux: the method's trainable leaves.
+      memory: the method's other leaves.
+
+    Returns:
+      Values by name. 'shape' is the network in a few characters, for the
+      progress line.
+    """
+    del aux, memory
+    return {'shape': policies.format_depths(architecture.depths)}
 
 
 @dataclasses.dataclass(frozen=True)
-class FixedArchitecture:
+class FixedArchitecture(Method):
   """Trains a network as it is; the baseline."""
-
-  deepens: ClassVar[bool] = False
-
-  @property
-  def needs_whole_batches(self) -> bool:
-    return False
-
-  @property
-  def aux(self) -> optimizers.AuxConfig | None:
-    return None
-
-  def extra(self, architecture: Architecture) -> tuple[Tree, Tree]:
-    return state_lib.no_extra(architecture)
-
-  def active(
-      self, architecture: Architecture, memory: Tree
-  ) -> view.Active | None:
-    del architecture, memory
-    return None
-
-  def gated(self, layout: view.Layout, params: Tree, stats: Tree) -> Gated:
-    del layout
-    return Gated(params['weights'], stats['network'])
-
-  def objective(
-      self,
-      forward: Forward,
-      params: Tree,
-      stats: Tree,
-      labels: jax.Array,
-      key: jax.Array,
-  ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-    """Mean cross-entropy of the network that parameters stand for, in nats."""
-    del key
-    logits, network = forward(*self.gated(forward.layout, params, stats))
-    return mean_cross_entropy(logits, labels), (
-        {'network': network, 'method': stats['method']},
-        logits,
-    )
-
-  def applied(
-      self, architecture: Architecture, updates: Tree, stats: Tree
-  ) -> Tree:
-    del architecture, stats
-    return updates
 
   def propose(
       self, decision: policies.Decision, situation: Situation
-  ) -> growth.Growth | Skip | None:
+  ) -> None:
     del decision, situation
-    return None
-
-  def describe(self, architecture: Architecture, memory: Tree) -> str:
-    del memory
-    return policies.format_depths(architecture.depths)
-
-  def metrics(
-      self, architecture: Architecture, aux: Tree, memory: Tree
-  ) -> dict[str, Any]:
-    del architecture, aux, memory
-    return {}
 
 
-def with_penalty(loss: jax.Array, penalty: jax.Array) -> jax.Array:
-  """A loss with the gradient of a penalty, which does not show in its value."""
-  return loss + (penalty - jax.lax.stop_gradient(penalty))
-
-
-def mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Mean over all labels that count, in nats.
-
-  Args:
-    logits: (batch, ..., classes).
-    labels: (batch, ...); where an example has several, -1 does not count.
-
-  Returns:
-    A scalar; 0 if none counts.
-  """
-  losses = cross_entropy(logits, labels)
-  if labels.ndim == 1:
-    return jnp.mean(losses)
-  counts = labels >= 0
-  return jnp.sum(losses, where=counts) / jnp.maximum(1, jnp.sum(counts))
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Per label, in nats: (batch, ..., classes), (batch, ...) -> the latter."""
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+cross_entropy = tasks.cross_entropy

@@ -4,6 +4,7 @@ All trees here are {'channels': {group: (size,)}, 'layers': {block: ()}}.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -21,12 +22,18 @@ Space = space_lib.Space
 
 # Probabilities within are ambiguous: the next sample may well differ.
 AMBIGUOUS = (0.05, 0.95)
+_DRAWS = 64  # Samples of which the one nearest to the budget is taken.
+
+
+def on_host(tree: Tree, dtype: Any = None) -> Tree:
+  """Copies leaves to NumPy arrays, of a type if it is given."""
+  return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree)
 
 
 def full(
     architecture: Any, space: Space, channel: Any, layer: Any, dtype: Any
 ) -> Tree:
-  """The same values for all channels, and for all layers."""
+  """Makes a tree of one value for all channels, and one for all layers."""
   return {
       'channels': {
           name: np.full(architecture.size(name), channel, dtype)
@@ -37,42 +44,55 @@ def full(
 
 
 def seeded(tree: Tree, value: Any) -> Tree:
-  """A tree with a value for the first channel of every group: the seed's."""
+  """Gives the first channel of every group, which the seed has, a value."""
   channels = {name: leaf.copy() for name, leaf in tree['channels'].items()}
   for leaf in channels.values():
     leaf[0] = value
   return {**tree, 'channels': channels}
 
 
-def probabilities(s: Tree, noise: Tree, beta: Tree) -> Tree:
-  """sigmoid(beta (s + noise)), element by element."""
-  return jax.tree.map(
-      lambda s, noise, beta: jax.nn.sigmoid(beta * (s + noise)), s, noise, beta
-  )
+@dataclasses.dataclass(frozen=True)
+class Annealing:
+  """How mask variables become probabilities, sharper with every sample.
 
-
-def temperatures(counters: Tree, final: float, queries: int) -> Tree:
-  """Equation (7): inverse temperatures final^(t / T), from 1.
-
-  Args:
-    counters: t, how often each was sampled.
-    final: what one that is sampled in all of a run's queries would end with.
-    queries: T.
-
-  Returns:
-    Inverse temperatures.
+  Attributes:
+    final: inverse temperature of what is sampled in all queries; from 1.
+    queries: T, number of samples of a run.
   """
-  growth = math.log(final) / max(1, queries)
-  return jax.tree.map(lambda t: jnp.exp(growth * jnp.float32(t)), counters)
+
+  final: float
+  queries: int
+
+  def temperatures(self, counters: Tree) -> Tree:
+    """Equation (7): inverse temperatures final^(t / T) of counters t."""
+    growth = math.log(self.final) / max(1, self.queries)
+    return jax.tree.map(lambda t: jnp.exp(growth * jnp.float32(t)), counters)
+
+  def probabilities(self, s: Tree, memory: Tree) -> Tree:
+    """sigmoid(beta (s + noise)), element by element.
+
+    Args:
+      s: mask variables.
+      memory: the method's other leaves: 't', 'noise'.
+
+    Returns:
+      Probabilities.
+    """
+    return jax.tree.map(
+        lambda s, noise, beta: jax.nn.sigmoid(beta * (s + noise)),
+        s,
+        memory['noise'],
+        self.temperatures(memory['t']),
+    )
 
 
 def steps_to_zero(distance: float, rate: float) -> float:
-  """Steps of the penalty alone from s = -distance to 0, at beta = 1.
+  """Counts steps of the penalty alone from s = -distance to 0, at beta = 1.
 
   ds = rate sigmoid(s) sigmoid(-s) in every step, integrated.
 
   Args:
-    distance: to go.
+    distance: distance from s to 0.
     rate: |lambda| times the effective learning rate, see `effective_rate`.
 
   Returns:
@@ -82,39 +102,39 @@ def steps_to_zero(distance: float, rate: float) -> float:
 
 
 def effective_rate(learning_rate: float, momentum: float) -> float:
-  """What momentum makes of a learning rate, over many steps."""
+  """Returns the step that momentum makes of a learning rate in the long run."""
   return learning_rate / (1 - momentum)
 
 
 def distance_of(steps: float, rate: float) -> float:
-  """The inverse of `steps_to_zero`."""
+  """Inverts `steps_to_zero`."""
   return _bisect(
       lambda distance: steps_to_zero(distance, rate) < steps, 0.0, 30.0
   )
 
 
 def least_distance(is_sparse: Callable[[float], bool]) -> float:
-  """The smallest distance at which a predicate holds; it goes on to hold."""
+  """Finds the smallest distance from which on a predicate holds."""
   return _bisect(lambda distance: not is_sparse(distance), 0.0, 30.0)
 
 
 def probability_of(density: Callable[[float], float], target: float) -> float:
-  """The probability of everything at which the expected density is a target."""
+  """Finds the common probability at which the density meets a target."""
   return _bisect(lambda p: density(p) < target, 0.0, 1.0)
 
 
 def sample(key: jax.Array, p: Tree) -> Tree:
-  """Bernoulli samples, from streams by the names of groups and blocks."""
+  """Draws Bernoulli samples, from streams named by groups and blocks."""
   return _drawn(key, p, lambda key, p: jax.random.uniform(key, p.shape) < p)
 
 
 def logistic(key: jax.Array, like: Tree) -> Tree:
-  """Logistic noise, the difference of two Gumbel variables."""
+  """Draws logistic noise, the difference of two Gumbel variables."""
   return _drawn(key, like, lambda key, p: jax.random.logistic(key, p.shape))
 
 
 def guarded(q: Tree, s: Tree) -> Tree:
-  """Samples with at least one channel in every group: that of the largest s."""
+  """Turns the channel of the largest s on in every group that has none."""
   channels = {}
   for name, drawn in q['channels'].items():
     drawn = np.array(drawn)
@@ -124,8 +144,34 @@ def guarded(q: Tree, s: Tree) -> Tree:
   return {**q, 'channels': channels}
 
 
+def nearest(
+    key: jax.Array,
+    p: Tree,
+    s: Tree,
+    *,
+    density: Callable[[Tree], float],
+    target: float,
+) -> Tree:
+  """Draws several samples and picks the one that comes nearest to a budget.
+
+  Args:
+    key: key of the samples.
+    p: probabilities.
+    s: mask variables, see `guarded`.
+    density: cost of a sample over that of the full network.
+    target: density to come near to.
+
+  Returns:
+    The sample.
+  """
+  draws = [
+      guarded(sample(jax.random.fold_in(key, n), p), s) for n in range(_DRAWS)
+  ]
+  return min(draws, key=lambda q: abs(density(q) - target))
+
+
 def ambiguous(p: Tree) -> float:
-  """The share of probabilities that are neither near 0 nor near 1."""
+  """Returns the share of probabilities that are neither near 0 nor near 1."""
   low, high = AMBIGUOUS
   values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(p)])
   return float(np.mean((low < values) & (values < high)))
@@ -148,7 +194,7 @@ def _drawn(
 def _bisect(
     is_below: Callable[[float], bool], low: float, high: float
 ) -> float:
-  """Where a predicate that holds at first no longer does."""
+  """Finds where a predicate that holds at first no longer does."""
   if not is_below(low):
     return low
   for _ in range(60):
@@ -161,16 +207,16 @@ def _bisect(
 def start(
     architecture: Any, space: Space, config: Any
 ) -> tuple[float, float]:
-  """How far below zero channels and layers that are off start.
+  """Picks how far below zero channels and layers that are off start.
 
-  So far that the penalty alone would take `config.start` of the run's updates
-  to bring them to 0, but so that half of the budget is not expected to be there
-  at once. Where there is no penalty, the latter alone decides.
+  The penalty alone would take the part `config.start` of the run's updates to
+  bring them to 0. At most half of the budget is expected to be there at once.
+  Where there is no penalty, the latter alone decides.
 
   Args:
     architecture: the full-size network.
-    space: its space.
-    config: of the method.
+    space: configuration space of the network.
+    config: settings of the method.
 
   Returns:
     The distances, of channels and of layers.

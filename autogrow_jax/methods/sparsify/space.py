@@ -18,13 +18,13 @@ BUDGETS = ('params', 'macs')
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-  """What may be there or not.
+  """Channels and layers that may be there or not.
 
   Attributes:
-    groups: (name, axes) of channels that are there together: channel i of all
-      of a group's axes. A group has the name of its first axis.
-    layers: the blocks that may be missing: all that keep the shape of what
-      enters them, but for the first of each stage.
+    groups: (name, axes) of channels that are there together: channel i of
+      every axis of a group. A group has the name of its first axis.
+    layers: the blocks that may be missing: all that keep the shape of their
+      input, except the first of each stage.
     owners: (group, block) of the groups that are private to such a block.
   """
 
@@ -35,7 +35,7 @@ class Space:
 
 @functools.lru_cache(maxsize=256)
 def of(architecture: Architecture, grow: str) -> Space:
-  """The configuration space of a network.
+  """Finds the configuration space of a network.
 
   A stream is one group, which all layers that write it share. Where a block may
   be missing that has no shortcut, what it reads and what it writes are one
@@ -74,7 +74,7 @@ def check(architecture: Architecture, grow: str) -> None:
 
 
 def check_target(sparsity: float) -> None:
-  """Raises a ValueError unless a part of the cost can be done without."""
+  """Raises a ValueError unless a sparsity is between 0 and 1."""
   if not 0 < sparsity < 1:
     raise ValueError(
         'target_sparsity is the part of the cost to do without, above 0 and '
@@ -82,8 +82,25 @@ def check_target(sparsity: float) -> None:
     )
 
 
+def is_in_a_layer(space: Space, q: Mapping[str, Any]) -> dict[str, Any]:
+  """Tells for every group whether the layer that it is private to is there.
+
+  Args:
+    space: the configuration space.
+    q: the sample.
+
+  Returns:
+    Bools by group; True for groups that are private to no layer.
+  """
+  owners = dict(space.owners)
+  return {
+      name: q['layers'][owners[name]] if name in owners else True
+      for name, _ in space.groups
+  }
+
+
 def counts(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
-  """Per axis, the sum over its channels: of 'channels' in a tree of masks."""
+  """Sums channels in a tree of masks, by axis."""
   return {
       axis: values['channels'][name].sum()
       for name, axes in space.groups
@@ -97,11 +114,11 @@ def density(
     values: Mapping[str, Any],
     budget: str,
 ) -> Any:
-  """Cost of a network over that of the full one: 1 - sparsity, equation (4).
+  """Divides a network's cost by the full one's: 1 - sparsity, equation (4).
 
   Args:
     architecture: the full-size network.
-    space: its space.
+    space: configuration space of the network.
     values: {'channels': {group: (size,)}, 'layers': {block: ()}}, samples or
       probabilities; may be traced. A product of probabilities is the expected
       cost only approximately, since channels of an axis are drawn apart.
@@ -129,7 +146,7 @@ def _layers(architecture: Architecture) -> tuple[str, ...]:
 def _tied(
     architecture: Architecture, axes: list[str], layers: tuple[str, ...]
 ) -> dict[str, tuple[str, ...]]:
-  """Groups by name, in the order of the axes' names."""
+  """Groups axes by name, in the order of the axes' names."""
   root = {axis: axis for axis in axes}
 
   def find(axis):

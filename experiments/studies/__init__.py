@@ -1,0 +1,1 @@
+"""Studies: rivals, null models, oracles and the tables of the papers."""
