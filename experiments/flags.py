@@ -7,7 +7,7 @@ A flag that is given overrides the preset. Which paths there are follows from
 the preset and from the kinds that flags choose, such as --optimizer=adamw.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import difflib
 import os
@@ -15,7 +15,6 @@ import re
 import signal
 import sys
 import textwrap
-from typing import Any
 
 from absl import app
 from absl import flags
@@ -65,12 +64,17 @@ class Settings:
   Attributes:
     plain: plain flags, and the paths that they set.
     base: changes the preset before the flags do.
-    hidden: paths that the binary sets itself.
+    hidden: paths, or their beginnings, that the binary sets itself.
+    kinds: flags of the binary that choose a kind: the path, and the
+      'module:Class' of each value.
   """
 
   plain: Mapping[str, str]
   base: Change = lambda config: config
   hidden: tuple[str, ...] = ()
+  kinds: Mapping[str, tuple[str, Mapping[str, str]]] = dataclasses.field(
+      default_factory=dict
+  )
 
   def define(self, arguments: Sequence[str]) -> None:
     """Defines the flags, for the kinds that the arguments choose."""
@@ -94,9 +98,11 @@ class Settings:
       item = known.get(path)
       help_text = item.help if item else _help_of(path)
       flags.DEFINE_string(name, None, _with_value(help_text, item))
-    skipped = {'workdir', 'own', *self.plain.values(), *self.hidden}
+    skipped = ('workdir', 'own', 'data.digest', *self.hidden)
+    skipped += tuple(path for path, _ in self.kinds.values())
     for path, item in known.items():
-      if path not in skipped and path not in FLAGS:
+      is_own = any(path == s or path.startswith(f'{s}.') for s in self.hidden)
+      if not is_own and path not in {*skipped, *self.plain.values(), *FLAGS}:
         define = flags.DEFINE_bool if item.hint is bool else flags.DEFINE_string
         define(path, None, _with_value(item.help, item), module_name='settings')
 
@@ -135,6 +141,9 @@ class Settings:
       self, config: config_lib.RunConfig, arguments: Sequence[str]
   ) -> config_lib.RunConfig:
     """The configuration with the kinds that the arguments choose."""
+    for flag, (path, table) in self.kinds.items():
+      if (kind := table.get(_early(arguments, flag) or '')) is not None:
+        config = settings.with_kind(config, path, kind)
     name = _early(arguments, 'policy') if 'policy' in self.plain else None
     if name is not None:
       config = settings.replace(config, {'policy.name': name})
@@ -172,13 +181,13 @@ def run(
     define: defines its flags, given the arguments.
   """
   arguments = sys.argv[1:]
-  flags.disclaim_key_flags()
+  foreign = set(FLAGS)
   try:
     define(arguments)
   except ValueError as error:
     sys.exit(_report(error))
   if {'-h', '-help', '--help', '--helpfull', '--helpshort'} & set(arguments):
-    print(help_text(doc))
+    print(help_text(doc, set(FLAGS) - foreign))
     return
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -212,16 +221,15 @@ def run(
   app.run(checked, flags_parser=parse)
 
 
-def help_text(doc: str) -> str:
+def help_text(doc: str, names: Collection[str]) -> str:
   """Help of a binary: its text, its flags, and settings in groups."""
   groups: dict[str, list[flags.Flag]] = {}
-  for module, own in FLAGS.flags_by_module_dict().items():
-    if module.startswith('absl'):
-      continue
-    for flag in own:
-      group, dot, _ = flag.name.rpartition('.')
-      group = group if dot else 'settings' * (module == 'settings')
-      groups.setdefault(group, []).append(flag)
+  for module, defined in FLAGS.flags_by_module_dict().items():
+    for flag in defined:
+      if flag.name in names:
+        group, dot, _ = flag.name.rpartition('.')
+        group = group if dot else 'settings' * (module == 'settings')
+        groups.setdefault(group, []).append(flag)
   lines = [doc.strip()]
   for group, own in sorted(groups.items()):
     lines += ['', f'{group or "flags"}:']
@@ -269,7 +277,7 @@ def _report(error: BaseException) -> int:
     message = f'Unknown flag --{match[1]}'
     if close:
       message += f'; did you mean --{tails.get(close[0], close[0])}?'
-    message += ' See --help.'
+    message += ' See --help.' if close else '; see --help.'
   print(f'error: {message}', file=sys.stderr)
   return USER_ERROR
 

@@ -264,7 +264,7 @@ class RunTest(parameterized.TestCase):
     self.assertLessEqual(len(line), 100)
     value = self.result['test_perplexity']
     shown = summary.of_run(self.result, 'w')
-    self.assertRegex(shown, f'test perplexity(.|\n)* {value:.2f}\n')
+    self.assertRegex(shown, f'test perplexity(.|\n)* {value:.4g}\n')
     report.write(self.base)
     page = (self.base / 'report.html').read_text()
     self.assertIn(f'<b>{value:.4g}</b><span>test perplexity', page)

@@ -14,6 +14,8 @@ from autogrow_jax.methods import base
 from autogrow_jax.networks import common
 from autogrow_jax.run import settings
 
+NetworkConfig = networks.NetworkConfig
+
 PRECISIONS = ('float32', 'bfloat16')
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 
@@ -41,52 +43,6 @@ def _policy(name: str, default: Any) -> Any:
       if field.name == name
   )
   return _setting(default, f'{text[0].upper()}{text[1:]}.')
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-  """The network that a run starts from; None takes the family's default."""
-
-  name: str = _setting(
-      'basic3resnet',
-      f"{', '.join(networks.FAMILIES)}, or 'package.module:attribute'.",
-  )
-  depths: tuple[int, ...] | None = _setting(
-      None, 'Blocks per stage to start from, such as 1-1-1; mostly one each.'
-  )
-  stem: str | None = _setting(
-      None, 'small or imagenet; small up to 64 pixels by default.'
-  )
-  shortcut: str | None = _setting(
-      None,
-      'Where a residual block changes shape: B (1x1 convolution and norm, the '
-      'default) or A (no parameters).',
-  )
-  bn_scale_init: str | None = _setting(
-      None,
-      'Start of batch norm scales: ones (the default) or uniform01, which the '
-      'AutoGrow paper very likely had.',
-  )
-  widths: tuple[int, ...] | None = _setting(
-      None, 'Base channels per stage, such as 16-32-64.'
-  )
-  embedding: int | None = _setting(
-      None, "Language models: length of a word's vector."
-  )
-  keep: float | None = _setting(
-      None,
-      'Language models: probability with which a unit is not dropped in '
-      'training; 1 by default.',
-  )
-  init_bound: float | None = _setting(
-      None, 'Language models: largest parameter at the start; 0.04 by default.'
-  )
-
-  def options(self) -> dict[str, Any]:
-    """The options for `Network.seed`."""
-    values = dataclasses.asdict(self)
-    del values['name'], values['depths']
-    return values
 
 
 @dataclasses.dataclass(frozen=True)
