@@ -1,6 +1,8 @@
 """Small networks for tests, their states and their forward pass."""
 
+import dataclasses
 import functools
+from unittest import mock
 import zlib
 
 import jax
@@ -134,6 +136,20 @@ def state(
           part.name: draw(part, key) for part in networks.parts(architecture)
       },
   )
+
+
+def grow(
+    trees: state_lib.TrainState,
+    architecture: architecture_lib.Architecture,
+    change: state_lib.Growth,
+    tx: optax.GradientTransformation = OPTIMIZERS['sgd'],
+) -> tuple[state_lib.TrainState, architecture_lib.Architecture]:
+  """The state and the architecture after a growth of named axes."""
+  target = state_lib.target_of(change, architecture)
+  change = dataclasses.replace(change, target=target)
+  with mock.patch.object(base, 'init', draw):
+    grown, _ = state_lib.grow(trees, change, tx, key=jax.random.key(1))
+  return grown, target
 
 
 def images(count: int = 6, number: int = 0) -> np.ndarray:
