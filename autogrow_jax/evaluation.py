@@ -55,7 +55,7 @@ class Score:
   correct: int
   total: int
   loss_sum: float
-  hits: np.ndarray | None
+  hits: np.ndarray | None = dataclasses.field(compare=False)
   pixels: Pixels | None = None
 
   @property
