@@ -7,6 +7,7 @@ leaf per stack. They must be functions of the parameters, never trees: a tree is
 stale after the first growth.
 """
 
+import abc
 import dataclasses
 import math
 from typing import Any
@@ -14,34 +15,144 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
+
+
+# Optimizers by the 'kind' that configurations store.
+OPTIMIZERS = {
+    'sgd': 'autogrow_jax.optimizers:SGD',
+    'adamw': 'autogrow_jax.optimizers:AdamW',
+    'lion': 'autogrow_jax.optimizers:Lion',
+    'adafactor': 'autogrow_jax.optimizers:Adafactor',
+    'muon': 'autogrow_jax.optimizers:Muon',
+}
+
+
+def _setting(default: Any, text: str) -> Any:
+  return dataclasses.field(default=default, metadata={'help': text})
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """Stochastic gradient descent with momentum and coupled L2.
+class Optimizer(abc.ABC):
+  """Settings that all optimizers have; `transformation` makes one.
 
   Attributes:
-    momentum: of the heavy-ball kind.
-    weight_decay: added to the gradient of every parameter, those of norms and
-      biases included, before the momentum, as in Wen et al. 2020.
-    clip_norm: largest global norm of a gradient; 0 for none.
+    weight_decay: coefficient on all parameters, those of norms and biases
+      included. The optimizer's own text says whether it is coupled (added to
+      the gradient) or decoupled (from the update, times the learning rate).
+    clip_norm: largest global norm of a gradient; 0 for no limit.
     accumulate: batches over which gradients are averaged before an update.
   """
 
-  momentum: float = 0.9
-  weight_decay: float = 5e-4
-  clip_norm: float = 0.0
-  accumulate: int = 1
+  weight_decay: float = _setting(5e-4, 'Coefficient of weight decay.')
+  clip_norm: float = _setting(
+      0.0, 'Largest global norm of a gradient; 0 for no limit.'
+  )
+  accumulate: int = _setting(
+      1, 'Batches over which gradients are averaged before an update.'
+  )
 
   def __post_init__(self):
-    if not 0 <= self.momentum < 1:
-      raise ValueError(f'momentum is in [0, 1), got {self.momentum}.')
-    for name in ('weight_decay', 'clip_norm'):
-      value = getattr(self, name)
-      if not 0 <= value < float('inf'):
-        raise ValueError(f'{name} is a number of at least 0, got {value}.')
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if not 0 <= value < math.inf:
+        raise ValueError(
+            f'{field.name} is a number of at least 0, got {value}.'
+        )
+      if field.name in ('momentum', 'b1', 'b2') and value >= 1:
+        raise ValueError(f'{field.name} is in [0, 1), got {value}.')
     if self.accumulate < 1:
       raise ValueError(f'accumulate is at least 1, got {self.accumulate}.')
+
+  @abc.abstractmethod
+  def transformation(
+      self, learning_rate: jax.Array
+  ) -> optax.GradientTransformation:
+    """The optimizer with this learning rate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD(Optimizer):
+  """Stochastic gradient descent with momentum and coupled weight decay.
+
+  The decay is added to the gradient of every parameter before the momentum, as
+  in Wen et al. 2020.
+
+  Attributes:
+    momentum: decay rate of the heavy-ball momentum.
+  """
+
+  momentum: float = _setting(0.9, 'Heavy-ball momentum.')
+
+  def transformation(
+      self, learning_rate: jax.Array
+  ) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.add_decayed_weights(self.weight_decay),
+        optax.sgd(learning_rate, self.momentum),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Optimizer):
+  """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+  Attributes:
+    b1: decay rate of the first moment.
+    b2: decay rate of the second moment.
+  """
+
+  b1: float = _setting(0.9, 'Decay rate of the first moment.')
+  b2: float = _setting(0.999, 'Decay rate of the second moment.')
+
+  def transformation(
+      self, learning_rate: jax.Array
+  ) -> optax.GradientTransformation:
+    return optax.adamw(
+        learning_rate, self.b1, self.b2, weight_decay=self.weight_decay
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(Optimizer):
+  """Lion with decoupled weight decay (Chen et al. 2023).
+
+  Attributes:
+    b1: weight of the momentum in an update.
+    b2: decay rate of the momentum.
+  """
+
+  b1: float = _setting(0.9, 'Weight of the momentum in an update.')
+  b2: float = _setting(0.99, 'Decay rate of the momentum.')
+
+  def transformation(
+      self, learning_rate: jax.Array
+  ) -> optax.GradientTransformation:
+    return optax.lion(
+        learning_rate, self.b1, self.b2, weight_decay=self.weight_decay
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor(Optimizer):
+  """Adafactor with decoupled weight decay (Shazeer and Stern 2018)."""
+
+  def transformation(
+      self, learning_rate: jax.Array
+  ) -> optax.GradientTransformation:
+    return optax.adafactor(
+        learning_rate, weight_decay_rate=self.weight_decay or None
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(Optimizer):
+  """Muon for matrices, AdamW for the rest, decoupled decay (Jordan 2024)."""
+
+  def transformation(
+      self, learning_rate: jax.Array
+  ) -> optax.GradientTransformation:
+    return optax.contrib.muon(learning_rate, weight_decay=self.weight_decay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,32 +240,33 @@ _MILESTONES = {
 
 
 def make(
-    config: OptimizerConfig,
+    optimizer: Optimizer | optax.GradientTransformation,
     *,
     aux: AuxConfig | None = None,
     top_rate: float | None = None,
 ) -> optax.GradientTransformation:
-  """The transformation of a configuration; see `with_learning_rate`.
+  """The transformation of an optimizer; see `with_learning_rate`.
 
   Args:
-    config: of the weights.
-    aux: of the method's own variables, which are then the second of two
+    optimizer: settings for the weights, or a transformation of one's own.
+    aux: descent on the method's own variables, which are then the second of two
       groups, 'weights' and 'aux'; None if it has none.
     top_rate: the largest learning rate of the weights, with `aux`.
 
   Returns:
     The transformation.
   """
+  if not isinstance(optimizer, Optimizer) and aux is None:
+    return optimizer
 
   @optax.inject_hyperparams
-  def sgd(learning_rate):
-    weights = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm)
-        if config.clip_norm
-        else optax.identity(),
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(learning_rate, config.momentum),
-    )
+  def injected(learning_rate):
+    weights = optimizer
+    if isinstance(optimizer, Optimizer):
+      clip = optax.identity()
+      if optimizer.clip_norm:
+        clip = optax.clip_by_global_norm(optimizer.clip_norm)
+      weights = optax.chain(clip, optimizer.transformation(learning_rate))
     if aux is None:
       return weights
     own = optax.chain(
@@ -168,9 +280,11 @@ def make(
         lambda params: {name: name for name in params},
     )
 
-  tx = sgd(learning_rate=0.0)
-  if config.accumulate > 1:
-    tx = optax.MultiSteps(tx, config.accumulate).gradient_transformation()
+  tx = injected(learning_rate=0.0)
+  if getattr(optimizer, 'accumulate', 1) > 1:
+    tx = optax.MultiSteps(
+        tx, optimizer.accumulate
+    ).gradient_transformation()
   return tx
 
 

@@ -17,12 +17,12 @@ import tempfile
 
 from absl import flags
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax import logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import networks
 from autogrow_jax import policies
-from autogrow_jax import train
+from autogrow_jax.run import train
 from benchmarks import common
 from benchmarks import steps
 from experiments import flags as run_flags
@@ -107,7 +107,7 @@ def _pace(
           ),
           dataset=dataset,
       )
-    records = logs.read(os.path.join(workdir, 'history.jsonl'))
+    records = history_lib.read(os.path.join(workdir, 'history.jsonl'))
   paces = [
       BATCH.value / record['images_per_second']
       for record in records

@@ -18,11 +18,11 @@ import tempfile
 
 from absl import flags
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax import logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import policies
-from autogrow_jax import train
+from autogrow_jax.run import train
 from benchmarks import common
 from experiments import flags as run_flags
 
@@ -129,7 +129,7 @@ def _run(workdir: str, cache: str, start: str) -> None:
 def _figures(workdir: str) -> dict[str, object]:
   """From a run's history and result."""
   result = train.read_result(workdir)
-  records = logs.read(os.path.join(workdir, 'history.jsonl'))
+  records = history_lib.read(os.path.join(workdir, 'history.jsonl'))
   compiled = [item for item in records if item['event'] == 'compile']
   waited = sum(item.get('waited', item['seconds']) for item in compiled)
   grown = [item for item in records if item['event'] == 'grow']

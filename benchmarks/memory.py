@@ -10,7 +10,7 @@ included and a data set left out.
 
 from absl import flags
 
-from autogrow_jax import logs
+from autogrow_jax.run import console
 from autogrow_jax import networks
 from autogrow_jax import policies
 from benchmarks import common
@@ -53,7 +53,7 @@ def main() -> None:
       ('network, remat', 'compiled', 'of none',
        'ms, median (range)', 'time of none'),
       [
-          (name, f'{logs.format_count(item["compiled"])}B',
+          (name, f'{console.format_count(item["compiled"])}B',
            f'{item["memory_of_none"]:.2f}', item['milliseconds'],
            f'{item["time_of_none"]:.2f}')
           for name, item in figures.items()

@@ -20,9 +20,8 @@ import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import checkpoint
+from autogrow_jax.run import checkpoint
 from autogrow_jax import costs
-from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
@@ -153,13 +152,13 @@ def _measure(depths: str) -> Case:
   batch = steps.noise((32, 32, 3), 10, BATCH.value)
   step = steps.training(architecture, batch)
   tx = optimizers.make(
-      optimizers.OptimizerConfig(), aux=None, top_rate=0.1
+      optimizers.SGD(), aux=None, top_rate=0.1
   )
   state = state_lib.create_state(architecture, tx, key=jax.random.key(0))
-  change = growth.append(architecture, 0)
+  change = state_lib.append(architecture, [0])
 
   def grow():
-    grown, _ = growth.grow(state, change, tx, key=jax.random.key(1))
+    grown, _ = state_lib.grow(state, change, tx, key=jax.random.key(1))
     layout = view.layout(change.architecture, spare=True)
     jax.block_until_ready(jax.device_put(view.pack(grown, layout)))
 

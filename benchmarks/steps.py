@@ -10,11 +10,13 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import optimizers
-from autogrow_jax import parallel as parallel_lib
-from autogrow_jax import programs
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import steps
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base
+from experiments.studies import timing
 
 
 def noise(
@@ -35,7 +37,7 @@ def training(
     memory: Callable[[Any], Any] = lambda memory: memory,
     spare: bool = False,
     remat: frozenset[int] = frozenset(),
-) -> programs.TimedStep:
+) -> timing.TimedStep:
   """The training step of a run, augmentation included.
 
   Args:
@@ -53,10 +55,11 @@ def training(
   """
   method = method or base.FixedArchitecture()
   channels = batch[0].shape[-1]
-  task = programs.Task(
+  computation = steps.Computation(
       method=method,
+      task=tasks.Classes(),
       tx=optimizers.make(
-          optimizers.OptimizerConfig(),
+          optimizers.SGD(),
           aux=method.extra(architecture).optimizer,
           top_rate=0.1,
       ),
@@ -67,7 +70,7 @@ def training(
       parallel=parallel_lib.Parallel('single', (jax.devices()[0],)),
   )
   state = state_lib.create_state(
-      architecture, task.tx, key=jax.random.key(0), extra=method.extra
+      architecture, computation.tx, key=jax.random.key(0), extra=method.extra
   )
   changed = memory(state.stats['method'])
   state = state.replace(stats={**state.stats, 'method': changed})
@@ -80,4 +83,4 @@ def training(
   )
   if active is not None:
     state = active.take(state)
-  return programs.timed_step(task, layout, state, batch)
+  return timing.timed_step(computation, layout, state, batch)

@@ -7,7 +7,7 @@
 After Lawton et al. 2024, of which only the idea is known to us; equations,
 settings and defaults are our own (see `autogrow_jax.methods.gauss_newton`).
 Each phase trains for some epochs, learns how best to split every channel,
-estimates what each split and each prune would do to the loss, and applies those
+estimates the effect of each split and each prune on the loss, and applies those
 that pay most per parameter or multiply-add.
 """
 
@@ -21,101 +21,45 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config
-from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import logs
 from autogrow_jax import networks
-from autogrow_jax import results
-from autogrow_jax import session
-from autogrow_jax import train
-from autogrow_jax.methods.gauss_newton import calibration
-from autogrow_jax.methods.gauss_newton import joint
+from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import method as method_lib
-from autogrow_jax.methods.gauss_newton import rivals
-from autogrow_jax.methods.gauss_newton import selection
+from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
-from autogrow_jax.methods.gauss_newton import surgery
-from experiments import comparison
+from autogrow_jax.run import config
+from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import parallel
+from autogrow_jax.run import resolve
+from autogrow_jax.run import results
+from autogrow_jax.run import train
+from experiments import compare
 from experiments import flags
 from experiments import presets
+from experiments import report
+from experiments.studies.gauss_newton import calibration
+from experiments.studies.gauss_newton import joint
+from experiments.studies.gauss_newton import rivals
 from experiments import summary
 
-FIELDS = {
-    'depths': flags.DEPTHS,
-    'epochs_per_phase': (
-        'policy.interval', 'int', 'Epochs before each growth step.'
-    ),
-    'strategy': (
-        'method.strategy',
-        'text',
-        f'Who chooses the splits: {", ".join(rivals.STRATEGIES)}.',
-    ),
-    'learn': (
-        'method.learning',
-        'text',
-        'When splits are learned: frozen (before each growth step, the weights '
-        'held) or joint (by Adam, beside the training of the weights).',
-    ),
-    **flags.LEARNING_FLAGS,
-    'resource': (
-        'method.limits.resource',
-        'text',
-        f'What growth costs: {", ".join(selection.RESOURCES)}.',
-    ),
-    'growth_cap': (
-        'method.limits.growth_cap',
-        'float',
-        'Largest relative increase of it in a step.',
-    ),
-    'price': (
-        'method.limits.price',
-        'float',
-        'Nats per unit below which no split is worth it.',
-    ),
-    'budget': (
-        'method.limits.budget',
-        'int',
-        'Largest resource of the network, at which growing (learn=frozen) '
-        'ends; none by default.',
-    ),
-    'optimizer_state': (
-        'method.optimizer_state',
-        'text',
-        f'After a growth: {", ".join(surgery.OPTIMIZER_STATES)}.',
-    ),
-    'norms': (
-        'method.norms',
-        'text',
-        'After a growth: settled (scales and biases make up for new '
-        'statistics) or measured (statistics alone).',
-    ),
-    'growing_schedule': flags.GROWING_FLAGS['growing_schedule'],
-    **{
-        name: field
-        for name, field in flags.RUN_FLAGS.items()
-        if name not in ('widths', 'paper_compat', 'init_from', 'reinitialize')
-    },
-}
-# Flag -> the strategies that it means something to.
-STRATEGY_FLAGS = {
-    **dict.fromkeys(
-        ('curvature', 'solver', *flags.SOLVER_FLAGS, 'compensation', 'prune'),
-        ('gauss_newton',),
-    ),
-    'price': ('gauss_newton', 'steepest', 'firefly'),  # Whose gains are nats.
-    'norms': tuple(s for s in rivals.STRATEGIES if s != 'gradmax'),
+STRATEGIES = ('gauss_newton', *rivals.RIVALS)
+CHOICES = {
+    'strategy': STRATEGIES,
+    'learn': ('frozen', 'joint'),
+    'final': ('continue', 'scratch', 'both'),
 }
 SEED_WIDTH_DEFAULT = 16
-FINALS = ('continue', 'scratch', 'both')
+COMPARED = ('seed', 'uniform')
 
 
 def growing(preset: config.RunConfig) -> config.RunConfig:
-  """A preset of this method, or the data and training of another one.
+  """Returns a preset of this method, or another one's data and training.
 
-  The latter with a plain network, whose layers have widths of their own, at a
-  rate that it also stands right after a growth.
+  The latter gets a plain network, whose layers have widths of their own, at a
+  rate that is stable right after a growth.
   """
+  if isinstance(preset.method, joint.JointGaussNewton):
+    return dataclasses.replace(preset, method=preset.method.settings)
   if isinstance(preset.method, method_lib.GaussNewton):
     return preset
   interval = preset.policy.interval or 1
@@ -128,173 +72,175 @@ def growing(preset: config.RunConfig) -> config.RunConfig:
   )
 
 
-flags.define(FIELDS, growing)
-SEED_WIDTH = absl_flags.DEFINE_integer(
-    'seed_width',
-    None,
-    f"Channels of every layer to start from; the preset's, or "
-    f'{SEED_WIDTH_DEFAULT}, by default.',
-)
-PHASES = absl_flags.DEFINE_integer(
-    'phases',
-    None,
-    "Growth steps; the preset's by default, of digits 6.",
-)
-PRUNE = absl_flags.DEFINE_string(
-    'prune',
-    'on',
-    'on or off: prune cheap channels as well (gauss_newton only).',
-)
-FINAL = absl_flags.DEFINE_string(
-    'final',
-    'continue',
-    'After growing: continue (train the grown weights for --finetune_epochs), '
-    'scratch (only draw the found widths afresh, and train them for as many '
-    'epochs as cost as much as growing did), or both.',
-)
-COMPARE = absl_flags.DEFINE_list(
-    'compare',
-    [],
-    'Fixed networks to train from scratch at equal training cost: seed (the '
-    'widths at the start), uniform (equal widths with about as many parameters '
-    'as were found), or both (seed,uniform).',
+SETTINGS = flags.Settings(
+    {
+        **flags.PLAIN,
+        **flags.DEPTHS,
+        'epochs_per_phase': 'policy.interval',
+        'examples': 'method.examples',
+        'budget': 'method.limits.budget',
+    },
+    base=growing,
+    hidden=('policy', 'network.widths'),
+    kinds={
+        'strategy': (
+            'method.ranking',
+            {
+                name: f'{kind.__module__}:{kind.__qualname__}'
+                for name, kind in (
+                    ('gauss_newton', learned_splits.LearnedSplits),
+                    *rivals.RIVALS.items(),
+                )
+            },
+        )
+    },
 )
 
 
 def main() -> None:
+  flags.run(_main, __doc__, _define)
+
+
+def _define(arguments: Sequence[str]) -> None:
+  absl_flags.DEFINE_enum(
+      'strategy',
+      None,
+      STRATEGIES,
+      "Strategy that chooses the splits; the preset's by default.",
+  )
+  absl_flags.DEFINE_enum(
+      'learn',
+      None,
+      CHOICES['learn'],
+      'When splits are learned: frozen (before each growth step, the weights '
+      'held) or joint (by Adam, beside the training of the weights); the '
+      "preset's by default.",
+  )
+  absl_flags.DEFINE_integer(
+      'morphism_epochs',
+      joint.EPOCHS,
+      'Epochs of joint learning at the end of each phase.',
+  )
+  absl_flags.DEFINE_float(
+      'morphism_learning_rate',
+      joint.LEARNING_RATE,
+      'Learning rate of joint learning.',
+  )
+  absl_flags.DEFINE_integer(
+      'seed_width',
+      None,
+      "Channels of every layer to start from; the preset's, or "
+      f'{SEED_WIDTH_DEFAULT}, by default.',
+  )
+  absl_flags.DEFINE_integer(
+      'phases', None, "Growth steps; the preset's by default, of digits 6."
+  )
+  absl_flags.DEFINE_enum(
+      'final',
+      'continue',
+      CHOICES['final'],
+      'After growing: continue (train the grown weights for '
+      '--finetune_epochs), scratch (only draw the found widths afresh, and '
+      'train them for as many epochs as cost as much as growing did), or both.',
+  )
+  absl_flags.DEFINE_list('compare', [], compare.described(COMPARED))
+  SETTINGS.define(arguments)
+
+
+def _main() -> None:
   flags.use_compilation_cache()
+  given = flags.FLAGS
   _check_own_flags()
-  run_config = complete(flags.make_config(FIELDS, growing))
+  is_joint = isinstance(
+      presets.get(given.preset).method, joint.JointGaussNewton
+  )
+  learn = given.learn or ('joint' if is_joint else 'frozen')
+  run_config = complete(SETTINGS.config())
+  strategy = rivals.name_of(run_config.method.ranking)
+  if learn == 'joint' and strategy != 'gauss_newton':
+    raise ValueError(f'The strategy {strategy} has no joint learning.')
+  method = run_config.method
   dataset = data.load(run_config.data, seed=run_config.seed)
-  _check_learning(run_config)
-  run_config = with_timing(run_config, len(dataset.train.labels))
   _check_examples(run_config, len(dataset.train.labels))
-  train.resolve(run_config, dataset)  # Refuses before anything is said.
-  architecture = session.seed_architecture(run_config, dataset)
-  # Refuses a network beyond the budget.
-  run_config.method.limits.allowance(architecture)
-  said = coverage(architecture, run_config.method.strategy)
-  print(said, file=sys.stderr, flush=True)
+  if learn == 'joint':
+    run_config = learned_jointly(run_config, len(dataset.train.labels))
+  resolve.resolve(run_config, dataset)  # Refuses before anything is printed.
+  architecture = resolve.seed_architecture(run_config, dataset)
+  method.limits.allowance(architecture)  # Refuses one beyond the budget.
+  print(coverage(architecture, strategy), file=sys.stderr, flush=True)
   result = train.run(run_config, dataset=dataset)
-  comparisons = [
-      (name, compare(run_config, dataset, result, name))
-      for name in (*['scratch'] * (FINAL.value != 'continue'), *COMPARE.value)
-  ]
-  if comparisons:
-    results.add_comparisons(run_config.workdir, dict(comparisons))
+  report.write(run_config.workdir)
+  scratch = ['scratch'] * (given.final != 'continue')
+  fixed = compare.run(run_config, dataset, result, scratch + given.compare)
+  path = pathlib.Path(run_config.workdir, 'history.jsonl')
   growths = [
       record
-      for record in logs.read(pathlib.Path(run_config.workdir, 'history.jsonl'))
+      for record in history_lib.read(path)
       if record['event'] in ('grow', 'skip')
   ]
   found = calibration_of(growths)
   if found is not None:
     results.add(run_config.workdir, calibration=dataclasses.asdict(found))
-  print(summary.of_run(result, run_config.workdir, comparisons))
+    report.write(run_config.workdir)
+  print(summary.of_run(result, run_config.workdir, fixed))
   print(of_growth(result, growths, found))
 
 
 def complete(run_config: config.RunConfig) -> config.RunConfig:
-  """The configuration with what the flags of this binary alone say."""
-  network, policy = run_config.network, run_config.policy
+  """Adds the flags that only this binary has to a configuration."""
+  given, network, policy = flags.FLAGS, run_config.network, run_config.policy
   stages = len(networks.get(network.name).widths)
-  is_other = flags.FLAGS['network'].present  # Than the preset's, with widths.
-  if SEED_WIDTH.value is not None or network.widths is None or is_other:
-    width = SEED_WIDTH.value or SEED_WIDTH_DEFAULT
+  is_other = given['network'].present  # Other widths than the preset's.
+  if given.seed_width is not None or network.widths is None or is_other:
+    width = given.seed_width or SEED_WIDTH_DEFAULT
     network = dataclasses.replace(network, widths=(width,) * stages)
-  preset = growing(presets.get(flags.FLAGS.preset)).policy
-  phases = PHASES.value or preset.max_epochs // preset.interval
-  method, schedule = run_config.method, run_config.schedule
-  if PRUNE.value == 'off':
-    method = dataclasses.replace(method, compensation='off')
-  if FINAL.value == 'scratch':
+  preset = growing(presets.get(given.preset)).policy
+  phases = given.phases or preset.max_epochs // preset.interval
+  schedule = run_config.schedule
+  if given.final == 'scratch':
     schedule = dataclasses.replace(schedule, finetune_epochs=0)
   return dataclasses.replace(
       run_config,
       network=network,
       policy=dataclasses.replace(policy, max_epochs=phases * policy.interval),
-      method=method,
       schedule=schedule,
   )
 
 
-def with_timing(
+def learned_jointly(
     run_config: config.RunConfig, examples: int
 ) -> config.RunConfig:
-  """Joint learning is at the end of each phase, and ends with the last one."""
-  method, policy = run_config.method, run_config.policy
-  if method.learning != 'joint':
-    return run_config
-  steps = examples // run_config.batch_size
-  begin = max(0, policy.interval - method.learn.epochs)
-  timing = joint.Timing(
-      phase=policy.interval * steps,
-      begin=begin * steps,
-      end=policy.max_epochs * steps,
-  )
-  return dataclasses.replace(
-      run_config, method=dataclasses.replace(method, timing=timing)
-  )
+  """Returns a configuration that learns at the end of each phase.
 
-
-def compare(
-    run_config: config.RunConfig,
-    dataset: data.Dataset,
-    result: Mapping[str, Any],
-    name: str,
-) -> dict[str, Any]:
-  """Trains a fixed network from scratch at the grown one's training cost.
-
-  Args:
-    run_config: of the grown network.
-    dataset: its data.
-    result: its result.
-    name: 'scratch', 'seed' or 'uniform'.
-
-  Returns:
-    The fixed network's result.
+  Raises:
+    ValueError: if each device would have a part of a batch only.
   """
-  fixed = comparison.fixed(run_config, name)
-  if name == 'scratch':
-    fixed = dataclasses.replace(
-        fixed, init_from=run_config.workdir, reinitialize=True
+  devices, policy = run_config.devices, run_config.policy
+  chosen = parallel.make(devices.parallel, devices.num_devices)
+  if chosen.mode == 'pmap' and len(chosen.devices) > 1:
+    raise ValueError(
+        'Joint learning needs whole batches, but in pmap mode each device has '
+        'a part; use --parallel=jit.'
     )
-    macs, label = result['macs'], 'the found widths from scratch'
-  else:
-    if name == 'uniform':
-      fixed = uniform(fixed, dataset, result['params'])
-    macs = costs.macs(session.seed_architecture(fixed, dataset))
-    label = f'every layer {fixed.network.widths[0]} wide'
-  return comparison.at_equal_cost(
-      fixed, dataset, result, macs=macs, label=label
+  steps = examples // run_config.batch_size
+  begin = max(0, policy.interval - flags.FLAGS.morphism_epochs)
+  method = joint.JointGaussNewton(
+      run_config.method,
+      flags.FLAGS.morphism_learning_rate,
+      joint.Timing(
+          phase=policy.interval * steps,
+          begin=begin * steps,
+          end=policy.max_epochs * steps,
+      ),
   )
-
-
-def uniform(
-    run_config: config.RunConfig, dataset: data.Dataset, params: int
-) -> config.RunConfig:
-  """All layers of one width, with the nearest number of parameters."""
-
-  def wide(width):
-    widths = (width,) * len(run_config.network.widths)
-    network = dataclasses.replace(run_config.network, widths=widths)
-    return dataclasses.replace(run_config, network=network)
-
-  size = lambda width: costs.params(
-      session.seed_architecture(wide(width), dataset)
-  )
-  width = 1
-  while size(width) < params:
-    width += 1
-  nearest = min((max(1, width - 1), width), key=lambda w: abs(size(w) - params))
-  return wide(nearest)
+  return dataclasses.replace(run_config, method=method)
 
 
 def coverage(
     architecture: architecture_lib.Architecture, strategy: str
 ) -> str:
-  """What of a network can be split, and what is left as it is, and why."""
-  method_lib.model_of(architecture)  # Refuses one without channels.
+  """Lists what can be split in a network, and what cannot, and why."""
+  signals.model_of(architecture)  # Refuses one without channels.
   survey = sites.survey(architecture)
   channels = sum(site.units for site in survey.sites)
   lines = [
@@ -311,10 +257,10 @@ def coverage(
 
 def of_growth(
     result: Mapping[str, Any],
-    growths: Sequence[logs.Record],
+    growths: Sequence[history_lib.Record],
     found: calibration.Calibration | None,
 ) -> str:
-  """Widths per layer, and the estimates beside what was measured."""
+  """Lists widths per layer, and the estimates beside the measurements."""
   sizes = result['architecture']['sizes']
   inner = {a: n for a, n in sizes.items() if a not in ('image', 'classes')}
   lines = ['  widths ' + ', '.join(f'{a} {n}' for a, n in inner.items()), '']
@@ -341,11 +287,13 @@ def of_growth(
 
 
 def calibration_of(
-    growths: Sequence[logs.Record],
+    growths: Sequence[history_lib.Record],
 ) -> calibration.Calibration | None:
-  """How good the estimates of whole growth steps were, taken or not.
+  """Compares the estimates of whole growth steps, taken or not.
 
-  None for fewer than three, and for new channels that change nothing at first.
+  Returns:
+    None for fewer than three, and for new channels that change nothing at
+    first.
   """
   pairs = []
   for record in growths:
@@ -357,43 +305,18 @@ def calibration_of(
 
 
 def _check_own_flags() -> None:
-  """Refuses values of the flags that no configuration has."""
-  for flag in (SEED_WIDTH, PHASES):
-    if flag.value is not None and flag.value < 1:
-      raise ValueError(f'--{flag.name} is at least 1, got {flag.value}.')
-  if FINAL.value not in FINALS:
+  """Refuses wrong values of the flags that no configuration has."""
+  given = flags.FLAGS
+  for name in ('seed_width', 'phases', 'morphism_epochs'):
+    value = given[name].value
+    if value is not None and value < 1:
+      raise ValueError(f'--{name} is at least 1, got {value}.')
+  if given.final == 'scratch' and given['finetune_epochs'].present:
     raise ValueError(
-        f'--final is one of {", ".join(FINALS)}, got {FINAL.value!r}.'
+        '--final=scratch leaves nothing for --finetune_epochs to set; leave '
+        'out the one or the other.'
     )
-  given = lambda *names: [n for n in names if flags.FLAGS[n].present]
-  if FINAL.value == 'scratch' and given('finetune_epochs'):
-    raise ValueError(
-        '--final=scratch has no final phase for --finetune_epochs; leave out '
-        'the one or the other.'
-    )
-  if PRUNE.value not in ('on', 'off'):
-    raise ValueError(f'--prune is on or off, got {PRUNE.value!r}.')
-  if PRUNE.value == 'off' and given('compensation'):
-    raise ValueError(
-        '--compensation is of prunes, which --prune=off excludes; leave out '
-        'the one or the other.'
-    )
-  if unknown := set(COMPARE.value) - {'seed', 'uniform'}:
-    raise ValueError(
-        f'--compare names seed, uniform or both, not {", ".join(unknown)}.'
-    )
-
-
-def _check_learning(run_config: config.RunConfig) -> None:
-  """Refuses flags that mean nothing to, or exclude, how splits are learned."""
-  method = run_config.method
-  flags.refuse_unused(STRATEGY_FLAGS, 'strategy', method.strategy)
-  if method.learning == 'joint':
-    flags.refuse_unused(
-        {name: ('frozen',) for name in ('sweeps', 'damping')}, 'learn', 'joint'
-    )
-  else:
-    flags.refuse_unused(flags.SOLVER_FLAGS, 'solver', method.learn.solver)
+  compare.check(given.compare, COMPARED)
 
 
 def _check_examples(run_config: config.RunConfig, available: int) -> None:
@@ -415,4 +338,4 @@ def _check_examples(run_config: config.RunConfig, available: int) -> None:
 
 
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

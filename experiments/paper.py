@@ -30,7 +30,7 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import optimizers
 from autogrow_jax import policies
@@ -91,7 +91,7 @@ def defaults(dataset: str) -> RunConfig:
       schedule=config_lib.ScheduleConfig(
           finetune_epochs=90 if large else 200
       ),
-      optimizer=optimizers.OptimizerConfig(
+      optimizer=optimizers.SGD(
           weight_decay=1e-4 if large else 5e-4
       ),
       batch_size=256 if large else 128,

@@ -5,9 +5,9 @@ The rows of the paper's tables are in `paper.py`.
 
 import dataclasses
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax import logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
@@ -76,7 +76,7 @@ def _masking(
       policy=config.PolicyConfig('every', interval=1, max_epochs=epochs),
       method=sparsify.Sparsify(target_sparsity=sparsity, budget=budget),
       schedule=config.ScheduleConfig(growing='whole', finetune_epochs=0),
-      optimizer=optimizers.OptimizerConfig(weight_decay=weight_decay),
+      optimizer=optimizers.SGD(weight_decay=weight_decay),
       batch_size=batch_size,
   )
 
@@ -198,7 +198,7 @@ _MASKING = {
             epochs=55,
             batch_size=20,
         ),
-        optimizer=optimizers.OptimizerConfig(
+        optimizer=optimizers.SGD(
             momentum=0.0, weight_decay=0.0, clip_norm=10 / 35
         ),
     ),
@@ -283,7 +283,7 @@ def get(name: str) -> RunConfig:
     ValueError: if there is none of that name.
   """
   if name.endswith('.json'):
-    stored = logs.read_json(name)
+    stored = history_lib.read_json(name)
     if stored is None:
       raise ValueError(f'There is no configuration {name}.')
     return RunConfig.from_json(stored)

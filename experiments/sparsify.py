@@ -12,7 +12,7 @@ from one channel per layer, and at its end has --target_sparsity of the full
 cost less.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import pathlib
@@ -22,18 +22,19 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import logs
 from autogrow_jax import optimizers
-from autogrow_jax import results
-from autogrow_jax import session
-from autogrow_jax import train
 from autogrow_jax.methods.sparsify import method as method_lib
-from experiments import comparison
+from autogrow_jax.run import config
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import resolve
+from autogrow_jax.run import train
+from experiments import compare
 from experiments import flags
 from experiments import presets
+from experiments import report
 from experiments import summary
 from experiments.studies.sparsify import pruning
 from experiments.studies.sparsify import random_masks
@@ -45,58 +46,8 @@ _KINDS = {
     **dict.fromkeys(pruning.STRATEGIES, pruning.Pruned),
 }
 METHODS = (*_KINDS, 'direct')
-FIELDS = {
-    'depths': flags.DEPTHS,
-    'epochs': (
-        'policy.max_epochs', 'int', 'T, epochs of growing and pruning.'
-    ),
-    'query_epochs': (
-        'policy.interval', 'int', 'Epochs from one sample of masks to the next.'
-    ),
-    **{
-        {'final': 'final_select'}.get(field.name, field.name): (
-            f'method.{field.name}',
-            'float' if field.type is float else 'text',
-            field.metadata['help'],
-        )
-        for field in dataclasses.fields(method_lib.Sparsify)
-        if 'help' in field.metadata and field.name != 'backend'
-    },
-    'mask_learning_rate': (
-        'method.mask.learning_rate', 'float', 'Learning rate of mask variables.'
-    ),
-    'growing_schedule': flags.GROWING_FLAGS['growing_schedule'],
-    **{
-        name: field
-        for name, field in flags.RUN_FLAGS.items()
-        if name not in ('paper_compat', 'reinitialize')
-    },
-}
-
-
-def _users(field: str) -> tuple[str, ...]:
-  """Names the methods that have a setting."""
-  name = field.split('.')[1]
-  return tuple(
-      method
-      for method, kind in _KINDS.items()
-      if name in {field.name for field in dataclasses.fields(kind)}
-  )
-
-
-# Flag -> the methods that it means something to.
-METHOD_FLAGS = {
-    'init_from': ('direct',),
-    'backend': _users('method.backend'),
-    **{
-        name: _users(field)
-        for name, (field, *_) in FIELDS.items()
-        if field.startswith('method.')
-        and name not in ('target_sparsity', 'budget')
-    },
-}
 BACKENDS = ('auto', 'masked', 'compact')
-COMPARISONS = ('full', 'direct', 'cost')
+COMPARED = ('full', 'direct', 'cost')
 
 # Multiply-adds of training between two samples from which on a compact network
 # saves more than the compilations that it costs. On two CPU cores, which do
@@ -127,60 +78,75 @@ def sparsifying(preset: config.RunConfig) -> config.RunConfig:
   )
 
 
-flags.define(FIELDS, sparsifying)
-METHOD = absl_flags.DEFINE_enum(
-    'method',
-    'sparsify',
-    METHODS,
-    'sparsify; random (masks drawn with one probability, never trained); '
-    'trained in full for --epochs, pruned at once and trained for '
-    '--finetune_epochs (a quarter as many by default): uniform (L1 norm of '
-    'filters, the same part of every layer), l1 (over the whole network), soft '
-    '(filters that would go are zeroed after every sample, and may recover), '
-    'morphnet (penalty on the scales of norms by cost); direct (the final '
-    'network of the run --init_from, from scratch).',
-)
-BACKEND = absl_flags.DEFINE_enum(
-    'backend',
-    'auto',
-    BACKENDS,
-    'What is computed: masked (everything, one program), compact (what is '
-    'there, a program for each shape), or auto: compact where steps cost more '
-    'than compiling.',
-)
-COMPARE = absl_flags.DEFINE_list(
-    'compare',
-    [],
-    'Fixed networks to train as well, from scratch: full (the full-size one, '
-    'for as many epochs), direct (the found one, for as many epochs), cost '
-    '(the full-size one, at equal training cost).',
+SETTINGS = flags.Settings(
+    {
+        **flags.PLAIN,
+        **flags.DEPTHS,
+        'epochs': 'policy.max_epochs',
+        'query_epochs': 'policy.interval',
+        'target_sparsity': 'method.target_sparsity',
+        'budget': 'method.budget',
+    },
+    base=sparsifying,
+    hidden=('policy', 'method.backend', 'method.run', 'method.strategy'),
+    kinds={
+        'method': (
+            'method',
+            {
+                name: f'{kind.__module__}:{kind.__qualname__}'
+                for name, kind in _KINDS.items()
+            },
+        )
+    },
 )
 
 
 def main() -> None:
+  flags.run(_main, __doc__, _define)
+
+
+def _define(arguments: Sequence[str]) -> None:
+  absl_flags.DEFINE_enum(
+      'method',
+      'sparsify',
+      METHODS,
+      'sparsify; random (masks drawn with one probability, never trained); '
+      'trained in full for --epochs, pruned at once and trained for '
+      '--finetune_epochs (a quarter as many by default): uniform (L1 norm of '
+      'filters, the same part of every layer), l1 (over the whole network), '
+      'soft (filters that would go are zeroed after every sample, and may '
+      'recover), morphnet (penalty on the scales of norms by cost); direct (the '
+      'final network of the run --init_from, from scratch).',
+  )
+  absl_flags.DEFINE_enum(
+      'backend',
+      'auto',
+      BACKENDS,
+      'How masks are computed: masked (everything, one program), compact (what '
+      'is there, a program for each shape), or auto: compact where steps cost '
+      'more than compiling.',
+  )
+  absl_flags.DEFINE_list('compare', [], compare.described(COMPARED))
+  SETTINGS.define(arguments)
+
+
+def _main() -> None:
   flags.use_compilation_cache()
-  if unknown := set(COMPARE.value) - set(COMPARISONS):
-    raise ValueError(
-        f'--compare names some of {", ".join(COMPARISONS)}, not '
-        f'{", ".join(unknown)}.'
-    )
-  run_config = flags.make_config(FIELDS, sparsifying)
-  flags.refuse_unused(METHOD_FLAGS, 'method', METHOD.value)
+  given = flags.FLAGS
+  compare.check(given.compare, COMPARED)
+  run_config = SETTINGS.config()
   dataset = data.load(run_config.data, seed=run_config.seed)
-  if METHOD.value == 'direct':
+  if given.method == 'direct':
     result = train.run(direct(run_config), dataset=dataset)
+    report.write(run_config.workdir)
     print(summary.of_run(result, run_config.workdir))
     return
   run_config = complete(run_config, dataset)
   result = train.run(run_config, dataset=dataset)
-  comparisons = [
-      (name, compare(run_config, dataset, result, name))
-      for name in COMPARE.value
-  ]
-  if comparisons:
-    results.add_comparisons(run_config.workdir, dict(comparisons))
-  print(summary.of_run(result, run_config.workdir, comparisons))
-  print(of_masks(run_config, dataset, result, dict(comparisons)))
+  report.write(run_config.workdir)
+  fixed = compare.run(run_config, dataset, result, given.compare)
+  print(summary.of_run(result, run_config.workdir, fixed))
+  print(of_masks(run_config, dataset, result, fixed))
 
 
 def complete(
@@ -197,10 +163,9 @@ def complete(
   steps = len(dataset.train.labels) // run_config.batch_size
   architecture = _full(run_config, dataset)
   method, schedule = run_config.method, run_config.schedule
-  if METHOD.value in pruning.STRATEGIES:
-    method = pruning.Pruned(
-        METHOD.value, method.target_sparsity, method.budget
-    )
+  name = flags.FLAGS.method
+  if name in pruning.STRATEGIES:
+    method = dataclasses.replace(method, strategy=name)
     if not schedule.finetune_epochs:
       schedule = dataclasses.replace(
           schedule, finetune_epochs=max(1, policy.max_epochs // 4)
@@ -211,7 +176,7 @@ def complete(
     spent = costs.Ledger().trained(
         costs.macs(architecture), examples * dataset.train.length
     )
-    backend = BACKEND.value
+    backend = flags.FLAGS.backend
     if backend == 'auto':
       is_worth = spent.train_macs > _WORTH_COMPILING
       backend = 'compact' if is_worth else 'masked'
@@ -224,11 +189,6 @@ def complete(
             accumulate=run_config.optimizer.accumulate,
         ),
     )
-    if METHOD.value == 'random':
-      method = random_masks.RandomMasks(**{
-          field.name: getattr(method, field.name)
-          for field in dataclasses.fields(random_masks.RandomMasks)
-      })
     how = f'{backend} execution'
   # Both refuse networks that the method has no use for.
   method.execution.active(architecture, method.extra(architecture).other)
@@ -259,43 +219,8 @@ def direct(run_config: config.RunConfig) -> config.RunConfig:
       run_config.schedule, finetune_epochs=run_config.policy.max_epochs
   )
   return dataclasses.replace(
-      _afresh(presets.fixed(run_config), run_config.init_from),
+      compare.afresh(presets.fixed(run_config), run_config.init_from),
       schedule=schedule,
-  )
-
-
-def _afresh(fixed: config.RunConfig, workdir: str) -> config.RunConfig:
-  """A fixed network that begins as another run's, with weights of its own."""
-  return dataclasses.replace(
-      fixed,
-      network=config.NetworkConfig(fixed.network.name),
-      init_from=workdir,
-      reinitialize=True,
-  )
-
-
-def compare(
-    run_config: config.RunConfig,
-    dataset: data.Dataset,
-    result: Mapping[str, Any],
-    name: str,
-) -> dict[str, Any]:
-  """Trains a fixed network from scratch; `name` is one of `COMPARISONS`."""
-  fixed = comparison.fixed(run_config, name)
-  if name == 'direct':
-    return comparison.for_epochs(
-        _afresh(fixed, run_config.workdir),
-        dataset,
-        result['epochs'],
-        label='what was found, from scratch',
-    )
-  full = _full(fixed, dataset)
-  if name == 'cost':
-    return comparison.at_equal_cost(
-        fixed, dataset, result, macs=costs.macs(full), label='the full network'
-    )
-  return comparison.for_epochs(
-      fixed, dataset, result['epochs'], label='the full network'
   )
 
 
@@ -307,7 +232,7 @@ def of_masks(
 ) -> str:
   """What was found, and what it saved."""
   full = _full(run_config, dataset)
-  history = logs.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
+  history = history_lib.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
   epochs = [record for record in history if record['event'] == 'epoch']
   (end,) = [record for record in history if record['event'] == 'grow']
   sizes = result['architecture']['sizes']
@@ -327,9 +252,9 @@ def of_masks(
           if axis in end['initializer']['widths']
       ),
       f'  {percent(result["params"], costs.params(full))} of '
-      f'{logs.format_count(costs.params(full))} parameters, '
+      f'{console.format_count(costs.params(full))} parameters, '
       f'{percent(result["macs"], costs.macs(full))} of '
-      f'{logs.format_count(costs.macs(full))} multiply-adds; '
+      f'{console.format_count(costs.macs(full))} multiply-adds; '
       f'{percent(1 - run_config.method.target_sparsity, 1)} of the '
       f'{run_config.method.budget} were asked for',
       f'  training multiply-adds saved: {saved(of_stage):.2f}x while {stage}, '
@@ -357,10 +282,10 @@ def _full(
     run_config: config.RunConfig, dataset: data.Dataset
 ) -> architecture_lib.Architecture:
   """The largest network that there can be."""
-  return session.seed_architecture(
-      train.resolve(run_config, dataset), dataset
+  return resolve.seed_architecture(
+      resolve.resolve(run_config, dataset), dataset
   )
 
 
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

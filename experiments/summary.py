@@ -1,89 +1,41 @@
-"""What a binary prints when a run has ended."""
+"""Summary that a binary prints at the end of a run."""
 
 from collections.abc import Mapping, Sequence
 import fractions
 from typing import Any
 
-from autogrow_jax import logs
+from autogrow_jax.run import console
 from autogrow_jax import policies
+from experiments import report
+
+Result = Mapping[str, Any]
 
 
 def of_run(
-    result: Mapping[str, Any],
-    workdir: str,
-    comparisons: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    result: Result, workdir: str, fixed: Mapping[str, Result] | None = None
 ) -> str:
-  """The summary of a run.
+  """Returns several lines of at most 80 columns.
 
   Args:
-    result: what `train.run` returned.
-    workdir: where everything lies.
-    comparisons: (name, result) of fixed networks.
-
-  Returns:
-    Several lines of at most 80 columns.
+    result: result of the run.
+    workdir: its work directory.
+    fixed: results of fixed networks by name, for comparison.
   """
+  rows = {'fixed' if result['method'] == 'fixed' else 'grown': result}
+  rows |= {f'{name}, fixed': other for name, other in (fixed or {}).items()}
   lines = [
       '',
       f'{result["network"]} on {_data(result)}, seed {result["seed"]}',
+      *_protocol(result),
+      *_networks(rows),
+      '',
+      *_costs(rows),
   ]
-  if result['protocol'] == 'paper_compat':
-    lines += [
-        "  THE PAPER'S PROTOCOL (paper_compat): decided on the test set; best "
-        'test',
-        f'  accuracy of any epoch: {result["best_test_accuracy"]:.2f} %. Not a '
-        'clean result.',
-    ]
-  elif result['select_on'] == 'test':
-    lines.append('  DECISIONS WERE TAKEN ON THE TEST SET: not a clean result')
-  rows = [(_label(result), result), *comparisons]
-  names, keys = {
-      'holdout': (('hold-out', 'test'), ('val_accuracy', 'test_accuracy')),
-      'test': (('test', 'test'), ('val_accuracy', 'test_accuracy')),
-      'paper_compat': (
-          ('best test', 'last test'), ('best_test_accuracy', 'test_accuracy')
-      ),
-  }[result['protocol']]
-  unit = ' %'
-  if 'test_perplexity' in result:
-    keys, unit = ('val_perplexity', 'test_perplexity'), ''
-    names = tuple(f'{name} perplexity' for name in names)
-  header = ('', 'depth', 'parameters', 'multiply-adds', *names)
-  table = [header] + [
-      (
-          name,
-          item['found'],
-          logs.format_count(item['params']),
-          logs.format_count(item['macs']),
-          *(f'{item[key]:.2f}{unit}' for key in keys),
-      )
-      for name, item in rows
-  ]
-  lines += aligned(table)
-  if 'test_miou' in result:
-    lines += [''] + [
-        f'  Mean IoU of the {name} network: {item["val_miou"]:.2f} % '
-        f'({names[0]}), {item["test_miou"]:.2f} % (test)'
-        for name, item in rows
-        if 'test_miou' in item
-    ]
-  spent = [('', 'epochs', 'training cost', 'wall', 'compiling')] + [
-      (
-          name,
-          str(item['epochs']),
-          f'{logs.format_count(item["train_macs"])} multiply-adds',
-          f'{item["wall_seconds"]:.0f} s',
-          f'{item["compile_seconds"]:.0f} s in {item["compile_count"]}',
-      )
-      for name, item in rows
-  ]
-  lines += ['', *aligned(spent)]
-  if result.get('memory'):
-    size = logs.format_count(result['memory']['peak_bytes'])
+  if memory := result.get('memory'):
+    size = console.format_count(memory['peak_bytes'])
     lines += [
         '',
-        f'  Peak memory: {size}B on a device, by the '
-        f'{result["memory"]["source"]}.',
+        f'  Peak memory: {size}B on a device, by the {memory["source"]}.',
     ]
   if 'floor' in result:
     band = result['null_band']
@@ -101,20 +53,6 @@ def of_run(
   return '\n'.join(lines)
 
 
-def _data(result: Mapping[str, Any]) -> str:
-  fraction = fractions.Fraction(result['data_fraction'])
-  part = '' if fraction == 1 else f'{100 * float(fraction):g} % of '
-  return part + result['dataset']
-
-
-def _label(result: Mapping[str, Any]) -> str:
-  return 'fixed' if result['method'] == 'fixed' else 'grown'
-
-
-def _band(percentiles: Mapping[str, Any]) -> str:
-  return f'{percentiles["p10"]} to {percentiles["p90"]}'
-
-
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
   """Lines of a table: the first column to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -126,3 +64,70 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
       ).rstrip()
       for row in rows
   ]
+
+
+def _data(result: Result) -> str:
+  fraction = fractions.Fraction(result['data_fraction'])
+  part = '' if fraction == 1 else f'{100 * float(fraction):g} % of '
+  return part + result['dataset']
+
+
+def _protocol(result: Result) -> list[str]:
+  """Says so where decisions were taken on the test set."""
+  if result['protocol'] == 'paper_compat':
+    return [
+        "  THE PAPER'S PROTOCOL (paper_compat): decided on the test set; best "
+        'test',
+        f'  accuracy of any epoch: {result["best_test_accuracy"]:.2f} %. Not a '
+        'clean result.',
+    ]
+  if result['select_on'] == 'test':
+    return ['  DECISIONS WERE TAKEN ON THE TEST SET: not a clean result']
+  return []
+
+
+def _networks(rows: Mapping[str, Result]) -> list[str]:
+  """A table of the networks and of their task's own metric."""
+  result = next(iter(rows.values()))
+  metric = report.metrics(result)[-1]
+  words = report.metric_words(result)
+  keys = [f'val_{metric}', f'test_{metric}']
+  names = ['test' if result['select_on'] == 'test' else 'hold-out', 'test']
+  if f'best_test_{metric}' in result:
+    keys[0], names = f'best_test_{metric}', ['best test', 'last test']
+  if metric != 'accuracy':  # What a reader expects.
+    word = words[keys[1]].removeprefix('test ')
+    names = [f'{name} {word}' for name in names]
+  return aligned([
+      ('', 'depth', 'parameters', 'multiply-adds', *names),
+      *(
+          (
+              name,
+              item['found'],
+              console.format_count(item['params']),
+              console.format_count(item['macs']),
+              *(report.shown(key, item[key]) for key in keys),
+          )
+          for name, item in rows.items()
+      ),
+  ])
+
+
+def _costs(rows: Mapping[str, Result]) -> list[str]:
+  return aligned([
+      ('', 'epochs', 'training cost', 'wall', 'compiling'),
+      *(
+          (
+              name,
+              str(item['epochs']),
+              f'{console.format_count(item["train_macs"])} multiply-adds',
+              f'{item["wall_seconds"]:.0f} s',
+              f'{item["compile_seconds"]:.0f} s in {item["compile_count"]}',
+          )
+          for name, item in rows.items()
+      ),
+  ])
+
+
+def _band(percentiles: Mapping[str, Any]) -> str:
+  return f'{percentiles["p10"]} to {percentiles["p90"]}'

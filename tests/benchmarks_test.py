@@ -14,7 +14,7 @@ _EXTRA = {'torch_resnet'}
 # since they define flags of the same names.
 _CHILD = """
 import importlib, os, sys
-from autogrow_jax import train
+from autogrow_jax.run import train
 from benchmarks import common
 from experiments import flags
 for name in sys.argv[1:]:

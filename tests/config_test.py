@@ -6,7 +6,7 @@ import json
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from autogrow_jax import config
+from autogrow_jax.run import config
 from autogrow_jax import policies
 from autogrow_jax.run import settings
 from experiments import presets

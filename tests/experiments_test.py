@@ -11,7 +11,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import runs
 
-from autogrow_jax import logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 
 TINY = (
     '--widths=4-8-16', '--grow_interval=1', '--stop_window=2',
@@ -52,7 +53,7 @@ BAD_AUTOGROW = (
     ('--bn_scale_init=zeros', "one of .*uniform01.*got 'zeros'"),
     ('--precision=float64', "one of float32, bfloat16, got 'float64'"),
     ('--parallel=xmap', "one of auto, pmap, jit, got 'xmap'"),
-    ('--compare=best', 'compare names seed, found or both, not best'),
+    ('--compare=best', 'compare names some of seed, found, not best'),
     ('--seed_depths=1-1', '3 stages, but depths 1-1 name 2'),
     ('--seed_depths=1-0-1', "seed_depths.*'1-0-1' must be positive"),
     ('--seed_depths=1--1-1', "'1--1-1' must be positive"),
@@ -231,7 +232,7 @@ class AutogrowTest(parameterized.TestCase):
             ],
         ],
     )
-    cls.result = logs.read_json(cls.workdir / 'result.json')
+    cls.result = history_lib.read_json(cls.workdir / 'result.json')
 
   def test_output(self):
     self.assertEqual(self.outcome.status, 0, self.outcome.stderr)
@@ -243,10 +244,11 @@ class AutogrowTest(parameterized.TestCase):
         rf'compiled programs: \d+ of [\d.]+ .?B in {re.escape(runs.CACHE)}\n',
     )
     self.assertRegex(
-        self.outcome.stderr, r'^for comparison: 1-1-1, fixed, \d+ epochs.*\n$'
+        self.outcome.stderr,
+        r'^for comparison: seed, basic3resnet-1-1-1 .* \d+ epochs at .*\n$',
     )
     summary = self.outcome.stdout.partition('\n\n')[2]
-    fixed = logs.read_json(self.workdir / 'fixed-seed' / 'result.json')
+    fixed = history_lib.read_json(self.workdir / 'fixed-seed' / 'result.json')
     for name, result in (('grown', self.result), ('seed, fixed', fixed)):
       self.assertRegex(
           summary,
@@ -322,7 +324,8 @@ class AutogrowTest(parameterized.TestCase):
         [self.other],
         [('', r'holds another run \(seed: 0 -> 1\); choose another')],
     )
-    self.assertEqual(logs.read_json(self.workdir / 'result.json'), self.result)
+    result = history_lib.read_json(self.workdir / 'result.json')
+    self.assertEqual(result, self.result)
 
   def test_divergence(self):
     check_refused(
@@ -377,7 +380,7 @@ class AutogrowTest(parameterized.TestCase):
             if item['event'] == 'grow'
         ],
         [
-            (item['epoch'], item['stage'], logs.format_depths(item['depths']))
+            (item['epoch'], item['stage'], console.format_depths(item['depths']))
             for item in runs.records(self.workdir, 'grow')
         ],
     )
@@ -424,7 +427,7 @@ class BaselineTest(parameterized.TestCase):
     )
     self.assertEqual((outcome.status, outcome.stderr), (0, ''))
     self.assertIn('DECISIONS WERE TAKEN ON THE TEST SET', outcome.stdout)
-    result = logs.read_json(workdir / 'result.json')
+    result = history_lib.read_json(workdir / 'result.json')
     self.assertEqual(result['method'], 'fixed')
     self.assertEqual((result['found'], result['epochs']), ('2-1-1', 2))
     self.assertEqual(result['select_on'], 'test')
@@ -437,7 +440,7 @@ class BaselineTest(parameterized.TestCase):
   def _check_paper_protocol(self, workdir, outcome):
     """Every output of such a run says so."""
     self.assertEqual((outcome.status, outcome.stderr), (0, ''))
-    result = logs.read_json(workdir / 'result.json')
+    result = history_lib.read_json(workdir / 'result.json')
     self.assertEqual(result['protocol'], 'paper_compat')
     epochs = runs.records(workdir, 'epoch')
     self.assertEqual(
@@ -446,7 +449,7 @@ class BaselineTest(parameterized.TestCase):
     )
     self.assertEqual({item['total'] for item in epochs}, {360})  # The test set.
     self.assertEqual({item['protocol'] for item in epochs}, {'paper_compat'})
-    config = logs.read_json(workdir / 'config.json')
+    config = history_lib.read_json(workdir / 'config.json')
     self.assertEqual(config['network']['bn_scale_init'], 'uniform01')
     headline, rest = outcome.stdout.split('\n', 1)
     progress, summary = rest.split('\n\n', 1)

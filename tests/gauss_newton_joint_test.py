@@ -13,26 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+import tiny_morphisms as morphisms
 
-from autogrow_jax import config as config_lib
-from autogrow_jax import growth
-from autogrow_jax import networks
-from autogrow_jax import optimizers
-from autogrow_jax import state as state_lib
-from autogrow_jax import train
-from autogrow_jax import trained
-from autogrow_jax import view
 from autogrow_jax.methods import base
-from autogrow_jax.methods.gauss_newton import joint
+from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import method
 from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import steps
+from autogrow_jax import networks
+from autogrow_jax import optimizers
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
+from autogrow_jax import state as state_lib
+from autogrow_jax import view
+from experiments.studies.gauss_newton import joint
+from experiments.studies.gauss_newton import rivals
 
-CONFIG = splits.LearnConfig()
-SGD = optimizers.make(optimizers.OptimizerConfig())
+SGD = optimizers.make(optimizers.SGD())
 
 
 def seed():
@@ -47,7 +48,7 @@ class JointTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.architecture = seed()
-    grower = method.GaussNewton(learning='joint', timing=joint.Timing(4, 0, 8))
+    grower = joint.JointGaussNewton(timing=joint.Timing(4, 0, 8))
     self.state = state_lib.create_state(
         self.architecture, SGD, key=jax.random.key(0), extra=grower.extra
     )
@@ -59,15 +60,13 @@ class JointTest(absltest.TestCase):
     self.weights = packed.params['weights']
     self.stats = packed.stats['network']
     self.step = jax.jit(
-        lambda now, key, timing: joint.step(
+        lambda now, key, timing: joint.JointGaussNewton(timing=timing).learn(
             now,
             base.Network(view.Plain(), layout, jnp.asarray(self.x)),
             self.weights,
             self.stats,
             self.labels,
             key,
-            CONFIG,
-            timing,
         ),
         static_argnums=2,
     )
@@ -78,19 +77,15 @@ class JointTest(absltest.TestCase):
     timing = joint.Timing(4, 0, 8)
     now = self.step(self.state.stats['method'], jax.random.key(5), timing)
     start_key, label_key = jax.random.split(jax.random.key(5))
-    chain = taps.chain_of(networks.parts(self.architecture))
-    model = method.model_of(self.architecture)
-    trees = signals.Trees(
-        self.state.params['weights'], self.state.stats['network']
-    )
-    begun = splits.start(model, trees, start_key)
-    wanted, _ = splits.adam_step(
-        dataclasses.replace(model, chain=chain),
-        CONFIG,
+    model = signals.model_of(self.architecture)
+    trees = steps.trees_of(self.state)
+    start = splits.start(model, trees, start_key)
+    wanted, _ = joint.adam_step(
+        model,
+        'mc',
         trees,
-        begun,
-        splits.adam(CONFIG).init(begun),
-        {site.axis: jnp.ones(()) for site in model.sites},
+        start,
+        joint.adam(joint.LEARNING_RATE).init(start),
         self.x,
         self.labels,
         label_key,
@@ -128,45 +123,48 @@ class JointTest(absltest.TestCase):
 
   def test_growth_finds_its_axes(self):
     """It has the shapes of any architecture, also through `growth.carry`."""
-    grower = method.GaussNewton(learning='joint', timing=joint.Timing(4, 0, 8))
-    change = growth.split(self.architecture, 's0', np.array([1]))
-    state, _ = growth.grow(
+    grower = joint.JointGaussNewton(timing=joint.Timing(4, 0, 8))
+    change = morphisms.twins(self.architecture, 's0', [1])
+    state, _ = state_lib.grow(
         self.state, change, SGD, key=jax.random.key(1), extra=grower.extra
     )
     shapes = lambda tree: jax.tree.map(np.shape, tree)
     self.assertEqual(
         shapes(state.stats['method']),
-        shapes(grower.extra(change.architecture)[1]),
+        shapes(grower.extra(change.target).other),
     )
 
   def test_refuses(self):
-    for settings, message in (
-        ({'strategy': 'random'}, 'random has no joint learning'),
-        (
-            {'learn': splits.LearnConfig(curvature='rank1-cal')},
-            'rank1-cal is measured on frozen weights',
-        ),
-    ):
-      with self.assertRaisesRegex(ValueError, message):
-        timing = joint.Timing(2, 0, 2)
-        method.GaussNewton(
-            learning='joint', **{'timing': timing, **settings}
-        )
+    rival = method.GaussNewton(ranking=rivals.RIVALS['random']())
+    with self.assertRaisesRegex(ValueError, 'ranks learned splits, not Random'):
+      joint.JointGaussNewton(rival)
     with self.assertRaisesRegex(ValueError, 'within a phase of 2 steps'):
       joint.Timing(2, 3)
     # A binary knows the steps of a phase only when it knows the data.
-    untimed = method.GaussNewton(learning='joint')
     with self.assertRaisesRegex(ValueError, 'its timing: the steps of a phase'):
-      untimed.extra(self.architecture)
+      joint.JointGaussNewton().extra(self.architecture)
 
 
-def tiny(workdir, **settings):
+def without_prunes(**settings):
+  ranking = learned_splits.LearnedSplits(compensation='off')
+  return method.GaussNewton(ranking=ranking, **settings)
+
+
+def jointly(phases):
+  """Learns in all steps of phases of two epochs."""
+  phase = 2 * runs.STEPS
+  return joint.JointGaussNewton(
+      without_prunes(), 0.05, joint.Timing(phase, 0, phases * phase)
+  )
+
+
+def tiny(workdir, grower):
   """Two phases of two epochs."""
   return dataclasses.replace(
       runs.tiny(workdir),
       network=config_lib.NetworkConfig('mlp', widths=(4, 4)),
       policy=config_lib.PolicyConfig('every', interval=2, max_epochs=4),
-      method=method.GaussNewton(compensation='off', **settings),
+      method=grower,
   )
 
 
@@ -174,7 +172,8 @@ class RunTest(parameterized.TestCase):
 
   def test_growing_ends_when_nothing_more_may_grow(self):
     with tempfile.TemporaryDirectory() as workdir:
-      config = tiny(workdir, limits=selection.Limits(growth_cap=1e-9))
+      limits = selection.Limits(growth_cap=1e-9)
+      config = tiny(workdir, without_prunes(limits=limits))
 
       def at_step(number, arguments):
         del arguments
@@ -190,21 +189,14 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((skip['epoch'], phase['epoch']), (2, 2))
     self.assertLen(epochs, 2 + config.schedule.finetune_epochs)
 
-  @parameterized.parameters(
-      {'learning': 'frozen'},
-      {
-          'learning': 'joint',
-          'timing': joint.Timing(2 * runs.STEPS, 0, 4 * runs.STEPS),
-          'learn': splits.LearnConfig(solver='adam', learning_rate=0.05),
-      },
-  )
+  @parameterized.parameters(without_prunes(), jointly(phases=2))
   @pytest.mark.slow
-  def test_continues_bit_for_bit(self, **settings):
+  def test_continues_bit_for_bit(self, grower):
     """After a stop while splits are learned, and after one behind a growth."""
     with tempfile.TemporaryDirectory() as folder:
       digests = []
       for name, stops in (('all', ()), ('parts', (20, 40))):
-        config = tiny(os.path.join(folder, name), **settings)
+        config = tiny(os.path.join(folder, name), grower)
         for stop in stops:
 
           def at_step(number, arguments, stop=stop):
@@ -223,22 +215,13 @@ class RunTest(parameterized.TestCase):
   def test_learns_beside_the_weights(self):
     """A run grows by what it learned, and can be read from its directory."""
     with tempfile.TemporaryDirectory() as workdir:
-      tiny = runs.tiny(workdir)
-      config = dataclasses.replace(
-          tiny,
-          network=config_lib.NetworkConfig('mlp', widths=(4, 4)),
-          policy=config_lib.PolicyConfig('every', interval=2, max_epochs=2),
-          method=method.GaussNewton(
-              learning='joint',
-              timing=joint.Timing(2 * runs.STEPS, 0, 2 * runs.STEPS),
-              learn=splits.LearnConfig(solver='adam', learning_rate=0.05),
-              compensation='off',
-          ),
-      )
+      config = tiny(workdir, jointly(phases=1))
+      policy = dataclasses.replace(config.policy, max_epochs=2)
+      config = dataclasses.replace(config, policy=policy)
       stored = json.loads(json.dumps(config.to_json()))
       self.assertEqual(config_lib.RunConfig.from_json(stored), config)
       result = runs.quietly(config)
-      self.assertEqual(result['method'], 'gaussnewton')
+      self.assertEqual(result['method'], 'jointgaussnewton')
       (record,) = [
           r
           for r in runs.records(workdir)

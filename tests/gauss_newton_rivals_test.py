@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from unittest import mock
 
 from absl.testing import absltest
@@ -10,22 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import tiny_morphisms as tiny
 import tiny_networks
 from autogrow_jax import costs
-from autogrow_jax import growth
-from autogrow_jax import networks
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import estimates
-from autogrow_jax.methods.gauss_newton import rivals
+from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals
-from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax.methods.gauss_newton import trials
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
+from autogrow_jax.run import config as config_lib
+from experiments.studies.gauss_newton import rivals
+from experiments.studies.gauss_newton import steepest
+from experiments.studies.gauss_newton import trials
 
-SGD = tiny_networks.OPTIMIZERS['sgd']
 OPTIONS = {
     'plain3net': {'widths': (3, 4, 4)},
     'basic3resnet': {'widths': (3, 4, 4)},
@@ -62,9 +63,8 @@ class Case:
     )
 
   def propose(self, strategy, **settings):
-    return rivals.propose(
-        strategy, *self.network, self.batches, jax.random.key(1),
-        rivals.Config(**settings),
+    return rivals.RIVALS[strategy](**settings).rank(
+        *self.network, self.batches, jax.random.key(1)
     )
 
   def at(self, proposal, values, axis):
@@ -80,9 +80,7 @@ def case(family, dtype='f4'):
   state = tiny_networks.state(architecture)
   if family in ('vgg16', 'mobilenet1'):
     state = opened(state)
-  model = signals.model_of(
-      sites.survey(architecture), taps.chain_of(networks.parts(architecture))
-  )
+  model = signals.model_of(architecture)
   cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
   x = tiny_networks.images(EXAMPLES).astype(dtype)
   labels = np.arange(EXAMPLES) % tiny_networks.CLASSES
@@ -111,27 +109,12 @@ def candidates(model):
   return [(s.axis, unit) for s in model.sites for unit in range(s.units)]
 
 
-def random_splits(data, scale=0.3):
-  generator = np.random.default_rng(1)
-  draw = lambda end: (
-      scale * generator.normal(size=data.trees.kernel(end.layer).shape)
-  ).astype('f4')
-  return {
-      site.axis: splits.Split(
-          tuple(map(draw, site.writers)), tuple(map(draw, site.readers))
-      )
-      for site in data.model.sites
-  }
-
-
 def mean_loss(architecture, trees, batches):
-  chain = taps.chain_of(networks.parts(architecture))
-  return estimates.mean_loss(chain, trees, batches)
+  return estimates.mean_loss(tiny.chain_of(architecture), trees, batches)
 
 
 def grown(data, change):
-  state = growth.grow(data.state, change, SGD, key=jax.random.key(0))[0]
-  return signals.Trees(state.params['weights'], state.stats['network'])
+  return tiny.trees_of(tiny.grow(data.state, change))
 
 
 def loss_with_all(data, found):
@@ -155,10 +138,10 @@ class TrialsTest(parameterized.TestCase):
   def test_changes_are_those_after_surgery(self, family, axis):
     """Streams too, where estimates have the first order only."""
     data = case(family)
-    found = random_splits(data)
+    found = tiny.random_splits(data.model, data.trees)
     units = [2, 0]
     changes = trials.true_changes(
-        *data.network, found, axis, units, data.batches, chunk=1
+        *data.network, found, axis, units, data.batches
     )
     before = mean_loss(data.architecture, data.trees, data.batches)
     for unit, got in zip(units, changes, strict=True):
@@ -173,7 +156,7 @@ class TrialsTest(parameterized.TestCase):
 
   def test_neighbours_are_split_as_by_surgery(self):
     data = case('plain3net')
-    found = random_splits(data)
+    found = tiny.random_splits(data.model, data.trees)
     units = {'s0b0.out': np.array([1]), 's1b0.out': np.array([0, 3])}
     change = surgery.morph(data.architecture, found, units)
     want = grown(data, change)
@@ -188,7 +171,7 @@ class TrialsTest(parameterized.TestCase):
     still, tuned = (
         trials.oracle(
             *data.network, 's0b0.out', [1, 3], data.batches, jax.random.key(2),
-            steps=steps, learning_rate=3e-2, chunk=2,
+            steps=steps, learning_rate=3e-2,
         )
         for steps in (0, 12)
     )
@@ -204,7 +187,7 @@ class TrialsTest(parameterized.TestCase):
       )
     alone = trials.true_changes(
         *data.network, {'s0b0.out': tuned.split}, 's0b0.out', [1, 3],
-        data.batches, chunk=2,
+        data.batches,
     )
     np.testing.assert_allclose(-alone, tuned.decreases, atol=1e-7)
 
@@ -215,7 +198,7 @@ class RivalsTest(parameterized.TestCase):
   def test_random_splits_hardly_change_anything(self, strategy):
     data = case('plain3net')
     before = mean_loss(data.architecture, data.trees, data.batches)
-    setting = {'random': 'step', 'net2net': 'noise'}[strategy]
+    setting = {'random': 'length', 'net2net': 'noise'}[strategy]
     moved = []
     for length in (0.3, 0.03):
       found = data.propose(strategy, **{setting: length})
@@ -240,7 +223,7 @@ class RivalsTest(parameterized.TestCase):
   def test_splitting_matrices_against_a_hessian(self, family, axis):
     with jax.enable_x64(True):
       data = case(family, 'f8').only(axis)
-      found = data.propose('steepest', step=0.1)
+      found = data.propose('steepest', length=0.1)
       site = data.site[axis]
       hessians = sum(
           hessians_of(data, site, x, labels) for x, labels in data.batches
@@ -268,7 +251,7 @@ class RivalsTest(parameterized.TestCase):
     whole = tuple(map(np.concatenate, zip(*data.batches, strict=True)))
     data = dataclasses.replace(data, batches=(whole,))
     exact = data.propose('steepest')
-    with mock.patch.object(rivals, 'LARGEST_MATRIX', 0):
+    with mock.patch.object(steepest, 'LARGEST_MATRIX', 0):
       found = data.propose(
           'steepest', rayleigh_epochs=300, learning_rate=1e-2
       )
@@ -354,7 +337,7 @@ class RivalsTest(parameterized.TestCase):
     x, _ = data.batches[0]
     before, after = (
         taps.run(
-            taps.chain_of(networks.parts(architecture)),
+            tiny.chain_of(architecture),
             trees.weights, trees.stats, x,
         ).output
         for architecture, trees in (
@@ -432,17 +415,23 @@ class RivalsTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(found.splits['s1b0.out'].u[0]).all())
     self.assertEmpty(found.refused)
 
-  def test_bad_input(self):
-    data = case('mlp')
-    with self.assertRaisesRegex(ValueError, 'one of random, .*, got .gauss'):
-      data.propose('gauss_newton')
-    with self.assertRaisesRegex(ValueError, 'got none'):
-      rivals.propose('random', *data.network, (), jax.random.key(0))
+  def test_bad_settings(self):
     with self.assertRaisesRegex(ValueError, 'trust is positive, got -1'):
-      rivals.Config(trust=-1)
-    with self.assertRaisesRegex(ValueError, 'epochs is positive, got 0'):
-      rivals.Config(epochs=0)
-    self.assertEqual(rivals.STRATEGIES[1:], rivals.RIVALS)
+      rivals.RIVALS['firefly'](trust=-1)
+    with self.assertRaisesRegex(ValueError, 'rayleigh_epochs is positive, got'):
+      rivals.RIVALS['steepest'](rayleigh_epochs=0)
+
+  @parameterized.parameters(*rivals.RIVALS)
+  def test_a_configuration_names_its_kind(self, name):
+    """And finds it again."""
+    method = method_lib.GaussNewton(ranking=rivals.RIVALS[name]())
+    config = config_lib.RunConfig(workdir='', method=method)
+    stored = json.loads(json.dumps(config.to_json()))
+    self.assertStartsWith(
+        stored['method']['ranking']['kind'], 'experiments.studies.gauss_newton'
+    )
+    self.assertEqual(config_lib.RunConfig.from_json(stored), config)
+    self.assertEqual(rivals.name_of(method.ranking), name)
 
 
 class SelectionTest(parameterized.TestCase):
@@ -545,7 +534,7 @@ def gradients_of_new(data, site, split, unit):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def gradients_of(architecture, path, trees, batches):
   """Gradient of the mean loss by one layer's kernel."""
-  chain = taps.chain_of(networks.parts(architecture))
+  chain = tiny.chain_of(architecture)
   x, labels = map(jnp.concatenate, zip(*batches, strict=True))
   part, name = path
   own = trees.weights[part]

@@ -11,26 +11,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.datasets
+import tiny_morphisms as tiny
 
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax import costs
-from autogrow_jax import growth
+from autogrow_jax.methods import base
+from autogrow_jax.methods.gauss_newton import estimates
+from autogrow_jax.methods.gauss_newton import learned_splits
+from autogrow_jax.methods.gauss_newton import learning
+from autogrow_jax.methods.gauss_newton import method
+from autogrow_jax.methods.gauss_newton import norms
+from autogrow_jax.methods.gauss_newton import selection
+from autogrow_jax.methods.gauss_newton import signals
+from autogrow_jax.methods.gauss_newton import steps
+from autogrow_jax.methods.gauss_newton import surgery
+from autogrow_jax.methods.gauss_newton import together
 from autogrow_jax import networks
+from autogrow_jax.networks import base as networks_base
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
-from autogrow_jax.methods import base
-from autogrow_jax.methods.gauss_newton import estimates
-from autogrow_jax.methods.gauss_newton import method
-from autogrow_jax.methods.gauss_newton import norms
-from autogrow_jax.methods.gauss_newton import prunes
-from autogrow_jax.methods.gauss_newton import rivals
-from autogrow_jax.methods.gauss_newton import selection
-from autogrow_jax.methods.gauss_newton import splits
-from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax.networks import base as networks_base
-from autogrow_jax.networks import taps
+from autogrow_jax import tasks
+from experiments.studies.gauss_newton import rivals
 
-SGD = optimizers.make(optimizers.OptimizerConfig())
+SGD = optimizers.make(optimizers.SGD())
 BATCH = 128
 
 
@@ -54,7 +58,7 @@ def trained():
       (1, 1), input_shape=(8, 8, 1), classes=10, options={'widths': (6, 5)}
   )
   state = state_lib.create_state(architecture, SGD, key=jax.random.key(0))
-  chain = taps.chain_of(networks.parts(architecture))
+  chain = steps.chain_of(architecture)
 
   @jax.jit
   def step(weights, momentum, x, labels):
@@ -78,17 +82,13 @@ def trained():
   return architecture, state.replace(params=params)
 
 
-def trees_of(state):
-  return estimates.Trees(state.params['weights'], state.stats['network'])
-
-
 def grow(state, change):
-  return growth.grow(state, change, SGD, key=jax.random.key(0))
+  return state_lib.grow(state, change, SGD, key=jax.random.key(0))[0]
 
 
 def loss_of(architecture, state):
-  chain = taps.chain_of(networks.parts(architecture))
-  return estimates.mean_loss(chain, trees_of(state), digits())
+  chain = steps.chain_of(architecture)
+  return estimates.mean_loss(chain, steps.trees_of(state), digits())
 
 
 def situation():
@@ -98,7 +98,16 @@ def situation():
     while True:
       yield from digits()
 
-  return base.Situation(architecture, state, batches, len(digits()), 0.9, 0.0)
+  return base.Situation(
+      architecture=architecture,
+      state=state,
+      key=jax.random.key(7),
+      task=tasks.Classes(),
+      batches=batches,
+      batches_per_epoch=len(digits()),
+      train_accuracy=0.9,
+      weight_decay=0.0,
+  )
 
 
 def learning_images():
@@ -115,10 +124,11 @@ def learning_images():
 def learned():
   """The model of `trained`, and all splits with their estimates."""
   architecture, state = trained()
-  model = method.model_of(architecture)
-  found = splits.learn(model, trees_of(state), digits(), jax.random.key(1))
+  model = signals.model_of(architecture)
+  trees = steps.trees_of(state)
+  found = learning.learn(model, trees, digits(), jax.random.key(1))
   return model, found.splits, estimates.estimate(
-      model, trees_of(state), found.splits, digits(), jax.random.key(2),
+      model, steps.trees_of(state), found.splits, digits(), jax.random.key(2),
       samples=8,
   )
 
@@ -137,14 +147,15 @@ class TrainedTest(parameterized.TestCase):
       scales = np.full(len(scales), scale)
     scaled = estimates.scaled(found_splits, found.candidates, scales)
     predicted = estimates.estimate(
-        model, trees_of(state), scaled, digits(), jax.random.key(3), samples=16
+        model, steps.trees_of(state), scaled, digits(), jax.random.key(3),
+        samples=16,
     ).changes()
     before = loss_of(architecture, state)
     actual = []
     for axis, unit in found.candidates:
       change = surgery.morph(architecture, scaled, {axis: np.array([unit])})
       actual.append(
-          loss_of(change.architecture, grow(state, change)[0]) - before
+          loss_of(change.architecture, tiny.grow(state, change)) - before
       )
     used = found.usable
     self.assertGreater(np.count_nonzero(used), 7)
@@ -159,10 +170,9 @@ class TrainedTest(parameterized.TestCase):
   def test_joint_estimates_are_nearer_than_sums(self):
     architecture, state = trained()
     _, found_splits, found = learned()
-    limits = selection.Limits(growth_cap=3.0)
     everything = [int(index) for index in np.flatnonzero(found.usable)]
     scales = np.zeros(len(found.candidates))
-    scales[everything] = selection.joint_scales(found, everything, limits)
+    scales[everything] = selection.joint_scales(found, everything)
     scaled = estimates.scaled(found_splits, found.candidates, scales)
     units = {}
     for index in np.flatnonzero(scales):
@@ -171,11 +181,11 @@ class TrainedTest(parameterized.TestCase):
     change = surgery.morph(
         architecture, scaled, {a: np.array(u) for a, u in units.items()}
     )
-    actual = loss_of(change.architecture, grow(state, change)[0]) - loss_of(
+    actual = loss_of(change.architecture, tiny.grow(state, change)) - loss_of(
         architecture, state
     )
     joint = found.joint_change(scales)
-    apart = found.changes(scales).sum()
+    apart = found.slopes @ scales + found.curvatures @ scales**2 / 2
     self.assertLess(actual, 0)
     self.assertLess(abs(joint - actual), abs(apart - actual))
     self.assertLess(abs(joint - actual), 0.4 * abs(actual))
@@ -188,12 +198,11 @@ class MethodTest(parameterized.TestCase):
     grower = method.GaussNewton(limits=selection.Limits(growth_cap=0.5))
     change = grower.propose(policies.grow(), now)
     self.assertBetween(
-        costs.params(change.architecture),
+        costs.params(change.target),
         1.1 * costs.params(now.architecture),
         1.5 * costs.params(now.architecture),
     )
-    state, carried = grow(now.state, change)
-    report = carried.report
+    state, report = grow(now.state, change), change.report
     self.assertLess(report['estimated_change'], -0.005)
     self.assertBetween(
         report['actual_change'] / report['estimated_change'], 0.6, 1.5
@@ -211,17 +220,15 @@ class MethodTest(parameterized.TestCase):
     # losses.
     images = learning_images() + 3 * 10 * 640 + 5 * 640 // 3 + 2 * 640 // 3
     self.assertEqual(
-        report['images'],
+        change.examples,
         round(
-            images
-            * costs.macs(now.architecture)
-            / costs.macs(change.architecture)
+            images * costs.macs(now.architecture) / costs.macs(change.target)
         ),
     )
     moments = [m for m in jax.tree.leaves(state.opt_state) if m.ndim]
     self.assertTrue(all(not moment.any() for moment in moments))
-    again = grow(now.state, grower.propose(policies.grow(), now))[1].report
-    self.assertEqual(again, report)
+    again = grower.propose(policies.grow(), now)
+    self.assertEqual(again.report, report)
     # What follows is drawn as if nothing had grown.
     np.testing.assert_array_equal(state.key, now.state.key)
     self.assertEqual(state.step, now.state.step)
@@ -238,23 +245,23 @@ class MethodTest(parameterized.TestCase):
     now = situation()
     architecture, state = now.architecture, now.state
     for axis in ('s0b0.out', 's1b0.out'):
-      change = growth.split(
-          architecture, axis, np.arange(architecture.size(axis))
-      )
-      state, architecture = grow(state, change)[0], change.architecture
+      units = np.arange(architecture.size(axis))
+      change = tiny.twins(architecture, axis, units)
+      state, architecture = grow(state, change), change.target
     twins = dataclasses.replace(now, architecture=architecture, state=state)
     grower = method.GaussNewton(
-        limits=selection.Limits(price=4e-3), compensation=compensation
+        ranking=learned_splits.LearnedSplits(compensation=compensation),
+        limits=selection.Limits(price=4e-3),
     )
     change = grower.propose(policies.grow(), twins)
-    report = grow(state, change)[1].report
+    report = change.report
     self.assertEmpty(report['splits'])
     for axis, units in report['prunes'].items():
       size = now.architecture.size(axis)
       self.assertBetween(len(units), fewest, size)
-      self.assertEqual(change.architecture.size(axis), 2 * size - len(units))
+      self.assertEqual(change.target.size(axis), 2 * size - len(units))
     if compensation == 'least_squares':  # Which is exact for twins.
-      self.assertEqual(change.architecture, now.architecture)
+      self.assertEqual(change.target, now.architecture)
       for axis, units in report['prunes'].items():
         size = now.architecture.size(axis)
         self.assertCountEqual([unit % size for unit in units], range(size))
@@ -265,15 +272,15 @@ class MethodTest(parameterized.TestCase):
   @parameterized.parameters(*rivals.RIVALS)
   def test_rivals_grow_in_the_same_way(self, strategy):
     now = situation()
-    grower = method.GaussNewton(strategy=strategy)
+    grower = method.GaussNewton(ranking=rivals.RIVALS[strategy]())
     change = grower.propose(policies.grow(), now)
     size = costs.params(now.architecture)
     self.assertBetween(
-        costs.params(change.architecture), 1.05 * size, 1.35 * size
+        costs.params(change.target), 1.05 * size, 1.35 * size
     )
-    report = grow(now.state, change)[1].report
+    report = change.report
     self.assertEqual(report['prunes'], {})
-    self.assertGreater(report['images'], 0)
+    self.assertGreater(change.examples, 0)
     # What they do to the loss at once is small, but for firefly.
     largest = {'net2net': 1e-5, 'gradmax': 1e-5, 'firefly': 0.1}
     self.assertLess(
@@ -288,34 +295,45 @@ class MethodTest(parameterized.TestCase):
     )
 
   def test_takes_no_step_that_would_not_help(self):
-    joint = prunes.Joint(np.array([-0.1]), np.array([[0.3]]))
-    grower = method.GaussNewton(compensation='off')
-    with mock.patch.object(prunes, 'together', return_value=joint):
+    joint = together.Joint(np.array([-0.1]), np.array([[0.3]]))
+    ranking = learned_splits.LearnedSplits(compensation='off')
+    grower = method.GaussNewton(ranking=ranking)
+    with mock.patch.object(together, 'together', return_value=joint):
       skipped = grower.propose(policies.grow(), situation())
     self.assertIsInstance(skipped, base.Skip)
     self.assertIn('would not lower the loss', skipped.reason)
     # As much work as for a step that is taken.
     self.assertEqual(
-        skipped.images, learning_images() + 3 * 8 * 640 + 5 * 640 // 3
+        skipped.examples, learning_images() + 3 * 8 * 640 + 5 * 640 // 3
     )
-    joint = prunes.Joint(np.array([-0.1]), np.array([[0.1]]))
-    with mock.patch.object(prunes, 'together', return_value=joint):
+    joint = together.Joint(np.array([-0.1]), np.array([[0.1]]))
+    with mock.patch.object(together, 'together', return_value=joint):
       change = grower.propose(policies.grow(), situation())
-    self.assertIsInstance(change, growth.Growth)
+    self.assertIsInstance(change, growth_lib.Growth)
 
   def test_halves_what_is_not_as_promised(self):
     grower = method.GaussNewton()
-    promised = lambda changes: mock.patch.object(
-        method.GaussNewton, '_change_of_loss', side_effect=changes
-    )
+    loss = steps.Snapshot.loss
+
+    def measuring(*changes):
+      changes = iter(changes)
+      return mock.patch.object(
+          steps.Snapshot,
+          'loss',
+          lambda snapshot, morph=None: loss(snapshot)
+          + (0 if morph is None else next(changes)),
+      )
+
     reports = []
     for changes in ([-1.0], [0.5, -1.0]):
-      with promised(changes):
+      with measuring(*changes):
         change = grower.propose(policies.grow(), situation())
-      reports.append(grow(situation().state, change)[1].report)
+      reports.append(change.report)
     whole, half = reports
     self.assertLen(whole['attempts'], 1)
-    self.assertEqual([measured for _, measured in half['attempts']], [0.5, -1])
+    np.testing.assert_allclose(
+        [measured for _, measured in half['attempts']], [0.5, -1], atol=1e-6
+    )
     self.assertEqual(half['attempts'][0][0], whole['attempts'][0][0])
     self.assertEqual(half['attempts'][1][0], half['estimated_change'])
     np.testing.assert_allclose(
@@ -323,7 +341,7 @@ class MethodTest(parameterized.TestCase):
     )
     self.assertEqual(half['prunes'], {})
     self.assertLess(half['actual_change'], 0)
-    with promised([0.5, 0.4, 0.3]):
+    with measuring(0.5, 0.4, 0.3):
       skipped = grower.propose(policies.grow(), situation())
     self.assertIn('would change by +0.5, +0.4, +0.3 nats', skipped.reason)
 
@@ -352,8 +370,7 @@ class MethodTest(parameterized.TestCase):
 
     now = dataclasses.replace(wide, batches=batches)
     change = method.GaussNewton().propose(policies.grow(), now)
-    report = grow(now.state, change)[1].report
-    self.assertLess(report['actual_change'], 0)
+    self.assertLess(change.report['actual_change'], 0)
 
   def test_statistics_that_are_not_finite(self):
     """Candidates are dropped, and nothing is proposed if none is left."""
@@ -368,7 +385,7 @@ class MethodTest(parameterized.TestCase):
         skipped.reason,
         r'no split or prune is worth it; \d+ candidates cannot be used',
     )
-    self.assertGreater(skipped.images, 0)
+    self.assertGreater(skipped.examples, 0)
 
   def test_nothing_more_is_allowed(self):
     limits = selection.Limits(growth_cap=1e-9)
@@ -388,8 +405,7 @@ class MethodTest(parameterized.TestCase):
         situation(), architecture=architecture, state=state
     )
     change = method.GaussNewton().propose(policies.grow(), now)
-    grown, carried = grow(state, change)
-    report = carried.report
+    grown, report = grow(state, change), change.report
     self.assertLess(report['actual_change'], 0)
     self.assertBetween(
         report['actual_change'] / report['estimated_change'], 0.3, 2
@@ -398,23 +414,19 @@ class MethodTest(parameterized.TestCase):
         report['settled_change'] / report['actual_change'], 0.7, 1.4
     )
     # Of the grown network as it is left, and on all images.
-    model = method.model_of(architecture)
+    model = signals.model_of(architecture)
     before = estimates.mean_loss(
         model.chain,
-        norms.measured(model.chain, trees_of(state), digits()),
+        norms.measured(model.chain, steps.trees_of(state), digits()),
         digits(),
     )
-    self.assertLess(loss_of(change.architecture, grown) - before, 0)
+    self.assertLess(loss_of(change.target, grown) - before, 0)
 
-  @parameterized.parameters(
-      ({'compensation': 'magic'}, 'compensation is one of off, none'),
-      ({'norms': 'mine'}, 'norms is one of settled, measured'),
-      ({'optimizer_state': 'x'}, 'optimizer_state is one of reset, carry'),
-      ({'samples': 0}, 'samples is at least 1'),
-  )
-  def test_bad_settings(self, settings, message):
-    with self.assertRaisesRegex(ValueError, message):
-      method.GaussNewton(**settings)
+  def test_bad_settings(self):
+    with self.assertRaisesRegex(ValueError, 'compensation is one of off, leas'):
+      learned_splits.LearnedSplits(compensation='magic')
+    with self.assertRaisesRegex(ValueError, 'samples is at least 1'):
+      method.GaussNewton(samples=0)
 
   def test_more_statistics_than_data(self):
     grower = method.GaussNewton(examples=1000)

@@ -7,18 +7,17 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+import tiny_morphisms as tiny
 import tiny_networks
+from autogrow_jax.core import carry
 from autogrow_jax import costs
-from autogrow_jax import growth
+from autogrow_jax.methods.gauss_newton import norms
+from autogrow_jax.methods.gauss_newton import removals
+from autogrow_jax.methods.gauss_newton import signals
+from autogrow_jax.methods.gauss_newton import surgery
+from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
-from autogrow_jax.methods.gauss_newton import norms
-from autogrow_jax.methods.gauss_newton import prunes
-from autogrow_jax.methods.gauss_newton import signals
-from autogrow_jax.methods.gauss_newton import sites
-from autogrow_jax.methods.gauss_newton import splits
-from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax.networks import taps
 
 SGD = tiny_networks.OPTIMIZERS['sgd']
 FAMILIES = {
@@ -42,33 +41,8 @@ def network(family, tx='sgd'):
       state.opt_state,
   )
   state = state.replace(opt_state=moments)
-  model = signals.model_of(
-      sites.survey(architecture), taps.chain_of(networks.parts(architecture))
-  )
-  return architecture, state, model, trees_of(state)
-
-
-def trees_of(state):
-  return signals.Trees(state.params['weights'], state.stats['network'])
-
-
-def random_splits(model, trees, scale=0.3, still=False):
-  generator = np.random.default_rng(1)
-  draw = lambda leaf: (scale * generator.normal(size=leaf.shape)).astype('f4')
-  return {
-      site.axis: splits.Split(
-          tuple(
-              (0 if still else 1) * draw(trees.kernel(end.layer))
-              for end in site.writers
-          ),
-          tuple(draw(trees.kernel(end.layer)) for end in site.readers),
-      )
-      for site in model.sites
-  }
-
-
-def grow(state, change, tx=SGD):
-  return growth.grow(state, change, tx, key=jax.random.key(0))[0]
+  model = signals.model_of(architecture)
+  return architecture, state, model, tiny.trees_of(state)
 
 
 def wide(tree):
@@ -80,20 +54,12 @@ def wide(tree):
 
 def grow_wide(state, change):
   """As `grow`, which has float32 alone, in float64."""
-  key = jax.random.key(0)
-  fresh = state_lib.create_state(change.architecture, SGD, key=key)
-  table = state_lib.axis_table(change.architecture)
-  carried, _ = growth.carry(wide(state), wide(fresh), table, change.sources)
-  return change.patch(carried, key)[0]
-
-
-def only(split, unit):
-  """The split of one unit alone."""
-  chosen = (np.arange(split.u[0].shape[-1]) == unit)[:, None]
-  return splits.Split(
-      splits.as_incoming(splits.incoming(split.u) * chosen, split.u),
-      splits.as_outgoing(splits.outgoing(split.e) * chosen, split.e),
+  fresh = state_lib.create_state(
+      change.architecture, SGD, key=jax.random.key(0)
   )
+  state, fresh = (wide(one.replace(opt_state=())) for one in (state, fresh))
+  carried, _ = carry.carry(change.change, change.table, state, fresh)
+  return change.changed(carried)
 
 
 class SplitTest(parameterized.TestCase):
@@ -111,19 +77,19 @@ class SplitTest(parameterized.TestCase):
         signals.signals, static_argnums=0, static_argnames='curvature'
     )(
         model, trees, x, np.zeros(len(x), int), jax.random.key(0),
-        curvature='emp-fisher',
+        curvature='rank1',
     )
-    learned = random_splits(model, trees)
+    learned = tiny.random_splits(model, trees)
     for site in [site for site in model.sites if site.axis != 's0'][::2]:
-      wants = jax.jit(splits.output_changes, static_argnums=0)(
-          site, trees, by_axis[site.axis], only(learned[site.axis], 1)
+      wants = jax.jit(tiny.output_changes, static_argnums=0)(
+          site, trees, by_axis[site.axis], tiny.only(learned[site.axis], 1)
       )
       change = surgery.morph(
           architecture, learned, {site.axis: np.array([1])}
       )
-      grown = trees_of(grow(state, change))
+      grown = tiny.trees_of(tiny.grow(state, change))
       after = taps.run(
-          taps.chain_of(networks.parts(change.architecture)),
+          tiny.chain_of(change.architecture),
           grown.weights,
           grown.stats,
           x,
@@ -139,10 +105,10 @@ class SplitTest(parameterized.TestCase):
   def test_without_u_nothing_changes(self, family, train):
     """Whatever e is, also if neighbours grow together."""
     architecture, state, model, trees = network(family)
-    learned = random_splits(model, trees, still=True)
+    learned = tiny.random_splits(model, trees, moving=False)
     units = {site.axis: np.array([2, 0]) for site in model.sites}
     change = surgery.morph(architecture, learned, units)
-    grown = grow(state, change)
+    grown = tiny.grow(state, change)
     x = tiny_networks.images()
     before, _ = tiny_networks.forward(architecture, state, x, train=train)
     after, _ = tiny_networks.forward(
@@ -162,7 +128,7 @@ class SplitTest(parameterized.TestCase):
     np.testing.assert_allclose(*exact, atol=1e-12)
     for site in model.sites:  # The children do differ.
       for reader in site.readers:
-        kernel = trees_of(grown).kernel(reader.layer)
+        kernel = tiny.trees_of(grown).kernel(reader.layer)
         self.assertGreater(
             np.abs(kernel[..., 2, :] - kernel[..., site.units, :]).max(), 0.01
         )
@@ -176,7 +142,7 @@ class SplitTest(parameterized.TestCase):
     p, q = 2, 3
     change = surgery.morph(
         architecture,
-        random_splits(model, trees),
+        tiny.random_splits(model, trees),
         {a.axis: np.arange(p), b.axis: np.arange(q)},
     )
     self.assertEqual(
@@ -188,12 +154,12 @@ class SplitTest(parameterized.TestCase):
 
   def test_neighbours_are_as_if_split_from_last_to_first(self):
     architecture, state, model, trees = network('plain3net')
-    learned = random_splits(model, trees)
+    learned = tiny.random_splits(model, trees)
     first, second = 's0b0.out', 's1b0.out'
     change = surgery.morph(
         architecture, learned, {first: np.array([1]), second: np.array([0, 3])}
     )
-    grown = grow(state, change)
+    grown = tiny.grow(state, change)
 
     def split_by_hand(kernel, unit, u):
       plus, minus = kernel.copy(), kernel[..., unit : unit + 1] - u[..., None]
@@ -217,57 +183,25 @@ class SplitTest(parameterized.TestCase):
       )
 
   @parameterized.parameters('sgd', 'adamw')
-  def test_optimizer_state(self, name):
+  def test_moments_are_reset(self, name):
     architecture, state, model, trees = network('mlp', name)
-    learned = random_splits(model, trees)
-    units = {'s0b0.out': np.array([1])}
-    tx = tiny_networks.OPTIMIZERS[name]
+    learned = tiny.random_splits(model, trees)
+    change = surgery.morph(architecture, learned, {'s0b0.out': np.array([1])})
     before = tiny_networks.leaves(state.opt_state)
-    after = {
-        kind: tiny_networks.leaves(
-            grow(
-                state,
-                surgery.morph(
-                    architecture, learned, units, optimizer_state=kind
-                ),
-                tx,
-            ).opt_state
-        )
-        for kind in surgery.OPTIMIZER_STATES
-    }
-    one_sided = surgery.morph(
-        architecture, learned, units, optimizer_state='carry', one_sided=True
+    grown, _ = state_lib.grow(
+        state, change.change, tiny_networks.OPTIMIZERS[name],
+        key=jax.random.key(0),
     )
-    new = tiny_networks.leaves(grow(state, one_sided, tx).opt_state)
-    kernels = [path for path in before if path.endswith('s0b0/dense/kernel')]
-    self.assertLen(kernels, {'sgd': 1, 'adamw': 2}[name])
-    for path in kernels:
-      factor = 0.25 if 'nu' in path.split('/') else 0.5
-      want = before[path][..., [0, 1, 2, 3, 4, 1]]
-      want = want * np.where(np.isin(np.arange(6), (1, 5)), factor, 1)
-      np.testing.assert_allclose(after['carry'][path], want, rtol=1e-6)
-      reader = path.replace('s0b0', 's1b0')
-      np.testing.assert_array_equal(
-          after['carry'][reader], before[reader][[0, 1, 2, 3, 4, 1]]
-      )
-      np.testing.assert_array_equal(after['reset'][path], 0)
-      np.testing.assert_array_equal(new[path][..., :5], before[path])
-      np.testing.assert_array_equal(new[path][..., 5], 0)
-      np.testing.assert_array_equal(new[reader][:5], before[reader])
-      np.testing.assert_array_equal(new[reader][5], 0)
-    for path, leaf in after['reset'].items():
-      if path.endswith('learning_rate'):
-        np.testing.assert_array_equal(leaf, before[path])
-      else:
-        np.testing.assert_array_equal(leaf, 0, err_msg=path)
+    for path, leaf in tiny_networks.leaves(grown.opt_state).items():
+      stays = path.endswith('learning_rate')
+      want = before[path] if stays else np.zeros_like(leaf)
+      np.testing.assert_array_equal(leaf, want, err_msg=path)
 
   def test_bad_input(self):
     architecture, _, model, trees = network('basic3resnet')
-    learned = random_splits(model, trees)
+    learned = tiny.random_splits(model, trees)
     with self.assertRaisesRegex(ValueError, r"\['image'\] .* cannot be split"):
       surgery.morph(architecture, learned, {'image': np.array([0])})
-    with self.assertRaisesRegex(ValueError, 'one of reset, carry, got .*keep'):
-      surgery.morph(architecture, learned, {}, optimizer_state='keep')
     with self.assertRaisesRegex(ValueError, 'from 0 to 2, got .7'):
       surgery.morph(architecture, learned, {'s0b0.mid': np.array([7])})
 
@@ -281,15 +215,15 @@ def grown():
       model,
       trees,
       [
-          prunes.alone('s1b0.out', unit, generator.normal(size=(1, 5)) / 5)
+          removals.alone('s1b0.out', unit, generator.normal(size=(1, 5)) / 5)
           for unit in (0, 2)
       ],
   )
   units = {'s0b0.out': np.array([1]), 's1b0.out': np.array([3])}
   change = surgery.morph(
-      architecture, random_splits(model, trees), units, removed=removed
+      architecture, tiny.random_splits(model, trees), units, removed=removed
   )
-  return change.architecture, grow(state, change)
+  return change.architecture, tiny.grow(state, change)
 
 
 class NormsTest(absltest.TestCase):
@@ -297,10 +231,10 @@ class NormsTest(absltest.TestCase):
   def test_settled_norms_are_exact_in_both_modes(self):
     """Norms as they were copied only are in evaluation mode."""
     architecture, copied = grown()
-    chain = taps.chain_of(networks.parts(architecture))
+    chain = tiny.chain_of(architecture)
     x = tiny_networks.images(12)
     trees = norms.settled(
-        chain, trees_of(copied), [(x[:6], range(6)), (x[6:], range(6))]
+        chain, tiny.trees_of(copied), [(x[:6], range(6)), (x[6:], range(6))]
     )
     settled = copied.replace(
         params={**copied.params, 'weights': trees.weights},
@@ -330,13 +264,14 @@ class NormsTest(absltest.TestCase):
         options={'widths': (3, 4, 4), 'shortcut': 'A'},
     )
     state = tiny_networks.state(architecture)
-    chain = taps.chain_of(networks.parts(architecture))
+    chain = tiny.chain_of(architecture)
     x = tiny_networks.images(6)
     batches = [(x[:3], range(3)), (x[3:], range(3))]
     for function in (norms.measured, norms.settled):
-      trees = function(chain, trees_of(state), batches)
+      trees = function(chain, tiny.trees_of(state), batches)
       got = tiny_networks.leaves(trees.stats)
-      for path, leaf in tiny_networks.leaves(trees_of(state).stats).items():
+      stats = tiny_networks.leaves(tiny.trees_of(state).stats)
+      for path, leaf in stats.items():
         self.assertTrue(np.isfinite(got[path]).all(), path)
         if path.endswith('select'):
           np.testing.assert_array_equal(got[path], leaf)
@@ -344,9 +279,9 @@ class NormsTest(absltest.TestCase):
 
   def test_settled_statistics_are_true(self):
     architecture, copied = grown()
-    chain = taps.chain_of(networks.parts(architecture))
+    chain = tiny.chain_of(architecture)
     x = tiny_networks.images(12)
-    trees = norms.settled(chain, trees_of(copied), [(x, range(12))])
+    trees = norms.settled(chain, tiny.trees_of(copied), [(x, range(12))])
     inputs = taps.run(chain, trees.weights, trees.stats, x).inputs
     for part in ('s0b0', 's1b0', 's2b0'):
       read = np.asarray(inputs[part, 'norm'])
@@ -359,11 +294,11 @@ class NormsTest(absltest.TestCase):
   def test_measured_statistics_are_those_of_training(self):
     """Of each batch by itself, pooled; weights stay."""
     architecture, state = grown()
-    chain = taps.chain_of(networks.parts(architecture))
+    chain = tiny.chain_of(architecture)
     x = tiny_networks.images(12)
     halves = x[:6], x[6:]
     trees = norms.measured(
-        chain, trees_of(state), [(half, range(6)) for half in halves]
+        chain, tiny.trees_of(state), [(half, range(6)) for half in halves]
     )
     tiny_networks.assert_same(trees.weights, state.params['weights'])
     old = state.stats['network']

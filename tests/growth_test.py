@@ -18,12 +18,12 @@ import pytest
 import tiny_networks
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import checkpoint
+from autogrow_jax.run import checkpoint
 from autogrow_jax import data
 from autogrow_jax import growth
 from autogrow_jax import networks
-from autogrow_jax import parallel
-from autogrow_jax import programs
+from autogrow_jax.run import parallel
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base

@@ -4,9 +4,11 @@ from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax import evaluation
-from autogrow_jax.data import sources
-from autogrow_jax.methods import base
+from autogrow_jax import data
+from autogrow_jax import tasks
+
+
+TASK = tasks.Masks()
 
 
 class LabelsTest(absltest.TestCase):
@@ -25,21 +27,21 @@ class LabelsTest(absltest.TestCase):
     self.assertBetween(self.counts.sum(), 1, self.counts.size - 1)
 
   def test_loss_is_the_mean_over_those_that_count(self):
-    loss = base.mean_cross_entropy(
+    loss = TASK.loss(
         jnp.asarray(self.logits), jnp.asarray(self.labels)
     )
     self.assertAlmostEqual(float(loss), self.losses.mean(), places=5)
 
   def test_nothing_counts(self):
-    loss = base.mean_cross_entropy(
+    loss = TASK.loss(
         jnp.asarray(self.logits), jnp.full((5, 2, 2), -1)
     )
     self.assertEqual(float(loss), 0)
 
   def test_score(self):
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-    split = sources.Split(images, self.labels)
-    score = evaluation.score(
+    split = data.Split(images, self.labels)
+    score = tasks.Text().score(
         lambda images: self.logits[images.reshape(-1)], split, batch_size=2
     )
     right = (self.logits.argmax(-1) == self.labels) & self.counts

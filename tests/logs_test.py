@@ -1,4 +1,4 @@
-"""Tests for logs.py."""
+"""Tests for console.py."""
 
 import io
 import json
@@ -12,7 +12,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from autogrow_jax import logs
+from autogrow_jax.run import console
+from autogrow_jax.run import history as history_lib
 
 _EPOCH = {
     'event': 'epoch', 'epoch': 12, 'step': 420, 'depths': [3, 2, 2],
@@ -36,8 +37,8 @@ _GROW = {
 
 _APPEND_FOR_EVER = '''
 import sys
-from autogrow_jax import logs
-history = logs.History(sys.argv[1])
+from autogrow_jax.run import console as logs
+history = history_lib.History(sys.argv[1])
 for i in range(1_000_000):
   history.append({'event': 'epoch', 'epoch': i, 'text': 'x' * 1000})
   print(i, flush=True)
@@ -58,43 +59,43 @@ class HistoryTest(parameterized.TestCase):
     self.path = pathlib.Path(folder, 'run', 'history.jsonl')
 
   def test_append_and_read(self):
-    history = logs.History(self.path)
+    history = history_lib.History(self.path)
     history.append(_EPOCH)
     history.append(_GROW)
-    self.assertEqual(logs.read(self.path), [_EPOCH, _GROW])
+    self.assertEqual(history_lib.read(self.path), [_EPOCH, _GROW])
     history.close()
-    logs.History(self.path).append(_EPOCH)
-    self.assertEqual(logs.read(self.path), [_EPOCH, _GROW, _EPOCH])
+    history_lib.History(self.path).append(_EPOCH)
+    self.assertEqual(history_lib.read(self.path), [_EPOCH, _GROW, _EPOCH])
 
   def test_half_written_last_line(self):
-    history = logs.History(self.path)
+    history = history_lib.History(self.path)
     history.append(_EPOCH)
     history.append(_GROW)
     content = self.path.read_bytes()
     for cut in (1, 5, 100):
       self.path.write_bytes(content[:-cut])
-      self.assertEqual(logs.read(self.path), [_EPOCH])
-    logs.History(self.path).append(_GROW)
+      self.assertEqual(history_lib.read(self.path), [_EPOCH])
+    history_lib.History(self.path).append(_GROW)
     self.assertEqual(self.path.read_bytes(), content)
 
   @parameterized.parameters('{"event":', '[1]', '{"epoch": 1}', '')
   def test_damaged_line_is_named(self, line):
-    good = logs.dumps(_EPOCH)
+    good = history_lib.dumps(_EPOCH)
     self.path.parent.mkdir()
     self.path.write_text(f'{good}\n{line}\n{good}\n')
     with self.assertRaisesRegex(ValueError, 'history.jsonl, line 2: '):
-      logs.read(self.path)
+      history_lib.read(self.path)
 
   def test_truncate_to(self):
-    history = logs.History(self.path)
+    history = history_lib.History(self.path)
     for record in (_EPOCH, _GROW, _EPOCH):
       history.append(record)
     with open(self.path, 'ab') as file:
       file.write(b'{"event": "ep')
     history.truncate_to([_EPOCH, _GROW])
-    self.assertEqual(logs.read(self.path), [_EPOCH, _GROW])
+    self.assertEqual(history_lib.read(self.path), [_EPOCH, _GROW])
     history.append({'event': 'end'})
-    self.assertEqual(logs.read(self.path)[2:], [{'event': 'end'}])
+    self.assertEqual(history_lib.read(self.path)[2:], [{'event': 'end'}])
     history.truncate_to([])
     self.assertEqual(self.path.read_bytes(), b'')
     self.assertLen(list(self.path.parent.iterdir()), 1)
@@ -111,7 +112,7 @@ class HistoryTest(parameterized.TestCase):
     process.kill()
     output, _ = process.communicate()
     last = int(output.split()[-1]) if output.split() else 49
-    epochs = [record['epoch'] for record in logs.read(self.path)]
+    epochs = [record['epoch'] for record in history_lib.read(self.path)]
     self.assertEqual(epochs, list(range(len(epochs))))
     self.assertBetween(len(epochs), last + 1, last + 2)
 
@@ -133,14 +134,14 @@ class DumpsTest(parameterized.TestCase):
     def refuse(constant):
       self.fail(f'{constant} is not JSON')
 
-    text = logs.dumps({'value': value})
+    text = history_lib.dumps({'value': value})
     self.assertEqual(
         json.loads(text, parse_constant=refuse)['value'], expected
     )
 
   def test_refuses_what_is_not_json(self):
     with self.assertRaises(TypeError):
-      logs.dumps({'value': object()})
+      history_lib.dumps({'value': object()})
 
 
 class FormatTest(parameterized.TestCase):
@@ -153,11 +154,11 @@ class FormatTest(parameterized.TestCase):
       (999.7, '1.00 k'), (float('inf'), 'inf'),
   )
   def test_count(self, count, expected):
-    self.assertEqual(logs.format_count(count), expected)
+    self.assertEqual(console.format_count(count), expected)
 
   def test_epoch(self):
     self.assertEqual(
-        logs.format_epoch(_EPOCH),
+        console.format_epoch(_EPOCH),
         'epoch  12  grow   3-2-2    loss 0.312/0.457  acc 86.42/85.00%  best'
         ' 86.10%  lr 0.1  78.0k params',
     )
@@ -173,23 +174,23 @@ class FormatTest(parameterized.TestCase):
         'actual_change': -0.0431, 'select_on': 'test'},),
   )
   def test_epoch_fits_100_columns(self, changes):
-    self.assertLessEqual(len(logs.format_epoch({**_EPOCH, **changes})), 100)
+    self.assertLessEqual(len(console.format_epoch({**_EPOCH, **changes})), 100)
 
   def test_epoch_after_an_estimated_growth(self):
     changes = {'estimated_change': -0.0704, 'actual_change': 0.0431}
-    line = logs.format_epoch({**_EPOCH, 'shape': '28-21-23-17-51', **changes})
+    line = console.format_epoch({**_EPOCH, 'shape': '28-21-23-17-51', **changes})
     self.assertIn('28-21-23-17-51', line)
     self.assertTrue(line.endswith('best 86.10%  grew -.070/+.043'), line)
     changes = {'estimated_change': -20.5, 'actual_change': 10.02}
-    self.assertIn('grew -20.500/+10.020', logs.format_epoch(_EPOCH | changes))
+    self.assertIn('grew -20.500/+10.020', console.format_epoch(_EPOCH | changes))
 
   def test_epoch_with_required_keys_only(self):
     record = {'event': 'epoch', 'epoch': 0, 'step': 0, 'depths': [1]}
-    self.assertIn('loss -/-', logs.format_epoch(record))
+    self.assertIn('loss -/-', console.format_epoch(record))
 
   def test_growth(self):
     self.assertEqual(
-        logs.format_growth(_GROW).splitlines(),
+        console.format_growth(_GROW).splitlines(),
         [
             'grow stage 1 by s1b2 -> 3-3-2  (ZeroInit)',
             '  78.0 k -> 96.6 k parameters, 12.5 M -> 13.9 M multiply-adds',
@@ -209,24 +210,24 @@ class FormatTest(parameterized.TestCase):
   )
   def test_other_records(self, record, expected):
     record = {'epoch': 1, 'step': 2, 'depths': [3, 2], **record}
-    self.assertIn(expected, logs.format_record(record))
+    self.assertIn(expected, console.format_record(record))
 
 
 class ProgressTest(absltest.TestCase):
 
   def test_lines_where_there_is_no_terminal(self):
     stream = io.StringIO()
-    progress = logs.Progress(stream=stream)
+    progress = console.Console(stream=stream)
     progress.start_epoch(12, 10, '3-2-2')
     progress.update(10, self.fail)  # Nobody looks: they are not asked for.
     progress.record(_EPOCH)
     progress.record({'event': 'end'})
     progress.close()
-    self.assertEqual(stream.getvalue(), logs.format_epoch(_EPOCH) + '\n')
+    self.assertEqual(stream.getvalue(), console.format_epoch(_EPOCH) + '\n')
 
   def test_bar_on_a_terminal(self):
     stream = _Terminal()
-    progress = logs.Progress(stream=stream)
+    progress = console.Console(stream=stream)
     progress.start_epoch(12, 10, '3-2-2')
     progress.write('a line')
     progress.update(5, lambda: (0.5, 80.0))
@@ -236,13 +237,13 @@ class ProgressTest(absltest.TestCase):
     self.assertIn('epoch 12  3-2-2:', stream.getvalue())
     self.assertIn('loss=0.500, accuracy=80.0%', stream.getvalue())
     self.assertIn('a line\n', stream.getvalue())
-    self.assertIn(logs.format_epoch(_EPOCH) + '\n', stream.getvalue())
+    self.assertIn(console.format_epoch(_EPOCH) + '\n', stream.getvalue())
 
 
 class TensorBoardTest(absltest.TestCase):
 
   def test_scalars(self):
-    scalars = logs.scalars(_EPOCH)
+    scalars = console.scalars(_EPOCH)
     self.assertAlmostEqual(scalars['accuracy/selection'], 85.0)
     self.assertAlmostEqual(scalars['accuracy/best'], 86.1)
     self.assertEqual(scalars['depth/stage0'], 3.0)
@@ -251,7 +252,7 @@ class TensorBoardTest(absltest.TestCase):
   def test_a_protocol_on_the_test_set_is_a_text(self):
     for select_on, texts in (('holdout', []), ('test', ['paper_compat: '])):
       folder = self.enterContext(tempfile.TemporaryDirectory())
-      board = logs.TensorBoard(folder)
+      board = console.TensorBoard(folder)
       with mock.patch.object(board._writer, 'add_text') as add_text:
         for epoch in (1, 2):
           board.write({
@@ -266,19 +267,19 @@ class TensorBoardTest(absltest.TestCase):
 
   def test_no_step_appears_twice(self):
     folder = self.enterContext(tempfile.TemporaryDirectory())
-    board = logs.TensorBoard(folder)
+    board = console.TensorBoard(folder)
     for step in (10, 20, 30):
       board.write({**_EPOCH, 'step': step})
     board.write(_GROW)
     board.close()
-    board = logs.TensorBoard(folder, resume_step=20)
+    board = console.TensorBoard(folder, resume_step=20)
     board.write({**_EPOCH, 'step': 30, 'loss': 'nan'})
     board.close()
     self.assertEqual(_purge_steps(folder), {21})
 
   def test_not_imported_while_unused(self):
     code = (
-        'import sys; from autogrow_jax import logs;'
+        'import sys; from autogrow_jax.run import console as logs;'
         ' sys.exit("tensorboardX" in sys.modules or "jax" in sys.modules)'
     )
     root = pathlib.Path(__file__).parent.parent

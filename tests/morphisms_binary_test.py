@@ -9,25 +9,25 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import pytest
-import jax
 import jax.numpy as jnp
 import numpy as np
 import runs
+import tiny_morphisms as tiny
 import tiny_networks
 
 from autogrow_jax import data
-from autogrow_jax import growth
-from autogrow_jax import learning_costs
-from autogrow_jax import networks
-from autogrow_jax import studies
-from autogrow_jax import trained
-from autogrow_jax.methods.gauss_newton import calibration
 from autogrow_jax.methods.gauss_newton import estimates
-from autogrow_jax.methods.gauss_newton import prunes
+from autogrow_jax.methods.gauss_newton import removals
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax.networks import taps
+from autogrow_jax import networks
+from autogrow_jax.run import trained
+from experiments.studies.gauss_newton import calibration
+from experiments.studies.gauss_newton import costs
+from experiments.studies.gauss_newton import estimates as study
+from experiments.studies.gauss_newton import strategies
+from experiments.studies.gauss_newton import subject
 
 # Compiling takes longer than running here.
 FAST_COMPILE = '--xla_backend_optimization_level=0'
@@ -38,9 +38,9 @@ BAD = (
     ('--study=strategies --layer=stem', "'stem' .*; there are s0b0.out, s1b0"),
     ('--study=cost --tries=2', 'tries means nothing to .*cost, only to strat'),
     ('--study=cost --examples=8', 'examples means nothing to .*study=cost'),
-    ('--study=cost --solver=adam', 'solver means nothing to .*study=cost'),
+    ('--study=cost --sweeps=1', 'sweeps means nothing to .*study=cost'),
     ('--study=strategies --compensation=off', 'only to estimates; leave it'),
-    ('--study=estimates --morphism_epochs=2', 'epochs means .*solver=als'),
+    ('--study=estimates --morphism_epochs=2', 'epochs means .*estimates'),
     ('--study=cost --run=/nowhere', '/nowhere holds no run'),
 )
 
@@ -102,11 +102,8 @@ class PruneChangesTest(parameterized.TestCase):
         family, (1,) * len(widths), widths=widths
     )
     state = tiny_networks.state(architecture)
-    model = signals.model_of(
-        sites.survey(architecture), taps.chain_of(networks.parts(architecture))
-    )
-    (site,) = (site for site in model.sites if site.axis == axis)
-    trees = signals.Trees(state.params['weights'], state.stats['network'])
+    model = signals.model_of(architecture)
+    site, trees = tiny.site_of(model, axis), tiny.trees_of(state)
     labels = jnp.arange(6) % tiny_networks.CLASSES
     batches = [(jnp.asarray(tiny_networks.images()), labels)]
     shape = site.units, len(site.readers), site.units + 1
@@ -114,7 +111,7 @@ class PruneChangesTest(parameterized.TestCase):
     for unit in range(site.units):
       weights[unit, :, unit] = -1
 
-    found = studies.prune_changes(model, trees, site, weights, batches)
+    found = study.prune_changes(model, trees, site, weights, batches)
     before = estimates.mean_loss(model.chain, trees, batches)
     unit = 1
     change = surgery.morph(
@@ -122,15 +119,12 @@ class PruneChangesTest(parameterized.TestCase):
         {},
         {},
         removed=surgery.absorbed(
-            model, trees, [prunes.alone(axis, unit, weights[unit])]
+            model, trees, [removals.alone(axis, unit, weights[unit])]
         ),
     )
-    grown, _ = growth.grow(
-        state, change, tiny_networks.OPTIMIZERS['sgd'], key=jax.random.key(0)
-    )
     after = estimates.mean_loss(
-        taps.chain_of(networks.parts(change.architecture)),
-        signals.Trees(grown.params['weights'], grown.stats['network']),
+        tiny.chain_of(change.architecture),
+        tiny.trees_of(tiny.grow(state, change)),
         batches,
     )
     self.assertGreater(abs(after - before), 1e-3)
@@ -144,22 +138,11 @@ class PredictionTest(absltest.TestCase):
     architecture = network.seed(
         (1, 1), input_shape=(2, 2, 1), classes=3, options={'widths': (5, 4)}
     )
-    found = learning_costs.predict(architecture, 7, 'mc')
+    found = costs.predict(architecture)
     # 4 inputs, then 5, 4 and 3 units.
     self.assertEqual(found.channels, 9)
     self.assertEqual(found.als, 4 * max(5 * 16 + 4 * 25, 5 * 16 + 4 * 9))
     self.assertEqual(found.estimates, 4 * 81)
-
-  def test_of_a_step_it_is_near_the_compilers(self):
-    architecture = networks.get('vgg19').seed(
-        (1, 1, 1, 1, 1),
-        input_shape=(32, 32, 3),
-        classes=10,
-        options={'widths': (8,) * 5},
-    )
-    predicted = learning_costs.predict(architecture, 32, 'mc').adam
-    compiled = learning_costs.compiled_bytes(architecture, 32, 'mc')
-    self.assertBetween(predicted / compiled, 0.8, 1.2)
 
 
 class BinaryTest(absltest.TestCase):
@@ -192,12 +175,11 @@ class BinaryTest(absltest.TestCase):
   def test_studies(self):
     outcomes = self.call(
         [
-            '--study=estimates', '--scale=0.05', '--solver=adam',
+            '--study=estimates', '--scale=0.05', '--sweeps=1',
             f'--examples={runs.HOLDOUT}', '--batch_size=90',
-            '--morphism_epochs=10',
         ],
         [
-            '--study=strategies', '--solver=adam', '--channels=2', '--tries=2',
+            '--study=strategies', '--channels=2', '--tries=2',
             '--examples=100', '--batch_size=50',
         ],
         ['--study=cost', '--repeats=2', '--batch_size=8'],
@@ -206,7 +188,7 @@ class BinaryTest(absltest.TestCase):
       self.assertEqual(outcome.status, 0, outcome.stderr)
     with self.subTest('estimates'):
       found = self.answer('estimates.json')
-      self.assertEqual(found['learn']['epochs'], 10)
+      self.assertEqual(found['learn']['sweeps'], 1)
       self.assertEqual(found['examples'], runs.HOLDOUT)
       rows = {(one['of'], one['on']): one for one in found['calibration']}
       self.assertEqual(rows['splits', 'training']['count'], CHANNELS)
@@ -224,7 +206,7 @@ class BinaryTest(absltest.TestCase):
       )
     with self.subTest('strategies'):
       found = self.answer('strategies.json')['decreases']
-      self.assertEqual(tuple(found), studies.STRATEGIES)
+      self.assertEqual(tuple(found), strategies.STRATEGIES)
       mean = {name: np.mean(one['learning']) for name, one in found.items()}
       self.assertGreater(mean['gauss_newton'], 0)
       self.assertGreater(mean['oracle'], max(mean['random'], mean['net2net']))
@@ -238,11 +220,7 @@ class BinaryTest(absltest.TestCase):
           found['steps']['joint']['bytes'], found['steps']['plain']['bytes']
       )
       self.assertEqual(found['predicted']['full VGG-19']['channels'], 5504)
-      ratio = (
-          found['predicted']['full VGG-19']['adam']
-          / found['compiled']['full VGG-19']
-      )
-      self.assertBetween(ratio, 0.8, 1.2)
+      self.assertBetween(found['compiled']['full VGG-19'], 1e8, 1e9)
     for name in ('estimates', 'strategies'):
       text = pathlib.Path(self.run_dir, 'morphisms', f'{name}.svg').read_text()
       self.assertStartsWith(text, '<svg')
@@ -261,27 +239,27 @@ class BinaryTest(absltest.TestCase):
     nothing = sites.Survey((), (('mid', 'it is odd'),))
     with mock.patch.object(sites, 'survey', return_value=nothing):
       with self.assertRaisesRegex(ValueError, 'no channels .*mid: it is odd'):
-        studies.subject(network, dataset, examples=10, batch_size=5)
+        subject.prepare(network, dataset, examples=10, batch_size=5)
 
   def test_too_many_examples(self):
     network, dataset = self.load()
     with self.assertRaisesRegex(ValueError, '539, and as many .* 538: .* 1077'):
-      studies.subject(network, dataset, examples=539, batch_size=5)
+      subject.prepare(network, dataset, examples=539, batch_size=5)
     with self.assertRaisesRegex(ValueError, '5000 must be from 1 to 1077'):
-      learning_costs.measure(
+      costs.measure(
           network, dataset, curvature='mc', batch_size=5000, repeats=1,
-          say=print,
+          progress=print,
       )
 
   def test_examples_do_not_overlap(self):
     network, dataset = self.load()
-    about = studies.subject(network, dataset, examples=50, batch_size=20)
-    self.assertLen(about.learning, 3)  # Of 16, so that all are equal.
-    self.assertEqual(about.examples, 48)
+    given = subject.prepare(network, dataset, examples=50, batch_size=20)
+    self.assertLen(given.learning, 3)  # Of 16, so that all are equal.
+    self.assertEqual(given.examples, 48)
     rows = lambda batches: {
         np.asarray(image).tobytes() for x, _ in batches for image in x
     }
-    parts = [rows(b) for b in (about.learning, about.judging, about.holdout)]
+    parts = [rows(b) for b in (given.learning, given.judging, given.holdout)]
     self.assertEqual([len(part) for part in parts], [48, 48, runs.HOLDOUT])
     self.assertLen(set.union(*parts), 96 + runs.HOLDOUT)
 

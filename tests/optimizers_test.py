@@ -12,7 +12,7 @@ import tiny_networks
 
 from autogrow_jax import optimizers
 
-OptimizerConfig = optimizers.OptimizerConfig
+OptimizerConfig = optimizers.SGD
 
 
 def parameters():

@@ -10,7 +10,7 @@ from absl.testing import parameterized
 import pytest
 import runs
 
-from autogrow_jax import logs
+from autogrow_jax.run import console
 from autogrow_jax import policies
 from experiments.studies import null_model
 
@@ -121,7 +121,7 @@ class OneShotRunTest(RunTest):
     self.assertIn('append s0b1, s1b1, zero initialisation', growth['note'])
     self.assertEqual(growth['logits_change_eval'], 0)
     self.assertEqual(growth['logits_change_train'], 0)
-    line = logs.format_record(growth).splitlines()[0]
+    line = console.format_record(growth).splitlines()[0]
     self.assertStartsWith(line, 'grow at once by s0b1, s1b1 -> 2-2-1')
     rates = [
         item['learning_rate'] for item in runs.records(self.workdir, 'epoch')

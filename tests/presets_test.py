@@ -24,20 +24,20 @@ import pytest
 import runs
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import dry_run
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax import parallel
+from autogrow_jax.run import parallel
 from autogrow_jax import policies
-from autogrow_jax import programs
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import programs
+from autogrow_jax.run import session
+from autogrow_jax.run import train
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import method as sparsify
+from experiments import dry_run
 from experiments import flags
 from experiments import paper
 from experiments import presets
@@ -497,7 +497,7 @@ def _trace(name: str, architecture: architecture_lib.Architecture) -> None:
       ),
       architecture,
       batch_size=config.batch_size,
-      image_shape=dataset.train.images.shape[1:],
+      input_shape=dataset.train.images.shape[1:],
   )
 
 

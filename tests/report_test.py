@@ -1,4 +1,4 @@
-"""Tests for report.py."""
+"""Tests of experiments.report and of the figures in experiments.plots."""
 
 from html import parser
 import pathlib
@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from autogrow_jax import report
+from autogrow_jax.run import history as history_lib
+from experiments import report
 
 _RESULT = {
     'method': 'autogrow', 'network': 'basic3', 'dataset': 'digits', 'seed': 0,
@@ -24,22 +26,27 @@ _RESULT = {
 _VOID_TAGS = ('meta', 'br')
 
 
+def _epoch(epoch: int, depths: list[int], **others) -> dict:
+  return {
+      'event': 'epoch', 'epoch': epoch, 'step': 10 * epoch + 10,
+      'depths': depths, 'learning_rate': 0.1, 'phase': 'finetuning',
+      'train_loss': 2.0 / (epoch + 1), 'train_correct': 50 + epoch,
+      'train_total': 100, 'train_metrics': {'accuracy': 50.0 + epoch},
+      'loss': 'nan' if epoch == 1 else 2.0, 'correct': 40 + epoch, 'total': 80,
+      'metrics': {'accuracy': 50.0 + epoch}, 'best': 40 + epoch,
+      'params': 78042, 'macs': 12_500_000, 'train_macs': 1e9 * epoch,
+      'eval_macs': 1e8 * epoch, 'wall_seconds': 2.0 * epoch,
+      'compile_seconds': 1.0, 'compile_count': 1, **others,
+  }
+
+
 def _history(*, epochs: int = 4, grows: bool = True) -> list[dict]:
-  """A run that grows after its second epoch, and knows all optional keys."""
+  """A run that grows after its second epoch."""
   records = []
   depths = [1, 1]
   for epoch in range(epochs):
-    records.append({
-        'event': 'epoch', 'epoch': epoch, 'step': 10 * epoch + 10,
-        'depths': list(depths), 'learning_rate': 0.1,
-        'phase': 'growing' if grows and epoch < 3 else 'finetuning',
-        'train_loss': 2.0 / (epoch + 1), 'train_correct': 50 + epoch,
-        'train_total': 100, 'loss': 'nan' if epoch == 1 else 2.0,
-        'correct': 40 + epoch, 'total': 80, 'best': 40 + epoch,
-        'params': 78042, 'macs': 12_500_000, 'train_macs': 1e9 * epoch,
-        'eval_macs': 1e8 * epoch, 'wall_seconds': 2.0 * epoch,
-        'compile_seconds': 1.0, 'compile_count': 1,
-    })
+    phase = 'growing' if grows and epoch < 3 else 'finetuning'
+    records.append(_epoch(epoch, list(depths), phase=phase))
     if grows and epoch == 1:
       depths[0] += 1
       records.append({
@@ -172,31 +179,30 @@ class ReportTest(parameterized.TestCase):
       ('nothing', []),
       ('no_growth', _history(grows=False)),
       ('one_epoch', _history(epochs=1)),
-      ('required_keys_only', [
-          {key: record[key] for key in ('event', 'epoch', 'step', 'depths')}
-          for record in _history()
-          if record['event'] in ('epoch', 'grow')
-      ]),
-      ('stages_change', [
-          {'event': 'epoch', 'epoch': 1, 'step': 1, 'depths': [1, 2]},
-          {'event': 'epoch', 'epoch': 2, 'step': 2, 'depths': [1]},
-      ]),
-      ('no_stages', [
-          {'event': 'epoch', 'epoch': 1, 'step': 1, 'depths': []},
-      ]),
+      ('stages_change', [_epoch(1, [1, 2]), _epoch(2, [1])]),
+      ('no_stages', [_epoch(1, [])]),
+      ('no_numbers', [_epoch(1, [1], loss=None, train_metrics={})]),
   )
   def test_short_histories(self, history):
     _check(_render(history=history, result={}))
+
+  def test_metric_of_a_task_of_ones_own(self):
+    history = [_epoch(1, [1], metrics={'error': 0.5})]
+    result = {**_RESULT, 'val_error': 0.51234, 'test_error': 0.25}
+    text = _check(_render(history=history, result=result)).text
+    self.assertIn('Error and loss by epoch', text)
+    self.assertIn('0.25test error0.5123validation error94.91 %test acc', text)
+    self.assertIn('Validation error0.51234', text)
 
   def test_widths(self):
     """Of a run that grows channels: widths for depths, and its estimates."""
     history = _history()
     for record in history:
-      record['shape'] = '4-5' if record['epoch'] < 2 else '6-5'
+      first = 4 if record['epoch'] < 2 else 6
+      record['widths'] = {'first': first, 'second': 5}
     (growth,) = [r for r in history if r['event'] == 'grow']
     growth['initializer'] = {
         'estimated_change': -0.25, 'actual_change': -0.24,
-        'widths': {'first': 6, 'second': 5},
     }
     page = _check(_render(history=history))
     self.assertIn('first (6)', page.text)
@@ -209,19 +215,37 @@ class ReportTest(parameterized.TestCase):
 
     before = dict(matplotlib.rcParams)
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    path = folder / 'run' / 'report.html'
+    history_lib.write_json(folder / 'config.json', {'setting': 'from config'})
+    history_lib.write_json(folder / 'result.json', _RESULT)
+    lines = [history_lib.dumps(record) + '\n' for record in _history()]
+    (folder / 'history.jsonl').write_text(''.join(lines))
+    known = {path.name for path in folder.iterdir()}
     for _ in range(2):
-      report.write(path, config={}, history=_history(), result=_RESULT)
-    self.assertStartsWith(path.read_text(encoding='utf-8'), '<!doctype html>')
-    self.assertEqual([p.name for p in path.parent.iterdir()], ['report.html'])
+      report.write(folder)
+    page = (folder / 'report.html').read_text(encoding='utf-8')
+    self.assertEqual(page, _render(config={'setting': 'from config'}))
+    self.assertEqual(
+        {path.name for path in folder.iterdir()}, known | {'report.html'}
+    )
     self.assertEqual(dict(matplotlib.rcParams), before)
+
+  def test_without_matplotlib(self):
+    with mock.patch.dict(sys.modules, {'matplotlib': None}):
+      checker = _check(_render())
+    self.assertNotIn('svg', checker.tags)
+    self.assertIn(
+        "Figures need matplotlib: pip install 'autogrow-jax[report]'.",
+        checker.text,
+    )
+    self.assertIn('94.91 %', checker.text)
 
   def test_imports_matplotlib_late_and_never_pyplot(self):
     code = (
-        'import sys; from autogrow_jax import report;'
+        'import sys; from experiments import report;'
         ' assert "matplotlib" not in sys.modules;'
         ' report.render(config={}, history=[{"event": "epoch", "epoch": 1,'
-        ' "step": 1, "depths": [1], "loss": 0.5}], result={});'
+        ' "step": 1, "depths": [1], "metrics": {"error": 1}}], result={});'
+        ' assert "matplotlib" in sys.modules;'
         ' assert "matplotlib.pyplot" not in sys.modules'
     )
     root = pathlib.Path(__file__).parent.parent

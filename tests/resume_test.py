@@ -15,17 +15,18 @@ from absl.testing import parameterized
 import pytest
 import runs
 
-from autogrow_jax import checkpoint
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import checkpoint
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 
 # Each run is a fork of one process that has imported everything. It dies at the
 # n-th call of a function, before, after, or halfway: for a write, with half of
 # the bytes written.
 _KILLER = '''
 import importlib, json, os, signal, sys
+from autogrow_jax import checkpoint, config, growth, logs, programs
+from autogrow_jax.run import train
 from autogrow_jax import checkpoint, config, growth, logs, programs, report
-from autogrow_jax import train
 import sklearn.datasets
 
 def die():
@@ -149,10 +150,11 @@ class ResumeTest(parameterized.TestCase):
         # config.json, half made; the first growth.
         ('os.replace', 1, 'before', False),
         ('growth.grow', 1, 'after', False),
-        # The first save: nothing written, all but its name, then complete.
-        ('checkpoint._write', 1, 'before', False),
-        ('checkpoint._write', 1, 'after', False),
-        ('checkpoint.Checkpoints.save', 1, 'after', False),
+        # The first save, which a thread writes: before, within, after it.
+        ('os.posix_fallocate', 1, 'before', False),
+        ('os.rename', 2, 'before', False),
+        ('os.rename', 4, 'before', False),
+        ('os.rename', 4, 'after', False),
         # In the second epoch, and in its growth.
         ('a training step', 9, 'after', False),
         ('growth.grow', 1, 'after', False),
@@ -169,9 +171,8 @@ class ResumeTest(parameterized.TestCase):
         # As with a cadence of minutes: checkpoints within an epoch.
         ('a training step', 13, 'before', True),
         ('a training step', 13, 'before', True),
-        ('checkpoint._write', 10, 'after', True),
-        # All trained and saved: without a report, and without a result.
-        ('report.write', 1, 'before', False),
+        ('os.rename', 39, 'after', True),
+        # All trained and saved, without a result.
         ('logs.write_json', 1, 'before', False),
     )
     (end,) = runs.records(self.workdir, 'end')

@@ -15,11 +15,10 @@ import sys
 from typing import Any, NamedTuple
 from unittest import mock
 
-from autogrow_jax import config as config_lib
-from autogrow_jax import logs
-from autogrow_jax import programs
-from autogrow_jax import report
-from autogrow_jax import train
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import programs
+from autogrow_jax.run import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = os.environ['JAX_COMPILATION_CACHE_DIR']  # See conftest.py.
@@ -92,18 +91,11 @@ def quietly(
     config: config_lib.RunConfig,
     *,
     stdout: io.StringIO | None = None,
-    with_report: bool = False,
     **arguments: Any,
 ) -> dict[str, Any]:
-  """`train.run` with the shared cache; its words go to `stdout`.
-
-  The figures of a report take a second: without them unless asked.
-  """
+  """Calls `train.run` with the shared cache; `stdout` gets what it prints."""
   train.cache_compilations(CACHE)
-  with contextlib.ExitStack() as stack:
-    if not with_report:
-      stack.enter_context(mock.patch.object(report, 'write'))
-    stack.enter_context(contextlib.redirect_stdout(stdout or io.StringIO()))
+  with contextlib.redirect_stdout(stdout or io.StringIO()):
     return train.run(config, **arguments)
 
 
@@ -140,7 +132,7 @@ def records(
     workdir: str | os.PathLike[str], event: str | None = None
 ) -> list[dict[str, Any]]:
   """The history of a run, of one kind of event or all."""
-  history = logs.read(pathlib.Path(workdir) / 'history.jsonl')
+  history = history_lib.read(pathlib.Path(workdir) / 'history.jsonl')
   return [item for item in history if event in (None, item['event'])]
 
 

@@ -7,9 +7,9 @@ import tempfile
 from absl.testing import absltest
 import runs
 
-from autogrow_jax import logs
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 
 TINY = (
     '--network=mlp', '--depths=1-1', '--widths=8-8', '--epochs=2',
@@ -60,7 +60,7 @@ class BinaryTest(absltest.TestCase):
           float(saved) * sum(record['macs'] for record in epochs)
           / (len(epochs) * 656), 1, delta=0.01,
       )
-      config = logs.read_json(f'{workdir}/config.json')
+      config = history_lib.read_json(f'{workdir}/config.json')
       self.assertEqual(config['method']['run']['accumulate'], 2)
       (end,) = runs.records(workdir, 'grow')
       self.assertLess(end['logits_change_eval'], 1e-5)

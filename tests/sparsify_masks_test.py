@@ -1,4 +1,4 @@
-"""Tests of what may be there, of mask variables, and of their dynamics.
+"""Tests of configuration spaces, and of mask variables.
 
 Numbers are those of the invariants that the method's specification lists.
 """
@@ -9,50 +9,21 @@ import math
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax import policies
-from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import method as sparsify
 from autogrow_jax.methods.sparsify import space as space_lib
 from experiments.studies.sparsify import dynamics
-from experiments.studies.sparsify import random_masks
 import tiny_masks
 
 NETWORKS = tuple(
     ('_'.join([network.title, *map(str, options.values())]), network, options)
     for network, options in tiny_masks.VARIANTS
 )
-
-
-def full_size(family, depths=None, **options):
-  network = networks.get(family)
-  return network.seed(
-      depths or network.seed_depths,
-      input_shape=(32, 32, 3),
-      classes=10,
-      options=options,
-  )
-
-
-def resnet20():
-  return full_size('basic3resnet', (3, 3, 3), shortcut='A')
-
-
-def narrow_vgg():
-  return full_size('vgg16', widths=(16, 32, 64, 64, 64))
-
-
-def propose(method, architecture, state):
-  return method.propose(
-      policies.grow(),
-      methods_base.Situation(architecture, state, iter, 1, 0.0, 0.0),
-  )
 
 
 class SpaceTest(parameterized.TestCase):
@@ -94,7 +65,7 @@ class SpaceTest(parameterized.TestCase):
         dict(space.groups)['s1b0.out'], ('s1b0.out', 's1b1.out', 's1b2.out')
     )
     # From the second layer of a stage on only: the first one changes widths.
-    wide = full_size('plain3net', (3, 1, 1), widths=(16, 16, 16))
+    wide = tiny_masks.full_size('plain3net', (3, 1, 1), widths=(16, 16, 16))
     groups = dict(space_lib.of(wide, 'both').groups)
     self.assertEqual(groups['stem'], ('stem',))
     self.assertEqual(groups['s0b0.out'], ('s0b0.out', 's0b1.out', 's0b2.out'))
@@ -144,8 +115,8 @@ class SpaceTest(parameterized.TestCase):
 
   def test_known_networks(self):
     """Invariant 7: of the published sizes."""
-    self.assertEqual(costs.params(resnet20()), 269722)
-    wide = full_size('wrn28_10')
+    self.assertEqual(costs.params(tiny_masks.resnet20()), 269722)
+    wide = tiny_masks.full_size('wrn28_10')
     self.assertEqual(costs.params(wide), 36489290)
 
   @parameterized.parameters(
@@ -190,7 +161,7 @@ class SpaceTest(parameterized.TestCase):
   def check_sample(self, architecture, channels, params, percent):
     """Costs by masks are those of what the last prune leaves."""
     method = sparsify.Sparsify()
-    state, _ = dynamics.start(dynamics.Scene(method, architecture), 0)
+    state, _ = dynamics.start(dynamics.Setting(method, architecture), 0)
     state = tiny_masks.masked(state, q={'channels': channels, 'layers': {}})
     pruned = method.conclude(architecture, state).architecture
     active = method.execution.active(architecture, state.stats['method'])
@@ -214,13 +185,13 @@ class SpaceTest(parameterized.TestCase):
 
   def test_savings(self):
     """Invariants 28 and 29: by densities of samples, and as percent."""
-    architecture = resnet20()
+    architecture = tiny_masks.resnet20()
     full = costs.macs(architecture)
     self.assertEqual(costs.savings(full, [full] * 7), 1)
     self.assertAlmostEqual(1 - 1 / costs.savings(full, [0.526 * full]), 0.474)
     self.assertEqual(f'{costs.savings(full, [0.526 * full]):.1f}', '1.9')
     method = sparsify.Sparsify(grow='both')
-    state, _ = dynamics.start(dynamics.Scene(method, architecture), 0)
+    state, _ = dynamics.start(dynamics.Setting(method, architecture), 0)
     spent = []
     for number in range(3):
       q, _ = tiny_masks.draw(state, number=number, off=('s1b1',))
@@ -310,7 +281,7 @@ class MasksTest(parameterized.TestCase):
         target_sparsity=1 - target, grow=grow,
         run=sparsify.Run(queries=10, steps=steps, accumulate=accumulate),
     )
-    architecture = resnet20()
+    architecture = tiny_masks.resnet20()
     space = space_lib.of(architecture, grow)
     channel, layer = masks.start(architecture, space, method)
     rate = target * masks.effective_rate(0.1, 0.9)
@@ -332,7 +303,7 @@ class MasksTest(parameterized.TestCase):
     method = sparsify.Sparsify(
         target_sparsity=0.5, run=sparsify.Run(queries=10, steps=62560)
     )
-    architecture = resnet20()
+    architecture = tiny_masks.resnet20()
     space = space_lib.of(architecture, method.grow)
     rate = 0.5 * 0.5 * masks.effective_rate(0.1, 0.9)
     for accumulate in (1, 2, 4):
@@ -348,7 +319,7 @@ class MasksTest(parameterized.TestCase):
     for changes in ({'lambda1': 0.0}, {'lambda2': 0.0},
                     {'mask': optimizers.AuxConfig(learning_rate=0.0)}):
       method = dataclasses.replace(tiny_masks.METHOD, **changes)
-      s = method.extra(resnet20()).trainable
+      s = method.extra(tiny_masks.resnet20()).trainable
       self.assertTrue(all(np.all(np.isfinite(x)) for x in jax.tree.leaves(s)))
 
 
@@ -362,12 +333,12 @@ class CountersTest(absltest.TestCase):
           tiny_masks.METHOD, temperature=temperature, grow='channels'
       )
       state, _ = dynamics.start(
-          dynamics.Scene(method, architecture, s_off=0.0), 0
+          dynamics.Setting(method, architecture, s_off=0.0), 0
       )
       total = jax.tree.map(np.zeros_like, state.stats['method']['t'])
       for number in range(4):
         state = state.replace(step=np.int32(number))
-        state, _ = propose(method, architecture, state).patch(state, None)
+        state, _ = tiny_masks.propose(method, architecture, state).patch(state, None)
         memory = state.stats['method']
         total = jax.tree.map(
             lambda t, q: t + (q if temperature == 'structure' else 1),
@@ -381,112 +352,6 @@ class CountersTest(absltest.TestCase):
       self.assertEqual(
           counts.min() == 4, temperature == 'global', counts
       )
-
-  def test_random_samples_meet_the_budget(self):
-    """Invariant 27: within 3 %, and all gates are the sample."""
-    self.assertEqual(masks.probability_of(lambda p: p**2, 0.25), 0.5)
-    architecture = narrow_vgg()
-    method = random_masks.RandomMasks(target_sparsity=0.95)
-    extra = method.extra(architecture)
-    p = method.sparsify.annealing.probabilities(extra.trainable, extra.other)
-    self.assertTrue(all(np.all(p == 1) for p in jax.tree.leaves(p)))
-    self.assertEqual(extra.optimizer.learning_rate, 0)
-    state = dynamics.start(dynamics.Scene(method.sparsify, architecture), 0)[0]
-    seen = set()
-    for number in range(4):
-      state = state.replace(step=np.int32(number))
-      state, _ = propose(method, architecture, state).patch(state, None)
-      report = method.report(
-          architecture, state.params['aux'], state.stats['method']
-      )
-      self.assertAlmostEqual(report['density_params'] / 0.05, 1, delta=0.03)
-      seen.add(report['density_macs'])
-    self.assertLen(seen, 4)
-
-
-class DynamicsTest(parameterized.TestCase):
-  """Penalty, temperatures, samples and optimizer together, without a network.
-  """
-
-  def test_steps_to_zero(self):
-    """Invariant 20, within 5 %: in 95 % of the steps not there yet."""
-    method = sparsify.Sparsify(
-        target_sparsity=0.95, lambda_update='epoch',
-        run=sparsify.Run(queries=100, steps=10_000),
-    )
-    architecture = resnet20()
-    scene = dynamics.Scene(method, architecture, s_off=-3.0)
-    force = 0.5 * (0.05 - method.least_density(architecture))
-    steps = masks.steps_to_zero(
-        3.0, force * masks.effective_rate(0.1, 0.9)
-    )
-    state, worth = dynamics.start(scene, 0)
-    for part, is_there in ((0.95, False), (1.05, True)):
-      after = dynamics.train(
-          scene, round(part * steps), state, worth, jnp.float32(0.1)
-      )
-      for s in after.params['aux']['channels'].values():
-        self.assertTrue(np.all((s[1:] > 0) == is_there))
-
-  def test_one_step_of_the_penalty(self):
-    """Invariant 16: eta |lambda| beta p (1 - p), up or down."""
-    for target in (0.9, 0.0001):
-      method = sparsify.Sparsify(
-          target_sparsity=1 - target, lambda_update='epoch',
-          mask=optimizers.AuxConfig(0.1, momentum=0.0, weight_decay=0.0),
-          run=sparsify.Run(queries=100, steps=10_000),
-      )
-      architecture = resnet20()
-      scene = dynamics.Scene(method, architecture, s_off=-1.0)
-      state, worth = dynamics.start(scene, 0)
-      after = dynamics.train(scene, 1, state, worth, jnp.float32(0.1))
-      force = 0.5 * (target - method.least_density(architecture))
-      for name, s in state.params['aux']['channels'].items():
-        p = 1 / (1 + np.exp(-np.float64(s)))
-        np.testing.assert_allclose(
-            np.asarray(after.params['aux']['channels'][name]) - s,
-            0.1 * force * p * (1 - p), rtol=2e-2, atol=2e-7,
-        )
-
-  @parameterized.parameters((narrow_vgg, 0.05), (resnet20, 0.358))
-  def test_the_expected_cost_meets_the_budget(self, network, target):
-    """Invariant 21, within 1 %."""
-    method = sparsify.Sparsify(
-        target_sparsity=1 - target,
-        run=sparsify.Run(queries=10, steps=10_000),
-    )
-    architecture = network()
-    scene = dynamics.Scene(method, architecture)
-    state, worth = dynamics.start(scene, 0)
-    space = space_lib.of(architecture, method.grow)
-    before, after = (
-        space_lib.density(
-            architecture, space,
-            method.annealing.probabilities(state.params['aux'], state.stats['method']),
-            'params',
-        )
-        for state in (
-            state,
-            dynamics.train(scene, 10_000, state, worth, jnp.float32(0.1)),
-        )
-    )
-    self.assertLess(before, 0.51 * target)
-    self.assertAlmostEqual(after / target, 1, delta=0.01)
-
-  def test_worth_decides(self):
-    """With a gradient of the task, masks become sure, without one they don't.
-    """
-    method = sparsify.Sparsify(
-        target_sparsity=0.642, run=sparsify.Run(queries=20, steps=8000)
-    )
-    sure, unsure = (
-        dynamics.simulate(dynamics.Scene(method, resnet20(), kappa=kappa))[-1]
-        for kappa in (0.2, 0.0)
-    )
-    self.assertLess(sure.ambiguous, 0.1)
-    self.assertGreater(unsure.ambiguous, 0.5)
-    self.assertAlmostEqual(sure.sampled / 0.358, 1, delta=0.1)
-    self.assertAlmostEqual(sure.likely / 0.358, 1, delta=0.1)
 
 
 if __name__ == '__main__':

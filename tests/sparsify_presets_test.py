@@ -7,8 +7,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from autogrow_jax import data
-from autogrow_jax import session
-from autogrow_jax import train
+from autogrow_jax.run import session
+from autogrow_jax.run import train
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import method as sparsify
 from autogrow_jax.methods.sparsify import space as space_lib

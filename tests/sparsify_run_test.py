@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from autogrow_jax import config as config_lib
-from autogrow_jax import logs
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import policies
-from autogrow_jax import train
-from autogrow_jax import trained
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import method as sparsify
 from experiments.studies.sparsify import random_masks
@@ -219,7 +219,7 @@ class RunTest(parameterized.TestCase):
         grow='layers', run=self.config().method.run
     )
     self.check_run(method)
-    config = logs.read_json(f'{self.workdir}/config.json')
+    config = history_lib.read_json(f'{self.workdir}/config.json')
     self.assertEqual(
         config_lib.RunConfig.from_json(config).method, method
     )

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import runs
 
-from autogrow_jax import config as config_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import optimizers
-from autogrow_jax import trained
+from autogrow_jax.run import trained
 from autogrow_jax.methods.sparsify import method as sparsify
 
 BACKENDS = ('masked', 'compact')

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from autogrow_jax import growth
+from autogrow_jax import networks
 from autogrow_jax import optimizers
+from autogrow_jax import policies
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.sparsify import compact as compact_lib
@@ -38,9 +40,9 @@ _OWN = (
         ('mid1', 'mid2'),
         expansion=2,
     ),
-    wide.WideResNet('tiny_masks:WIDE', 'Wide', (1, 1), _WIDTHS, stem=4),
-    mobilenet.MobileNet('tiny_masks:MOBILE', 'Mobile', (1, 1), (8, 6)),
-    vgg.VGG('tiny_masks:VGG', 'VGG', (1, 1), _WIDTHS, bias=True),
+    wide.WideResNet('tiny_masks:WIDE', 'Wide', _WIDTHS, stem=4),
+    mobilenet.MobileNet('tiny_masks:MOBILE', 'Mobile', (8, 6)),
+    vgg.VGG('tiny_masks:VGG', 'VGG', _WIDTHS, bias=True),
     mlp.Perceptron('tiny_masks:MLP', 'MLP', _WIDTHS),
 )
 PLAIN, BASIC, BOTTLENECK, WIDE, MOBILE, VGG, MLP = _OWN
@@ -54,7 +56,6 @@ VARIANTS = (
     (MOBILE, {}),
     (VGG, {'widths': (*_WIDTHS, 7)}),
     (MLP, {}),
-    (MLP, {'norm': 'batch'}),
 )
 # Those whose layers have no shortcut: their soft gates cannot be folded.
 CHAINS = (PLAIN, MOBILE, VGG, MLP)
@@ -67,7 +68,7 @@ METHOD = sparsify.Sparsify(
     grow='both', run=sparsify.Run(queries=10, steps=200)
 )
 TX = optimizers.make(
-    optimizers.OptimizerConfig(), aux=METHOD.mask, top_rate=0.1
+    optimizers.SGD(), aux=METHOD.mask, top_rate=0.1
 )
 LABELS = np.array([3, 1, 4, 1, 0, 2])
 
@@ -90,6 +91,11 @@ class Outcome(NamedTuple):
   raw: Any
 
 
+def same(got, want, tolerance=1e-5):
+  """Asserts that arrays are equal to a relative and absolute tolerance."""
+  np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
 def seed(network, depth=3, **options):
   """A narrow network, deep in its second stage."""
   return network.seed(
@@ -97,6 +103,32 @@ def seed(network, depth=3, **options):
       input_shape=tiny_networks.IMAGE,
       classes=tiny_networks.CLASSES,
       options=options,
+  )
+
+
+def full_size(family, depths=None, **options):
+  """A network of the library, for 32 pixels and ten classes."""
+  network = networks.get(family)
+  return network.seed(
+      depths or network.seed_depths,
+      input_shape=(32, 32, 3),
+      classes=10,
+      options=options,
+  )
+
+
+def resnet20():
+  return full_size('basic3resnet', (3, 3, 3), shortcut='A')
+
+
+def propose(method, architecture, state, *, is_last=False):
+  """What a method proposes where it may grow."""
+  return method.propose(
+      policies.grow(),
+      methods_base.Situation(
+          architecture, state, batches=None, batches_per_epoch=1,
+          train_accuracy=0.0, weight_decay=0.0, is_last=is_last,
+      ),
   )
 
 

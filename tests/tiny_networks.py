@@ -12,6 +12,7 @@ from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.networks import base
 
 WIDTHS = (4, 6, 8, 8, 8)
@@ -32,7 +33,6 @@ FAMILIES = tuple(
 VARIANTS = tuple((n, {}) for n in FAMILIES if n != 'vgg16') + (
     ('basic3resnet', {'shortcut': 'A'}),
     ('vgg16', {'widths': (*WIDTHS, 7)}),
-    ('mlp', {'norm': 'batch'}),
 )
 
 
@@ -49,8 +49,8 @@ def _labels(params):
 
 
 OPTIMIZERS = {
-    'sgd': optimizers.make(optimizers.OptimizerConfig()),
-    'accumulating': optimizers.make(optimizers.OptimizerConfig(accumulate=2)),
+    'sgd': optimizers.make(optimizers.SGD()),
+    'accumulating': optimizers.make(optimizers.SGD(accumulate=2)),
     'adamw': optax.adamw(1e-3),
     'injected': optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
     'masked': optax.chain(
@@ -76,6 +76,19 @@ def seed(
   )
   has_stem = 'stem' in dict(architecture.sizes)
   return architecture.resized({'stem': WIDTHS[0]} if has_stem else {})
+
+
+def roles(
+    architecture: architecture_lib.Architecture, axis: str
+) -> dict[str, set[str]]:
+  """Layers, 'part/layer', that read and that write an axis, by role."""
+  found = {}
+  for part in networks.parts(architecture):
+    for path, (_, axes) in base.axes(part).items():
+      for item in filter(None, axes):
+        if item.name == axis and item.role != 'neither':
+          found.setdefault(item.role, set()).add('/'.join(path[:2]))
+  return found
 
 
 def draw(part: base.Part, key: jax.Array) -> tuple[base.Tree, base.Tree]:
@@ -165,7 +178,7 @@ def _program(bucket):
 def leaves(tree) -> dict[str, np.ndarray]:
   """All leaves by their path, 'params/weights/stem/conv/kernel'."""
   return {
-      '/'.join(state_lib.names(path)): leaf
+      '/'.join(axes_lib.names(path)): leaf
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 

@@ -15,16 +15,16 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax import parallel
-from autogrow_jax import programs
+from autogrow_jax.run import parallel
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.networks import base
-from autogrow_jax.networks import runs
+from autogrow_jax.networks import loops
 
 # Seldom reached by other tests: the norm over all stacks limits every step.
-CLIPPED = optimizers.make(optimizers.OptimizerConfig(clip_norm=0.1))
+CLIPPED = optimizers.make(optimizers.SGD(clip_norm=0.1))
 
 
 def deep(family):
@@ -128,7 +128,7 @@ class SpareTest(parameterized.TestCase):
       (1, 4), (4, 4), (5, 8), (8, 8), (9, 16), (42, 64)
   )
   def test_capacities(self, length, expected):
-    self.assertEqual(runs.capacity(length), expected)
+    self.assertEqual(loops.capacity(length), expected)
 
   @parameterized.parameters(
       ((1, 1, 1), {}),
@@ -144,7 +144,7 @@ class SpareTest(parameterized.TestCase):
     for segment in layout.bucket:
       length = expected.get(segment.key)
       self.assertEqual(
-          segment.length, None if length is None else runs.capacity(length)
+          segment.length, None if length is None else loops.capacity(length)
       )
 
   @parameterized.parameters(*networks.FAMILIES)

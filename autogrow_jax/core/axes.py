@@ -25,12 +25,13 @@ Role = Literal['reads', 'writes', 'both', 'indexed', 'neither']
 Sources = Mapping[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Axis:
   """One dimension of a leaf.
 
   Attributes:
-    segments: names of the factors of each segment, slowest first.
+    segments: names of the factors of each segment, slowest first; the name
+      alone where there is one factor.
     role: 'reads' for the input side of a kernel; 'writes' for its output side,
       a bias or the scale of a norm; 'both' for a depthwise kernel; 'indexed'
       for rows that integers select; 'neither' for statistics.
@@ -41,10 +42,17 @@ class Axis:
   role: Role
   frozen: str = ''
 
-  @classmethod
-  def of(cls, name: str, role: Role) -> 'Axis':
-    """Makes a dimension of a single factor."""
-    return cls(((name,),), role)
+  def __init__(
+      self,
+      segments: str | tuple[tuple[str, ...], ...],
+      role: Role,
+      frozen: str = '',
+  ):
+    if isinstance(segments, str):
+      segments = ((segments,),)
+    object.__setattr__(self, 'segments', segments)
+    object.__setattr__(self, 'role', role)
+    object.__setattr__(self, 'frozen', frozen)
 
   @property
   def name(self) -> str:
@@ -59,7 +67,7 @@ class Axis:
   def renamed(self, name_of: Callable[[str], str]) -> 'Axis':
     """The same dimension with other names."""
     segments = tuple(tuple(map(name_of, names)) for names in self.segments)
-    return dataclasses.replace(self, segments=segments)
+    return Axis(segments, self.role, self.frozen)
 
 
 Axes = tuple[Axis | None, ...]

@@ -225,6 +225,8 @@ def _started(
         and not (moments and (SQUARES | SUMS) & set(path)),
     )
   if moments:
+    if isinstance(growth.moments, Mapping):
+      tree = with_values(tree, growth.moments)
     return tree
   if growth.noise:
     tree = axes_lib.map_with_names(

@@ -39,7 +39,8 @@ class Growth:
     values: leaves that are replaced after everything else, by the end of their
       path.
     moments: 'carry' moves the optimizer's state along; 'reset' makes all its
-      moments and step counts zero.
+      moments and step counts zero; leaves by path within that state are carried
+      along but for these, which are replaced.
     target: description of the grown model, for callers that rebuild it from
       one; not looked at here.
     examples: number of training examples that finding the growth took.
@@ -51,7 +52,7 @@ class Growth:
   scales: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   noise: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   values: Mapping[Path, np.ndarray] = dataclasses.field(default_factory=dict)
-  moments: Literal['carry', 'reset'] = 'carry'
+  moments: Literal['carry', 'reset'] | Mapping[Path, np.ndarray] = 'carry'
   target: Any = None
   examples: int = 0
   report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -83,14 +84,15 @@ class Growth:
     for name in ('sources', 'scales', 'noise', 'values'):
       if both := getattr(self, name).keys() & getattr(other, name).keys():
         raise ValueError(f'Both growths have {name} of {sorted(both)}.')
-    if self.target is not None and other.target is not None:
-      raise ValueError('Both growths have a target.')
+    for name, none in (('target', None), ('moments', 'carry')):
+      if none not in (getattr(self, name), getattr(other, name)):
+        raise ValueError(f'Both growths have {name} of their own.')
     return Growth(
         {**self.sources, **other.sources},
         {**self.scales, **other.scales},
         {**self.noise, **other.noise},
         {**self.values, **other.values},
-        'reset' if 'reset' in (self.moments, other.moments) else 'carry',
+        other.moments if self.moments == 'carry' else self.moments,
         other.target if self.target is None else self.target,
         self.examples + other.examples,
         {**self.report, **other.report},

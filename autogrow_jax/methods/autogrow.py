@@ -9,7 +9,6 @@ plain sub-module has no such norm and keeps the default.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,17 @@ import numpy as np
 import optax
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import policies
 from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.networks import base as networks_base
+
+Path = axes_lib.Path
 
 INITIALIZERS = ('gauss', 'zero', 'uniform', 'adam')
 
@@ -38,23 +40,31 @@ ADAM_TOLERANCE = 0.005
 @dataclasses.dataclass(frozen=True)
 class AutoGrow(base.Method):
   """Appends a sub-module to the stage that the policy names, or several to all.
-
-  Attributes:
-    initializer: of a residual sub-module's last norm. 'gauss': N(0, scale^2);
-      'zero': the sub-module starts as the identity; 'uniform': U(low, high);
-      'adam': the default, then up to ten epochs of Adam on that norm alone.
-    scale: standard deviation of 'gauss'.
-    low: lower end of 'uniform'.
-    high: upper end of 'uniform'. The paper speaks of a standard deviation of
-      1.0; its published runs used U(0, 1).
-    random_bias: draw the norm's bias, too, and not only its scale.
   """
 
-  initializer: str = 'gauss'
-  scale: float = 1.0
-  low: float = 0.0
-  high: float = 1.0
-  random_bias: bool = True
+  initializer: str = dataclasses.field(
+      default='gauss',
+      metadata={
+          'help': "Start of a residual sub-module's last norm: gauss (N(0, "
+          'scale^2)), zero (the identity), uniform (between low and high), or '
+          'adam (the default, then up to ten epochs of Adam on it alone).'
+      },
+  )
+  scale: float = dataclasses.field(
+      default=1.0, metadata={'help': 'Standard deviation of gauss.'}
+  )
+  # The paper speaks of a standard deviation of 1.0; its published runs used
+  # U(0, 1).
+  low: float = dataclasses.field(
+      default=0.0, metadata={'help': 'Lower end of uniform.'}
+  )
+  high: float = dataclasses.field(
+      default=1.0, metadata={'help': 'Upper end of uniform.'}
+  )
+  random_bias: bool = dataclasses.field(
+      default=True,
+      metadata={'help': "Draw the norm's bias, too, and not only its scale."},
+  )
 
   def __post_init__(self):
     if self.initializer not in INITIALIZERS:
@@ -73,17 +83,18 @@ class AutoGrow(base.Method):
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth.Growth | None:
+  ) -> growth_lib.Growth | None:
     """Alg. 1, steps 10 to 13: append blocks and initialise them."""
     if decision.action != 'grow':
       return None
-    appended = growth.append_all(
+    appended = state_lib.append(
         situation.architecture, decision.stages(situation.architecture.depths)
     )
+    architecture = appended.target
     old = {name for stage in situation.architecture.stages for name in stage}
     norms = {
-        block: last_norm(appended.architecture, block)
-        for stage in appended.architecture.stages
+        block: last_norm(architecture, block)
+        for stage in architecture.stages
         for block in stage
         if block not in old
     }
@@ -94,15 +105,25 @@ class AutoGrow(base.Method):
       return dataclasses.replace(
           appended, note=f'append {blocks}, default initialisation'
       )
-    if self.initializer == 'adam':
-      patch = adam_last_norms(appended.architecture, norms, situation)
-    else:
-      patch = draw_last_norms(norms, self._draw, self.random_bias)
     kinds = ', '.join(sorted(set(norms.values())))
+    appended = dataclasses.replace(
+        appended,
+        note=f'append {blocks}, {self.initializer} initialisation of {kinds}',
+    )
+    if self.initializer == 'adam':
+      grown = state_lib.grown_arrays(
+          situation.state, appended, key=situation.key, extra=self.extra
+      )
+      return appended + adam_last_norms(grown, architecture, norms, situation)
     return dataclasses.replace(
         appended,
-        patch=patch,
-        note=f'append {blocks}, {self.initializer} initialisation of {kinds}',
+        values=draw_last_norms(
+            architecture,
+            norms,
+            self._draw,
+            situation.key,
+            random_bias=self.random_bias,
+        ),
     )
 
   def _draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -124,41 +145,43 @@ def last_norm(
 
 
 def draw_last_norms(
+    architecture: architecture_lib.Architecture,
     norms: Mapping[str, str],
     draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    key: jax.Array,
+    *,
     random_bias: bool,
-) -> growth.Patch:
-  """Overwrites blocks' last norms with draws; biases zero if not random.
+) -> dict[Path, np.ndarray]:
+  """Draws blocks' last norms.
 
   Args:
+    architecture: the architecture with the new blocks.
     norms: the norm of each block.
     draw: values of a shape, from a key.
-    random_bias: draw biases, too, and not only scales.
+    key: key of the growth.
+    random_bias: whether biases are drawn, too; else they start at zero.
 
   Returns:
-    The patch.
+    Leaves that the growth replaces.
   """
-
-  def patch(state, key):
-    for block, norm in norms.items():
-      norm_key = randomness.stream(key, f'{block}.{norm}')
-      leaves = dict(state.params['weights'][block][norm])
-      for index, leaf in enumerate(('scale', 'bias')):
-        if leaf == 'scale' or random_bias:
-          leaves[leaf] = draw(
-              jax.random.fold_in(norm_key, index), leaves[leaf].shape
-          )
-      state = with_layer(state, block, norm, leaves)
-    return state, {}
-
-  return patch
+  parts = {part.name: part for part in networks.parts(architecture)}
+  leaves = ('scale', 'bias') if random_bias else ('scale',)
+  values = {}
+  for block, norm in norms.items():
+    norm_key = randomness.stream(key, f'{block}.{norm}')
+    shapes = networks_base.shapes(parts[block])[0][norm]
+    for index, leaf in enumerate(leaves):
+      value = draw(jax.random.fold_in(norm_key, index), shapes[leaf].shape)
+      values['weights', block, norm, leaf] = np.asarray(value, np.float32)
+  return values
 
 
 def adam_last_norms(
+    grown: state_lib.TrainState,
     architecture: architecture_lib.Architecture,
     norms: Mapping[str, str],
     situation: base.Situation,
-) -> growth.Patch:
+) -> growth_lib.Growth:
   """AdamInit: trains the last norms of new blocks alone, in train mode.
 
   Whole epochs of ordinary batches, until the accuracy over an epoch exceeds the
@@ -168,100 +191,72 @@ def adam_last_norms(
   accuracies count for the policy, and the run's optimizer state is untouched.
 
   Args:
-    architecture: the one with the new blocks.
+    grown: the state with the new blocks.
+    architecture: its architecture.
     norms: the norm of each new block; all are trained together.
     situation: the run's.
 
   Returns:
-    The patch.
+    A growth that sets the trained norms and all statistics.
   """
+  layout = view.layout(architecture)
+  tx = optax.chain(
+      optax.add_decayed_weights(situation.weight_decay),
+      optax.adam(ADAM_LEARNING_RATE),
+  )
 
-  def patch(state, key):
-    del key
-    layout = view.layout(architecture)
-    tx = optax.chain(
-        optax.add_decayed_weights(situation.weight_decay),
-        optax.adam(ADAM_LEARNING_RATE),
-    )
-
-    def loss_fn(trained, weights, network, x, labels):
-      weights = {
-          **weights,
-          **{
-              block: {**weights[block], norm: trained[block]}
-              for block, norm in norms.items()
-          },
-      }
-      logits, network = networks_base.apply(
-          layout.bucket,
-          view.pack(weights, layout, stack=jnp.stack),
-          network,
-          x,
-          train=True,
-      )
-      right = jnp.argmax(logits, -1) == labels
-      counts = [jnp.sum(x, dtype=jnp.uint32) for x in (right, labels >= 0)]
-      loss = base.mean_cross_entropy(logits, labels)
-      return loss, (network, jnp.stack(counts))
-
-    @jax.jit
-    def step(trained, opt_state, network, counts, weights, x, labels):
-      grads, (network, more) = jax.grad(loss_fn, has_aux=True)(
-          trained, weights, network, x, labels
-      )
-      updates, opt_state = tx.update(grads, opt_state, trained)
-      return (
-          optax.apply_updates(trained, updates),
-          opt_state,
-          network,
-          counts + more,
-      )
-
-    weights = jax.device_put(state.params['weights'])
-    network = view.pack(state.stats['network'], layout)
-    trained = {block: weights[block][norm] for block, norm in norms.items()}
-    opt_state = tx.init(trained)
-    target = situation.train_accuracy - ADAM_TOLERANCE
-    batches = situation.batches()
-    images, epoch, accuracy = 0, 0, 0.0
-    while epoch < ADAM_MAX_EPOCHS and (epoch == 0 or accuracy <= target):
-      counts = jnp.zeros(2, jnp.uint32)
-      for _ in range(situation.batches_per_epoch):
-        x, labels = next(batches)
-        trained, opt_state, network, counts = step(
-            trained, opt_state, network, counts, weights, x, labels
-        )
-        images += len(labels)
-      correct, total = map(int, counts)
-      epoch, accuracy = epoch + 1, correct / max(1, total)
-    for block, norm in norms.items():
-      state = with_layer(state, block, norm, trained[block])
-    network = view.unpack(state_lib.to_host(network), layout)
-    state = state.replace(stats={**state.stats, 'network': network})
-    return state, {
-        'adam_epochs': epoch,
-        'adam_accuracy': round(100 * accuracy, 2),
-        'adam_target': round(100 * target, 2),
-        'adam_success': accuracy > target,
-        'images': images,
+  def loss_fn(trained, weights, network, x, labels):
+    weights = weights | {
+        block: {**weights[block], norm: trained[block]}
+        for block, norm in norms.items()
     }
+    logits, network = networks_base.apply(
+        layout.bucket,
+        view.pack(weights, layout, stack=jnp.stack),
+        network,
+        x,
+        train=True,
+    )
+    counts = jnp.stack(situation.task.counts(logits, labels))
+    return situation.task.loss(logits, labels), (network, counts)
 
-  return patch
+  @jax.jit
+  def step(trained, opt_state, network, counts, weights, x, labels):
+    grads, (network, more) = jax.grad(loss_fn, has_aux=True)(
+        trained, weights, network, x, labels
+    )
+    updates, opt_state = tx.update(grads, opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    return trained, opt_state, network, counts + more
 
-
-def with_layer(
-    state: state_lib.TrainState, part: str, layer: str, leaves: dict[str, Any]
-) -> state_lib.TrainState:
-  """Replaces the parameters of one layer."""
-  weights = state.params['weights']
-  weights = {
-      **weights,
-      part: {
-          **weights[part],
-          layer: {
-              name: np.asarray(leaf, np.float32)
-              for name, leaf in leaves.items()
-          },
+  weights = jax.device_put(grown.params['weights'])
+  network = view.pack(grown.stats['network'], layout)
+  trained = {block: weights[block][norm] for block, norm in norms.items()}
+  opt_state = tx.init(trained)
+  target = situation.train_accuracy - ADAM_TOLERANCE
+  batches = situation.batches()
+  examples, epoch, accuracy = 0, 0, 0.0
+  while epoch < ADAM_MAX_EPOCHS and (epoch == 0 or accuracy <= target):
+    counts = jnp.zeros(2, jnp.uint32)
+    for _ in range(situation.batches_per_epoch):
+      x, labels = next(batches)
+      trained, opt_state, network, counts = step(
+          trained, opt_state, network, counts, weights, x, labels
+      )
+      examples += len(labels)
+    correct, total = map(int, counts)
+    epoch, accuracy = epoch + 1, correct / max(1, total)
+  weights = {block: {norm: trained[block]} for block, norm in norms.items()}
+  return growth_lib.Growth(
+      values=state_lib.values(
+          weights=state_lib.to_host(weights),
+          network=view.unpack(state_lib.to_host(network), layout),
+      ),
+      examples=examples,
+      report={
+          'adam_epochs': epoch,
+          'adam_accuracy': round(100 * accuracy, 2),
+          'adam_target': round(100 * target, 2),
+          'adam_success': accuracy > target,
       },
-  }
-  return state.replace(params={**state.params, 'weights': weights})
+  )

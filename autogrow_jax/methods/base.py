@@ -6,14 +6,13 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.networks import base as networks_base
 
 Architecture = architecture_lib.Architecture
@@ -30,6 +29,7 @@ class Network:
     layout: layout of the packed trees.
     x: (batch, height, width, channel), preprocessed and augmented; of text
       (batch, step).
+    task: the task, whose loss methods minimise.
     key: key of what the network itself draws; None for nothing.
     depths: number of blocks per stack, see `networks.base.apply`.
   """
@@ -37,6 +37,7 @@ class Network:
   execution: view.Execution
   layout: view.Layout
   x: jax.Array
+  task: tasks.Task = tasks.Classes()
   key: jax.Array | None = None
   depths: Tree | None = None
 
@@ -71,6 +72,8 @@ class Situation:
   Attributes:
     architecture: the current architecture.
     state: the canonical state; not to be changed.
+    key: key of everything that the growth draws.
+    task: what the network predicts, and its loss.
     batches: makes endless training batches (inputs (batch, height, width,
       channel) preprocessed and augmented, labels (batch,)), from a stream of
       their own, so that drawing from them does not shift the run's batches.
@@ -82,6 +85,8 @@ class Situation:
 
   architecture: Architecture
   state: state_lib.TrainState
+  key: jax.Array
+  task: tasks.Task
   batches: Callable[[], Iterator[tuple[jax.Array, jax.Array]]]
   batches_per_epoch: int
   train_accuracy: float
@@ -95,15 +100,14 @@ class Skip:
 
   Attributes:
     reason: text for people.
-    images: images that the search for a change trained on, as in a
-      `growth.Growth`.
+    examples: training examples that the search for a change took.
     report: further values to record.
     is_final: whether growing ends because no later decision would be carried
       out either.
   """
 
   reason: str
-  images: int = 0
+  examples: int = 0
   report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   is_final: bool = False
 
@@ -142,16 +146,16 @@ class Method(abc.ABC):
       key: key of this step.
 
     Returns:
-      The loss, here the mean cross-entropy in nats, and (new stats, logits).
+      The loss, here that of the task, and (new stats, logits).
     """
     del key
     logits, stats = network(params, stats)
-    return mean_cross_entropy(logits, labels), (stats, logits)
+    return network.task.loss(logits, labels), (stats, logits)
 
   @abc.abstractmethod
   def propose(
       self, decision: policies.Decision, situation: Situation
-  ) -> growth.Growth | Skip | None:
+  ) -> growth_lib.Growth | Skip | None:
     """Returns the change that carries out a decision; runs between epochs."""
 
   def report(
@@ -182,28 +186,4 @@ class FixedArchitecture(Method):
     del decision, situation
 
 
-def with_penalty(loss: jax.Array, penalty: jax.Array) -> jax.Array:
-  """Adds the gradient of a penalty to a loss, but not its value."""
-  return loss + (penalty - jax.lax.stop_gradient(penalty))
-
-
-def mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Computes the mean over all labels that count, in nats.
-
-  Args:
-    logits: (batch, ..., classes).
-    labels: (batch, ...); where an example has several, -1 does not count.
-
-  Returns:
-    A scalar; 0 if none counts.
-  """
-  losses = cross_entropy(logits, labels)
-  if labels.ndim == 1:
-    return jnp.mean(losses)
-  counts = labels >= 0
-  return jnp.sum(losses, where=counts) / jnp.maximum(1, jnp.sum(counts))
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Per label, in nats: (batch, ..., classes), (batch, ...) -> the latter."""
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+cross_entropy = tasks.cross_entropy

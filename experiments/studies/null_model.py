@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from autogrow_jax import config as config_lib
-from autogrow_jax import logs
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import policies
 
 
@@ -166,12 +166,12 @@ def of_run(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   """
   workdir = pathlib.Path(workdir)
   config = config_lib.RunConfig.from_json(
-      logs.read_json(workdir / 'config.json')
+      history_lib.read_json(workdir / 'config.json')
   )
   policy = config.make_policy(config.network.depths)
   epochs = [
       record
-      for record in logs.read(workdir / 'history.jsonl')
+      for record in history_lib.read(workdir / 'history.jsonl')
       if record['event'] == 'epoch' and record['phase'] == 'growing'
   ]
   if not epochs or not isinstance(policy, policies.RoundRobin):

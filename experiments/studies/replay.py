@@ -5,7 +5,7 @@ import dataclasses
 import os
 from typing import Any
 
-from autogrow_jax import logs
+from autogrow_jax.run import history as history_lib
 from autogrow_jax import policies
 
 
@@ -29,14 +29,14 @@ def read_curve(path: str | os.PathLike[str]) -> Curve:
     ValueError: if the file holds no curve.
   """
   try:
-    data = logs.read_json(path)
+    data = history_lib.read_json(path)
   except ValueError:  # One object per line.
     data = None
   if data and isinstance(data.get('correct'), list):
     history, total = [], data.get('total')
     rows = [(i, correct, total) for i, correct in enumerate(data['correct'], 1)]
   else:
-    history = logs.read(path)
+    history = history_lib.read(path)
     rows = [
         (record['epoch'], record.get('correct'), record.get('total'))
         for record in history

@@ -1,31 +1,52 @@
 """Learned morphisms with a Gauss-Newton approximation of the loss.
 
-Lawton, Galstyan and Ver Steeg 2024, "Learning Morphisms with Gauss-Newton
-Approximation for Growing Networks" (arXiv 2411.05855), grows a small seed
-network by splitting and pruning channels. A Gauss-Newton approximation of the
-loss is used both to learn the parameters of these morphisms and to rank them by
-an estimated trade-off of loss and resource. That much is known to us, and that
-channels are split and pruned in the same step, between two epochs. The paper's
-equations, algorithm, settings and tables are not: all formulas here are our own
-derivation, all defaults our own choice, and no number is the paper's.
+A package because every split and prune is learned, estimated and compensated by
+linear algebra of its own. Lawton, Galstyan and Ver Steeg 2024, "Learning
+Morphisms with Gauss-Newton Approximation for Growing Networks" (arXiv
+2411.05855), grow a small seed network by splitting and pruning channels in the
+same step, between two epochs. A Gauss-Newton approximation of the loss serves
+to learn the parameters of these morphisms and to rank them by an estimated
+trade-off of loss and resource. Only that much of the paper is known to us: all
+formulas here are our own derivation, all defaults our own choice, and no number
+is the paper's.
 
-  sites        which axes of a network are channels that can be split
-  signals      what one batch says: activations and two gradients per example
-  splits       learning how to split every channel, on frozen weights
-  matrix_free  how, where units have too many weights for a matrix of each
-  joint        learning that while the weights are trained
-  estimates    what each split will gain, alone and beside others
-  prunes       what removing each channel would cost
-  selection    which of them to apply together
-  surgery      chosen splits and prunes as one `growth.Growth`
-  norms        statistics of norms before, and norms that fit them after it
-  method       all of it as a `Method`
-  rivals       other ways to choose splits, to compare with
-  trials       the true loss after splits, by running the network with them
-  calibration  how good estimates were
+  method        `GaussNewton`: measures, halves, refuses or takes a step
+  ranking       the protocol for ways to choose a step
+  learned_splits  the method's own way
+  steps         a step before it is taken, and the examples it is chosen by
+  sites         axes whose channels can be split
+  taps          inputs and outputs of layers, recorded or replaced
+  signals       activations and two gradients per example of one batch
+  splits        splits, and their effect on the readers
+  learning      splits learned by alternating least squares
+  matrix_free   the same for units with too many weights for a matrix of each
+  estimates     the joint model of the gain of all splits
+  removals      removed units, and their effect on the readers
+  compensation  compensation and cost of prunes
+  prunes        the estimated cost of removing each channel
+  together      the joint model of one step's splits and prunes
+  selection     the choice of splits and prunes
+  surgery       chosen splits and prunes as one `growth.Growth`
+  norms         statistics of norms, measured before and settled after a step
+  charges       the cost of choosing, in images of training steps
+  linalg        solves of many small quadratic models
+
+Arguments of functions have the same names throughout:
+
+  architecture  architecture of the network
+  chain         the whole network, unfused
+  model, trees  the network with its sites, and its arrays
+  site, signal  a site, and the signal of a batch at it
+  splits        splits of all units of all sites, by axis
+  batches       examples: (x, labels) with x (batch, height, width, channel)
+                preprocessed, and labels (batch,)
+  key           key of all randomness, such as sampled labels
+  curvature     one of `signals.CURVATURES`
+  samples       number of sampled labels per example
+  limits        limits of the step
 
 Streams of residual stages, with several writers and readers, are covered, and
-depthwise layers. Shortcuts without parameters are not; `sites.survey` names
+depthwise layers. Shortcuts without parameters are not; `sites.survey` lists
 each such axis with its reason.
 
 For one channel, with incoming weights w, outgoing weights v, normalised

@@ -1,16 +1,16 @@
-"""Least squares over the many weights of wide layers, without their matrices.
+"""Solves least squares of wide layers without forming their matrices.
 
-One block of the splits of a site is either u or e. On frozen weights, c of
+A block of the splits of a site is either u or e. On frozen weights, c of
 example n changes with a unit's part v of the block by
 
   psi_n'v = sum over ends and positions of <gradient, layer(reads; v)>,
 
-and a solve needs K = mean of psi_n psi_n'. Of d weights, K has d^2 numbers for
-each unit. Here it is only multiplied: K v is a forward pass of one layer with v
-in place of its weights, and a backward pass to these weights, for all units at
-the same time. For the trace alone the psi_n are formed, some at a time. For u
-an end is a writer, and `gradient` has been pulled back to what it writes; for e
-it is a reader, which reads the difference of the children.
+and a solve needs K = mean of psi_n psi_n', which has d^2 entries per unit for d
+weights. Here K is only multiplied: K v is a forward pass of one layer with v in
+place of its weights, and a backward pass to these weights, for all units at the
+same time. Only the trace needs the psi_n themselves, a few at a time. For u, an
+end is a writer and `gradient` is pulled back to its output; for e, an end is a
+reader that reads the difference of the children.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,18 +20,18 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from autogrow_jax import linalg
+from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
-from autogrow_jax.networks import taps
+from autogrow_jax.methods.gauss_newton import taps
 
 Kernels = tuple[jax.Array, ...]
 
 # With 576 weights and a damping of 0.3, about 30 iterations gave two to three
-# digits, and 20 all but a thousandth of what the model can fall.
+# digits, and 20 reached 99.9 % of the largest decrease of the model.
 TOLERANCE = 1e-3
 ITERATIONS = 40
-# What batches say is kept between iterations, as far as there is room for it;
-# that of further batches is computed again in each.
+# Bytes of linear functions kept between iterations; those of further batches
+# are computed again in each iteration.
 HELD_BYTES = 2**32
 
 
@@ -40,10 +40,11 @@ class Linear:
   """c of all units of a site as a linear function of a block, on a batch.
 
   Attributes:
-    reads: per end, (batch, ..., in) what the layer reads.
-    gradients: per end, (batch, ..., out) <., what the layer writes> is c.
+    reads: per end, (batch, ..., in) input of the layer.
+    gradients: per end, (batch, ..., out); c is its inner product with the
+      layer's output.
     layers: the ends.
-    dim: `sites.WRITTEN` if the units are what the layers write, as for u, or
+    dim: `sites.WRITTEN` if the layers write the units, as for u, or
       `sites.READ`, as for e.
   """
 
@@ -53,7 +54,7 @@ class Linear:
   dim: int = struct.field(pytree_node=False)
 
   def __call__(self, kernels: Kernels) -> jax.Array:
-    """(batch, units) from kernels of all ends."""
+    """Computes c, (batch, units), from kernels of all ends."""
     total = 0
     for layer, x, gradient, kernel in zip(
         self.layers, self.reads, self.gradients, kernels, strict=True
@@ -66,7 +67,7 @@ class Linear:
     return total
 
   def rows(self) -> jax.Array:
-    """(batch, units, weights): psi, c's derivative by each unit's weights."""
+    """Returns psi, c's derivative by each unit's weights, (batch, units, d)."""
     blocks = []
     for layer, x, gradient in zip(
         self.layers, self.reads, self.gradients, strict=True
@@ -86,7 +87,7 @@ class Linear:
     return jnp.concatenate(blocks, -1)
 
   def transposed(self, c: jax.Array, like: Kernels) -> Kernels:
-    """The kernels that (batch, units) comes back to."""
+    """Pulls (batch, units) back to kernels."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     (kernels,) = jax.vjp(self, zeros)[1](c)
     return kernels
@@ -106,13 +107,13 @@ def solve(
   """Minimises damped quadratic models of a block, all sites together.
 
   Args:
-    linearized: of a batch by its number; c, and the gradient of the model
-      summed over the batch, (units, weights). It always says the same, with the
-      same sampled labels.
+    linearized: function of a batch's number that returns c, and the gradient of
+      the model summed over the batch, (units, weights). It is deterministic,
+      sampled labels included.
     like: kernels of the ends of each site, for their shapes.
-    batches: how many.
-    examples: in all batches.
-    damping: see `linalg.conjugate_gradients`.
+    batches: number of batches.
+    examples: number of examples in all batches.
+    damping: damping of `linalg.conjugate_gradients`.
 
   Returns:
     Per axis, the steps (units, weights), and a code for each unit.
@@ -150,7 +151,7 @@ def product(
     vectors: Mapping[str, jax.Array],
     like: Mapping[str, Kernels],
 ) -> dict[str, jax.Array]:
-  """Per axis, the sum over a batch of psi psi'v, (units, weights)."""
+  """Sums psi psi'v over a batch; per axis, (units, weights)."""
   products = {}
   with jax.default_matmul_precision('float32'):
     for axis, linear in linears.items():
@@ -162,12 +163,12 @@ def product(
 
 @jax.jit
 def _traces(linears):
-  """Per axis, (units,) the sum over a batch of |psi|^2, some psi at a time."""
+  """Sums |psi|^2 over a batch; per axis, (units,)."""
   return {axis: _lengths(linear).sum(0) for axis, linear in linears.items()}
 
 
 def _lengths(linear: Linear) -> jax.Array:
-  """(batch, units) |psi|^2."""
+  """Computes |psi|^2, (batch, units), for a few examples at a time."""
 
   def of_one(reads, gradients):
     one = linear.replace(
@@ -186,5 +187,5 @@ def _lengths(linear: Linear) -> jax.Array:
 
 
 def _plus(total, part):
-  """Sums of trees; None is zero."""
+  """Adds trees; None counts as zero."""
   return part if total is None else linalg.plus(total, part)

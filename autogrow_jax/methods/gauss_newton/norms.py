@@ -1,8 +1,8 @@
-"""Statistics of norms over some batches, and norms that fit them.
+"""Measures the statistics of norms, and adapts norms to new statistics.
 
-Running statistics lag behind the weights, and are wrong for what has just been
-split or pruned. All that is learned and estimated is in evaluation mode, so
-they are measured before each growth, and settled after it.
+Running statistics lag behind the weights and are wrong after a split or prune.
+Everything here is learned and estimated in evaluation mode, so statistics are
+measured before each growth and settled after it.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import layers
-from autogrow_jax import linalg
+from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
+from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.networks import base
-from autogrow_jax.networks import taps
 
 Trees = signals_lib.Trees
 
@@ -27,18 +27,10 @@ def measured(
     trees: Trees,
     batches: Sequence[splits_lib.Batch],
 ) -> Trees:
-  """The same network with means and variances over all batches.
+  """Replaces all running statistics by those of some batches of equal size.
 
-  Each batch runs in training mode, so that a layer's statistics are those of
-  what the layers before it write there; they are then pooled.
-
-  Args:
-    chain: the whole network, unfused.
-    trees: its arrays.
-    batches: of one size.
-
-  Returns:
-    The arrays.
+  Each batch runs in training mode, so that a norm sees the outputs of the
+  layers before it in that mode; statistics are then pooled.
   """
   if not jax.tree.leaves(trees.stats):
     return trees
@@ -55,25 +47,16 @@ def settled(
     trees: Trees,
     batches: Sequence[splits_lib.Batch],
 ) -> Trees:
-  """The same function in evaluation mode, with statistics that are true for it.
+  """Gives norms true statistics without changing the function.
 
-  What a growth changes shifts the statistics of its own and of all later norms.
-  In training mode they would be normalised away, and with them part of what the
-  growth has gained. With m, v the old statistics of a norm, and m', v' those of
-  what enters it,
+  A growth shifts the inputs of its own and of all later norms. Training mode
+  would normalise these shifts away, and with them part of the gain. With m, v
+  the old statistics of a norm, and m', v' those of its input,
 
     scale' = scale sqrt((v' + eps) / (v + eps)),
     bias'  = bias + scale (m' - m) / sqrt(v + eps)
 
-  is the same affine map, also in training mode.
-
-  Args:
-    chain: the whole network, unfused.
-    trees: its arrays.
-    batches: the examples.
-
-  Returns:
-    The arrays.
+  is the same affine map in evaluation mode, and also holds in training mode.
   """
   epsilons: dict[taps.Path, float] = {}
 
@@ -101,18 +84,16 @@ def settled(
     deviation = np.sqrt(old['var'] + epsilons[path])
     shift = norm['scale'] * (mean - old['mean']) / deviation
     ratio = np.sqrt(var + epsilons[path]) / deviation
-    weights = _replaced(
-        weights,
-        path,
-        {'scale': norm['scale'] * ratio, 'bias': norm['bias'] + shift},
+    weights = signals_lib.with_leaves(
+        weights, path, scale=norm['scale'] * ratio, bias=norm['bias'] + shift
     )
-    stats = _replaced(stats, path, {'mean': mean, 'var': var})
+    stats = signals_lib.with_leaves(stats, path, mean=mean, var=var)
   return trees.replace(weights=weights, stats=stats)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _entering(chain, paths, trees, x):
-  """Per norm, sums over examples of position means: of x and of its square."""
+  """Sums position means of each norm's input and its square over a batch."""
   tapped = taps.run(chain, trees.weights, trees.stats, x)
   result = {}
   for path in paths:
@@ -122,22 +103,9 @@ def _entering(chain, paths, trees, x):
   return result
 
 
-def _replaced(tree: base.Tree, path: taps.Path, leaves: base.Tree) -> base.Tree:
-  """A tree with leaves of one layer replaced, in their own type."""
-  if path:
-    return {**tree, path[0]: _replaced(tree[path[0]], path[1:], leaves)}
-  return {
-      **tree,
-      **{
-          name: np.asarray(leaf, tree[name].dtype)
-          for name, leaf in leaves.items()
-      },
-  }
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _moments(chain, trees, x):
-  """Per norm, 'mean' and in place of 'var' the mean square, over a batch."""
+  """Returns each norm's mean, and as 'var' its mean square, over a batch."""
 
   def after(value):
     stats = _on_norms(
@@ -149,8 +117,8 @@ def _moments(chain, trees, x):
     return base.apply(chain, trees.weights, stats, x, train=True)[1]
 
   def of_batch(zero, one):
-    # A running statistic becomes k old + (1 - k) new: 0 and 1 tell k and new.
-    # What a norm writes in training mode has nothing to do with them.
+    # A running statistic becomes k old + (1 - k) new; runs from 0 and 1 give k
+    # and new. In training mode a norm's output does not depend on it.
     mean, var = (
         zero[name] / (1 - (one[name] - zero[name])) for name in ('mean', 'var')
     )
@@ -160,7 +128,7 @@ def _moments(chain, trees, x):
 
 
 def _centred(stats: base.Tree, moments: base.Tree) -> base.Tree:
-  """Statistics with those of all norms by moments, variances and no squares."""
+  """Turns mean squares of all norms into variances; other leaves stay."""
 
   def centred(old, new):
     del old
@@ -171,7 +139,7 @@ def _centred(stats: base.Tree, moments: base.Tree) -> base.Tree:
 
 
 def _on_norms(function, *trees):
-  """Applies a function to the statistics of every norm; others stay."""
+  """Applies a function to the statistics of every norm; other leaves stay."""
   first = trees[0]
   if not isinstance(first, dict):
     return first

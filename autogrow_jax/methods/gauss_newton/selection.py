@@ -1,11 +1,10 @@
-"""Which morphisms to apply together.
+"""Selects the morphisms to apply together.
 
 Splits are picked one by one, each time the one whose addition lowers the
 optimal value of the joint model most per unit of resource; then the scales of
-all are optimised together. Prunes come after them, one by one as well, each
-time the one that costs least loss per unit of resource: it is worth it if that
-is less than the last split gained. `confirm` asks again how much it is beside
-everything else.
+all are optimised together. Prunes follow, again one by one, each time the one
+that costs least loss per unit of resource, as long as that is less than the
+gain of the last split. `confirm` repeats the test beside everything else.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,62 +14,52 @@ import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
-from autogrow_jax import linalg
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
+from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import prunes as prunes_lib
+from autogrow_jax.methods.gauss_newton import removals
+from autogrow_jax.methods.gauss_newton import together
+from autogrow_jax.networks import common
 
 Architecture = architecture_lib.Architecture
 
 RESOURCES = ('params', 'macs')
-# Scales below it are not worth a channel.
+# Smallest scale that is worth a channel.
 SMALLEST_SCALE = 0.05
-# On the diagonal of the Gram matrix of what has been picked.
+# Relative ridge on the diagonal of the Gram matrix of the picks.
 RELATIVE_RIDGE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """How far one growth step may go.
+  """Limits of one growth step.
 
   Attributes:
     resource: 'params' or 'macs', parameters or multiply-adds per image.
     growth_cap: largest relative increase of the resource in a step.
-    price: nats per unit of resource below which no split is worth it.
+    price: smallest gain of a split, nats per unit of resource.
     budget: largest resource of the network, None for no limit.
-    largest_divergence: of each split, see `Estimates.best_scales`.
   """
 
   resource: str = 'params'
   growth_cap: float = 0.35
   price: float = 0.0
   budget: int | None = None
-  largest_divergence: float = estimates_lib.LARGEST_DIVERGENCE
 
   def __post_init__(self):
-    if self.resource not in RESOURCES:
-      raise ValueError(
-          f'resource is one of {", ".join(RESOURCES)}, got {self.resource!r}.'
-      )
+    common.check_choice('resource', self.resource, RESOURCES)
     if not self.growth_cap > 0:
       raise ValueError(f'growth_cap is positive, got {self.growth_cap}.')
     if not self.price >= 0:
       raise ValueError(f'price is at least 0, got {self.price}.')
-    if not self.largest_divergence > 0:
-      raise ValueError(
-          f'largest_divergence is positive, got {self.largest_divergence}.'
-      )
-
-  def used(self, architecture: Architecture) -> int:
-    """The resource that a network takes."""
-    return getattr(costs, self.resource)(architecture)
 
   def allowance(self, architecture: Architecture) -> int:
-    """By how much the resource may increase in one step.
+    """Returns the largest increase of the resource in one step.
 
     Raises:
-      ValueError: the network is beyond the budget already.
+      ValueError: if the network is beyond the budget already.
     """
-    used = self.used(architecture)
+    used = getattr(costs, self.resource)(architecture)
     allowed = int(self.growth_cap * used)
     if self.budget is None:
       return allowed
@@ -84,22 +73,22 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """What to apply.
+  """Selected splits and prunes.
 
   Attributes:
     splits: indices into the candidates, in the order of picking.
-    scales: of each of them, above `SMALLEST_SCALE`.
-    change: of the loss by all together, nats, as estimated; before `confirm`
+    scales: scale of each split, at least `SMALLEST_SCALE`.
+    change: estimated change of the loss by all together, nats; before `confirm`
       by the splits alone.
-    prunes: in the order of picking; each counts on those of its axis before
-      it.
-    price: nats per unit of resource that a prune may cost.
+    prunes: removals in the order of picking; each depends on the earlier ones
+      of its axis.
+    price: largest cost of a prune, nats per unit of resource.
   """
 
   splits: tuple[int, ...]
   scales: np.ndarray
   change: float
-  prunes: tuple[prunes_lib.Removal, ...]
+  prunes: tuple[removals.Removal, ...]
   price: float
 
 
@@ -112,20 +101,18 @@ def select(
   """Selects splits and prunes.
 
   Args:
-    architecture: the network's.
-    estimates: of all splits.
-    limits: of the step.
-    prunes: of all prunes.
+    estimates: estimates of all splits.
+    prunes: estimates of all prunes.
 
   Returns:
     The selection; it may be empty.
   """
   picked, ratio = pick(architecture, estimates, limits)
-  scales = joint_scales(estimates, picked, limits)
+  scales = joint_scales(estimates, picked)
   kept = [i for i, scale in enumerate(scales) if scale >= SMALLEST_SCALE]
   picked = [picked[i] for i in kept]
-  # Those left out leave room for the others.
-  scales = joint_scales(estimates, picked, limits)
+  # The others may gain more without those left out.
+  scales = joint_scales(estimates, picked)
   every = np.zeros(len(estimates.candidates))
   every[picked] = scales
   price = max(limits.price, ratio)
@@ -144,20 +131,18 @@ def confirm(
     architecture: Architecture,
     candidates: Sequence[tuple[str, int]],
     selected: Selection,
-    joint: prunes_lib.Joint,
+    joint: together.Joint,
     limits: Limits,
 ) -> Selection:
   """Keeps the prunes that are worth it beside the splits and each other.
 
-  Where one is not, those of its axis that come after it are not kept either,
-  since they counted on it.
+  After a refused prune, the later ones of its axis are refused too, since they
+  depend on it.
 
   Args:
-    architecture: the network's.
     candidates: (axis, unit) pairs that splits were selected from.
     selected: splits and prunes.
-    joint: of this selection.
-    limits: of the step.
+    joint: joint model of this selection.
 
   Returns:
     The selection, with the change of the loss by all of it together.
@@ -168,7 +153,7 @@ def confirm(
   for number, removal in enumerate(selected.prunes):
     axis = removal.axis
     cost = joint.change([*kept, number]) - joint.change(kept)
-    freed = _freed(architecture, sizes, [axis], limits.resource)[axis]
+    freed = _resources(architecture, sizes, [axis], limits.resource, -1)[axis]
     if axis not in refused and cost / freed < selected.price:
       kept.append(number)
       sizes[axis] -= 1
@@ -182,16 +167,14 @@ def confirm(
 
 
 def joint_scales(
-    estimates: estimates_lib.Estimates, picked: list[int], limits: Limits
+    estimates: estimates_lib.Estimates, picked: list[int]
 ) -> np.ndarray:
-  """Best scales of some candidates together, each within its trust."""
+  """Returns the best scales of some candidates together, within trust."""
   chosen = np.array(picked, int)
-  largest = 2 * limits.largest_divergence
-  curvatures = estimates.curvatures[chosen]
   return linalg.minimize_in_box(
       estimates.slopes[chosen],
       estimates.gram[np.ix_(chosen, chosen)],
-      np.sqrt(largest / np.maximum(curvatures, largest)),
+      estimates_lib.largest_scales(estimates.curvatures[chosen]),
   )
 
 
@@ -200,11 +183,17 @@ def pick(
     estimates: estimates_lib.Estimates,
     limits: Limits,
 ) -> tuple[list[int], float]:
-  """Greedy picks by gain per resource, and the ratio of the last of them.
+  """Picks splits greedily by gain per resource.
 
   With M the picks so far, adding m lowers the optimal value by rho^2 / (2 chi),
-  rho = s_m - G_mM G_MM^-1 s_M and chi = G_mm - G_mM G_MM^-1 G_Mm. Both are
-  kept up to date by one step of a Cholesky factorisation per pick.
+  rho = s_m - G_mM G_MM^-1 s_M and chi = G_mm - G_mM G_MM^-1 G_Mm. One step of a
+  Cholesky factorisation per pick updates both.
+
+  Args:
+    estimates: estimates of all splits.
+
+  Returns:
+    The picks, and the ratio of the last one, nats per unit of resource.
   """
   slopes = np.where(estimates.usable, estimates.slopes, 0)
   usable = estimates.usable
@@ -214,7 +203,7 @@ def pick(
   factor: list[np.ndarray] = []  # Rows of L^-1 G_M: one per pick.
 
   def gains():
-    # A slope that the picks have turned around has nothing to add.
+    # A slope whose sign the picks have turned has nothing to add.
     return np.where(rho < 0, rho**2 / (2 * chi), 0)
 
   def update(best):
@@ -238,33 +227,28 @@ def pick_prunes(
     prunes: prunes_lib.Prunes,
     limits: Limits,
     price: float,
-) -> tuple[prunes_lib.Removal, ...]:
-  """Greedy picks of prunes by cost per resource, while that is below a price.
+) -> tuple[removals.Removal, ...]:
+  """Picks prunes greedily by cost per resource, while it is below a price.
 
-  Of an axis no more than half of the units, and none that is split. What the
-  others of an axis cost changes with each pick of it. It hardly ever falls,
-  there being fewer to take over, so that it is only estimated again once the
-  last estimate is the lowest of all.
+  At most half of the units of an axis are pruned, and none that is split. Each
+  pick changes the costs of the rest of its axis. They hardly ever fall, since
+  fewer units can take over, so a cost is estimated again only once its last
+  estimate is the lowest of all.
 
   Args:
-    architecture: the network's.
     split: (axis, unit) pairs that are split in the same step.
-    prunes: of all units.
-    limits: of the step.
-    price: nats per unit of resource.
-
-  Returns:
-    The removals, in the order of picking.
+    prunes: estimates of all units.
+    price: largest cost, nats per unit of resource.
   """
   sizes = _sizes_with(architecture, split)
   axes = np.array([axis for axis, _ in prunes.candidates])
   stays = np.array([c not in split for c in prunes.candidates], bool)
   available = prunes.usable & stays
-  changes, left = prunes.changes.copy(), dict(prunes.left)
+  changes, left = prunes.changes.copy(), dict(prunes.remaining)
   found = {index: prunes.alone(index) for index in np.flatnonzero(available)}
-  picked: list[prunes_lib.Removal] = []
+  picked: list[removals.Removal] = []
   while available.any():
-    freed = _freed(architecture, sizes, set(axes), limits.resource)
+    freed = _resources(architecture, sizes, set(axes), limits.resource, -1)
     ratios = changes / [freed[axis] for axis in axes]
     ratios = np.where(available, ratios, np.inf)
     best = int(np.argmin(ratios))
@@ -280,7 +264,7 @@ def pick_prunes(
     same = axes == axis
     found = {index: r for index, r in found.items() if not same[index]}
     available[best] = False
-    if len(left[axis].removals) == left[axis].most:
+    if len(left[axis].removed) == left[axis].most:
       available[same] = False
   return tuple(picked)
 
@@ -292,17 +276,15 @@ def by_gain(
     usable: np.ndarray,
     limits: Limits,
 ) -> Selection:
-  """Selects splits by their own gains, which are taken to add up.
+  """Selects splits by gains that are taken to add up.
 
-  There is no joint model: everything is applied as it is, and no unit pruned.
+  There is no joint model: splits are applied without scaling.
 
   Args:
-    architecture: the network's.
     candidates: (axis, unit) pairs.
-    gains: (candidates,) any score that is larger for better splits; in nats if
+    gains: (candidates,) score that is larger for better splits; in nats if
       `limits.price` is to mean anything.
-    usable: (candidates,) whether a candidate may be selected.
-    limits: of the step.
+    usable: (candidates,) true for candidates that may be selected.
 
   Returns:
     The selection, whose change is minus the sum of gains; it may be empty.
@@ -330,15 +312,13 @@ def _greedy(
   """Picks by gain per resource, one by one, within limits.
 
   Args:
-    architecture: the network's.
     candidates: (axis, unit) pairs.
-    available: (candidates,) those that may be picked.
-    limits: of the step.
-    gains: (candidates,) now.
-    update: called with every pick.
+    available: (candidates,) true for candidates that may be picked.
+    gains: function that returns the current gains, (candidates,).
+    update: callback after each pick.
 
   Returns:
-    The picks, and the ratio of the last of them.
+    The picks, and the ratio of the last one.
   """
   allowance = limits.allowance(architecture)
   axes = [axis for axis, _ in candidates]
@@ -346,7 +326,9 @@ def _greedy(
   available = np.array(available)
   picked, spent, last = [], 0, 0.0
   while available.any():
-    increments = _increments(architecture, sizes, set(axes), limits.resource)
+    increments = _resources(
+        architecture, sizes, set(axes), limits.resource, 1
+    )
     resource = np.array([increments[axis] for axis in axes])
     ratios = np.where(available, gains(), 0) / resource
     ratios[resource > allowance - spent] = 0
@@ -363,28 +345,19 @@ def _greedy(
 
 
 def _sizes_with(architecture, split):
-  """Sizes of all axes with some of their units split."""
+  """Returns the sizes of all axes after some splits."""
   sizes = dict(architecture.sizes)
   for axis, _ in split:
     sizes[axis] += 1
   return sizes
 
 
-def _freed(architecture, sizes, axes, resource):
-  """By how much the resource falls with one unit less of each axis."""
+def _resources(architecture, sizes, axes, resource, more):
+  """Returns the resource taken or freed by 1 or -1 unit more, per axis."""
   measure = getattr(costs, resource)
   now = measure(architecture, sizes)
   return {
-      axis: now - measure(architecture, {**sizes, axis: sizes[axis] - 1})
-      for axis in axes
-  }
-
-
-def _increments(architecture, sizes, axes, resource):
-  """By how much the resource grows with one more unit of each axis."""
-  measure = getattr(costs, resource)
-  now = measure(architecture, sizes)
-  return {
-      axis: measure(architecture, {**sizes, axis: sizes[axis] + 1}) - now
+      axis: more
+      * (measure(architecture, {**sizes, axis: sizes[axis] + more}) - now)
       for axis in axes
   }

@@ -1,20 +1,16 @@
-"""What one batch says about all sites: activations and two gradients.
+"""Computes activations and two gradients of one batch for all sites.
 
 One forward pass and one or two backward passes through the whole network serve
-every channel of every site. Gradients are of each example's own loss, never of
-the mean over the batch.
+every channel of every site. Gradients are those of each example's own loss,
+never of the mean over the batch.
 
-Symbols: p the softmax, y the label, l the loss of an example, d = dl/dz its
-gradient at the output z of a reader of a site. The curvature of a change dz is
-modelled per example as Q = <d', dz>^2 with
+Symbols: p the softmax, l the loss of an example, d = dl/dz its gradient at the
+output z of a reader of a site. The curvature of a change dz is modelled per
+example as Q = <d', dz>^2 with
 
-  mc           d' as d, for a label drawn from p; its mean over that draw is the
-               generalised Gauss-Newton form dz'J'(diag p - pp')J dz exactly
-  rank1-ce     d' = d / sqrt(exp(l) - 1), the exact rank-one form
-  rank1-sqrt   d' = d / sqrt(2 l), the Gauss-Newton form of the residual
-               sqrt(2 l)
-  rank1-cal    as rank1-sqrt, times a factor per site that is measured with mc
-  emp-fisher   d' = d
+  mc     d' is d for a label drawn from p; its mean over draws is exactly the
+         generalised Gauss-Newton form dz'J'(diag p - pp')J dz
+  rank1  d' = d / sqrt(exp(l) - 1), the exact rank-one form
 """
 
 import dataclasses
@@ -22,24 +18,27 @@ import dataclasses
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
+from autogrow_jax.methods.gauss_newton import taps
+from autogrow_jax import networks
 from autogrow_jax.networks import base
-from autogrow_jax.networks import taps
 
-CURVATURES = ('mc', 'rank1-ce', 'rank1-sqrt', 'rank1-cal', 'emp-fisher')
-# Below it an example's loss counts as this much, or it would outweigh all.
+CURVATURES = ('mc', 'rank1')
+# Smaller losses count as this much in rank1; their examples would dominate.
 SMALLEST_LOSS = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What programs are compiled for.
+  """A network and some of its sites: static arguments of programs.
 
   Attributes:
     chain: the whole network, unfused.
-    sites: those to look at.
+    sites: sites to look at.
   """
 
   chain: tuple[base.Segment, ...]
@@ -59,15 +58,15 @@ class Trees:
   stats: base.Tree
 
   def kernel(self, layer: taps.Layer) -> jax.Array:
-    """The kernel of a layer."""
+    """Returns the kernel of a layer."""
     return at(self.weights, layer.path)['kernel']
 
   def has_bias(self, layer: taps.Layer) -> bool:
-    """Whether a layer adds a bias."""
+    """Returns true if a layer adds a bias."""
     return 'bias' in at(self.weights, layer.path)
 
   def factor(self, writer: sites_lib.End) -> jax.Array:
-    """(units,) by which a writer's norm multiplies; ones without a norm."""
+    """Returns the (units,) factors of a writer's norm; ones without a norm."""
     if writer.norm is None:
       kernel = self.kernel(writer.layer)
       return jnp.ones_like(kernel, shape=kernel.shape[-1:])
@@ -78,14 +77,14 @@ class Trees:
 
 @struct.dataclass
 class Signal:
-  """What a batch says about one site.
+  """Activations and gradients of a batch at one site.
 
   Attributes:
-    entered: what enters the site's chain.
-    x: what each writer reads, (batch, ..., in).
-    h: the pre-activation of each writer, (batch, ..., units).
-    slope: d, (batch, ..., out) at the output of each reader.
-    curvature: d', likewise.
+    entered: input of the site's chain.
+    x: input of each writer, (batch, ..., in).
+    h: pre-activation of each writer, (batch, ..., units).
+    slope: d at the output of each reader, (batch, ..., out).
+    curvature: d' at the output of each reader, (batch, ..., out).
   """
 
   entered: jax.Array
@@ -105,14 +104,6 @@ def signals(
     curvature: str,
 ) -> tuple[jax.Array, dict[str, Signal]]:
   """Runs the network forward once, and backward once or twice.
-
-  Args:
-    model: the network and its sites.
-    trees: its arrays.
-    x: (batch, height, width, channel), preprocessed.
-    labels: (batch,).
-    key: of the sampled labels.
-    curvature: one of `CURVATURES`.
 
   Returns:
     The losses (batch,) in nats, and the signal of each site by its axis.
@@ -143,7 +134,7 @@ def signals(
     sampled = jax.random.categorical(key, logits)
     (curvatures,) = pull(probabilities - one_hot(sampled))
   else:
-    factor = jnp.sqrt(coefficient(losses, curvature))
+    factor = jnp.sqrt(rank_one_coefficient(losses))
     curvatures = {
         path: slope * factor.reshape((-1,) + (1,) * (slope.ndim - 1))
         for path, slope in slopes.items()
@@ -160,39 +151,46 @@ def signals(
   }
 
 
-def coefficient(losses: jax.Array, curvature: str) -> jax.Array:
-  """Q / s^2 of each example under a rank-one curvature."""
-  losses = jnp.maximum(losses, SMALLEST_LOSS)
-  return {
-      'rank1-ce': lambda: 1 / jnp.expm1(losses),
-      'rank1-sqrt': lambda: 1 / (2 * losses),
-      'rank1-cal': lambda: 1 / (2 * losses),
-      'emp-fisher': lambda: jnp.ones_like(losses),
-  }[curvature]()
-
-
-def check_curvature(curvature: str) -> None:
-  """Raises a ValueError unless there is such a curvature."""
-  if curvature not in CURVATURES:
-    raise ValueError(
-        f'curvature is one of {", ".join(CURVATURES)}, got {curvature!r}.'
-    )
+def rank_one_coefficient(losses: jax.Array) -> jax.Array:
+  """Computes Q / s^2 of each example under the rank-one curvature."""
+  return 1 / jnp.expm1(jnp.maximum(losses, SMALLEST_LOSS))
 
 
 def at(tree: base.Tree, path: taps.Path) -> base.Tree:
-  """The leaves of one layer."""
+  """Returns the leaves of one layer."""
   for name in path:
     tree = tree[name]
   return tree
 
 
-def model_of(
-    survey: sites_lib.Survey, chain: tuple[base.Segment, ...]
-) -> Model:
-  """The model of all sites of a network."""
+def with_leaves(
+    tree: base.Tree, path: taps.Path, **leaves: np.ndarray
+) -> base.Tree:
+  """Replaces leaves of one layer, each keeping its type."""
+  if path:
+    inner = with_leaves(tree[path[0]], path[1:], **leaves)
+    return {**tree, path[0]: inner}
+  return tree | {
+      name: np.asarray(leaf, tree[name].dtype) for name, leaf in leaves.items()
+  }
+
+
+def model_of(architecture: architecture_lib.Architecture) -> Model:
+  """Returns a network with all its sites.
+
+  Raises:
+    ValueError: if nothing can be split, or if an example has several labels.
+  """
+  if networks.label_shape(architecture):
+    raise ValueError(
+        'Estimates sample a label of each example from its likelihood, but '
+        f'{architecture.family} predicts a label for each word or pixel; take '
+        'another network.'
+    )
+  survey = sites_lib.survey(architecture)
   if not survey.sites:
     reasons = '; '.join(f'{axis}: {why}' for axis, why in survey.uncovered)
     raise ValueError(
         f'The network has no channels that can be split ({reasons or "none"}).'
     )
-  return Model(chain, survey.sites)
+  return Model(taps.chain_of(networks.parts(architecture)), survey.sites)

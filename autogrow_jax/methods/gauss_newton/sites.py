@@ -1,9 +1,9 @@
 """Sites: the axes of a network whose channels can be split one by one.
 
-Some layers write an axis and some read it: one and one inside a block, many on
-the stream of a residual stage. It is a site if there is nothing between them
-but norms, sums and channel-wise operations (ReLU, pooling, averages, depthwise
-convolutions). An axis that is none is named, with the reason.
+Some layers write an axis and some read it: one of each inside a block, many on
+the stream of a residual stage. The axis is a site if only norms, sums and
+channel-wise operations (ReLU, pooling, averages, depthwise convolutions) lie
+between them. Every other axis is listed with the reason.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
+from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax import networks
 from autogrow_jax.networks import base
-from autogrow_jax.networks import taps
 
 Architecture = architecture_lib.Architecture
 
-# Dimensions of a kernel along which lie the units that its layer writes, reads.
+# Dimensions of a kernel with the units that its layer writes and reads.
 WRITTEN, READ = -1, -2
 
 
@@ -33,7 +33,7 @@ class End:
 
   Attributes:
     layer: the layer.
-    norm: the norm of what the layer writes, if there is one.
+    norm: the norm of the layer's output, if there is one.
   """
 
   layer: taps.Layer
@@ -41,7 +41,7 @@ class End:
 
   @property
   def top(self) -> taps.Path:
-    """The layer that writes the pre-activation: the norm, or the layer."""
+    """Path of the layer that writes the pre-activation: norm or layer."""
     return (self.norm or self.layer).path
 
 
@@ -50,15 +50,15 @@ class Site:
   """One axis whose units can be split.
 
   Attributes:
-    axis: its name.
-    units: its size.
-    writers: the layers that write it, in forward order.
-    readers: the layers that read it, in forward order.
-    norms: all norms along it, of writers and on the way to readers.
-    chain: the parts from the first writer's to the last reader's, with
-      convolutions that have a forward mode.
-    incoming: number of weights of all writers for each unit.
-    outgoing: number of weights of all readers for each unit.
+    axis: name of the axis.
+    units: size of the axis.
+    writers: layers that write it, in forward order.
+    readers: layers that read it, in forward order.
+    norms: all norms along it, of writers and before readers.
+    chain: parts from the first writer's to the last reader's, with convolutions
+      that have a forward mode.
+    incoming: weights per unit, over all writers.
+    outgoing: weights per unit, over all readers.
   """
 
   axis: str
@@ -77,15 +77,14 @@ class Site:
       x: jax.Array,
       h: tuple[jax.Array, ...],
   ) -> tuple[jax.Array, ...]:
-    """T: what the readers read if the pre-activations are h.
+    """Computes T: the readers' inputs for given pre-activations h.
 
-    All that reaches a reader comes from them: what layers in between compute is
-    overridden where it would be written.
+    The inputs depend on h alone: what the writers compute is replaced.
 
     Args:
-      weights: of the network.
-      stats: of the network.
-      x: what enters the chain; of no influence unless it has a shortcut.
+      weights: weights of the network.
+      stats: statistics of the network.
+      x: input of the chain; it has no influence unless there is a shortcut.
       h: per writer, (batch, ..., units).
 
     Returns:
@@ -101,11 +100,11 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-  """What a network offers.
+  """All axes of a network between two layers.
 
   Attributes:
-    sites: in forward order of their first writers.
-    uncovered: (axis, reason) for every other axis between two layers.
+    sites: sites in forward order of their first writers.
+    uncovered: (axis, reason) of every other axis.
   """
 
   sites: tuple[Site, ...]
@@ -141,15 +140,15 @@ def survey(architecture: Architecture) -> Survey:
 
 
 class _Uncovered(Exception):
-  """Why an axis is no site."""
+  """The reason why an axis is no site."""
 
 
 def _layers_along(
     parts: tuple[base.Part, ...],
 ) -> dict[str, dict[str, list[taps.Path]]]:
-  """Per kind, the layers along each axis: what 'writes', 'reads', 'norms' it.
+  """Finds the layers along each axis that 'writes', 'reads' or 'norms' it.
 
-  A depthwise convolution is none of them.
+  Depthwise convolutions are left out.
   """
   along: dict[str, dict[str, list[taps.Path]]] = {
       'writes': {}, 'reads': {}, 'norms': {}
@@ -167,7 +166,7 @@ def _layers_along(
 
 
 def _site(parts, axis, units, ends, layers):
-  """The site of an axis; raises `_Uncovered` if it is none."""
+  """Returns the site of an axis; raises `_Uncovered` if it is none."""
   writers, readers = ends['writes'], ends['reads']
   for layer in (*writers, *readers):
     if layer.kind == 'Select':
@@ -206,7 +205,7 @@ def _name(layer: taps.Layer) -> str:
 
 
 def _norm_of(layer, layers):
-  """The norm in the same part that reads exactly what a layer writes."""
+  """Finds the norm in the same part that reads a layer's unchanged output."""
   for norm in layers.values():
     if (
         norm.kind == 'Norm'
@@ -225,10 +224,7 @@ def _kernel_size(part: base.Part, layer: taps.Layer) -> int:
 
 
 def _is_channelwise(site: Site, parts: tuple[base.Part, ...]) -> bool:
-  """Whether a change of some units of h leaves the others alone behind it.
-
-  Nor does anything else that the writers write get to the readers.
-  """
+  """Tests that each unit a reader reads depends on the same unit of h alone."""
   shapes = {part.name: base.shapes(part) for part in parts}
   generator = np.random.default_rng(0)
   draw = lambda leaf: generator.uniform(0.5, 1.5, leaf.shape).astype('f4')
@@ -256,7 +252,7 @@ def _is_channelwise(site: Site, parts: tuple[base.Part, ...]) -> bool:
     tapped = taps.run(site.chain, weights, stats, x, changes=changes)
     return [tapped.inputs[reader.layer.path] for reader in site.readers]
 
-  # It runs twice, so compiling is what takes time.
+  # It runs only twice, so compilation dominates.
   read = jax.jit(
       read, compiler_options={'xla_backend_optimization_level': 0}
   )
@@ -272,7 +268,7 @@ def _is_channelwise(site: Site, parts: tuple[base.Part, ...]) -> bool:
 
 
 def rows(kernels: Sequence[jax.Array], dim: int) -> jax.Array:
-  """(units, weights) from kernels whose units lie along one dimension."""
+  """Flattens kernels with units along one dimension to (units, weights)."""
   moved = (jnp.moveaxis(kernel, dim, 0) for kernel in kernels)
   return jnp.concatenate([row.reshape(len(row), -1) for row in moved], -1)
 
@@ -280,7 +276,7 @@ def rows(kernels: Sequence[jax.Array], dim: int) -> jax.Array:
 def kernels_of(
     rows: jax.Array, like: Sequence[jax.Array], dim: int
 ) -> tuple[jax.Array, ...]:
-  """The inverse of `rows`."""
+  """Inverts `rows`."""
   kernels = []
   sizes = [kernel.size // kernel.shape[dim] for kernel in like]
   for block, kernel in zip(cut(rows, sizes), like, strict=True):
@@ -290,5 +286,5 @@ def kernels_of(
 
 
 def cut(rows: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
-  """Blocks of given sizes of the last dimension."""
+  """Cuts the last dimension into blocks of given sizes."""
   return jnp.split(rows, np.cumsum(sizes)[:-1], -1)

@@ -1,12 +1,11 @@
-"""Chosen splits and prunes as one `growth.Growth`.
+"""Turns chosen splits and prunes into one growth.
 
-Splitting is an index map (each child copies its parent), the halving of all
-readers of the axis (but nothing reads the new unit of a one-sided split), and a
-patch that adds the learned u and e with a plus for the child in the parent's
-place and a minus for the new one. Pruning leaves units out, and a patch adds
-what makes up for them. Axes that change together need no order: every delta is
-gathered along all axes of its kernel. What splits and prunes shift in norms is
-left to `norms`.
+A split is an index map (each child copies its parent), the halving of all
+readers of the axis, and the addition of the learned u and e, with a plus for
+the child in the parent's place and a minus for the new one. Nothing reads the
+new unit of a one-sided split. A prune leaves a unit out, and its compensation is
+added. Axes that change together need no order: every delta is gathered
+along all axes of its kernel. `norms` takes care of shifted statistics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,31 +16,29 @@ import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
-from autogrow_jax import layers
-from autogrow_jax import state as state_lib
-from autogrow_jax.methods.gauss_newton import prunes as prunes_lib
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
+from autogrow_jax.methods.gauss_newton import removals as removals_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
+from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.networks import base
-from autogrow_jax.networks import taps
+from autogrow_jax import state as state_lib
 
 Architecture = architecture_lib.Architecture
 TrainState = state_lib.TrainState
 Splits = splits_lib.Splits
 
-OPTIMIZER_STATES = ('reset', 'carry')
-
 
 @dataclasses.dataclass(frozen=True)
 class Absorbed:
-  """What the readers of an axis take over from its pruned units.
+  """Changes of an axis's readers that compensate its pruned units.
 
   Attributes:
-    units: those that are pruned.
-    deltas: per reader, what is added to its kernel of before the step.
-    constants: per reader, (out,) what is added to all that it writes.
+    units: pruned units.
+    deltas: per reader, change of its kernel before the step.
+    constants: per reader, (out,) change of its output at every position.
   """
 
   units: tuple[int, ...]
@@ -52,20 +49,18 @@ class Absorbed:
 def absorbed(
     model: signals_lib.Model,
     trees: signals_lib.Trees,
-    removals: Sequence[prunes_lib.Removal],
+    removals: Sequence[removals_lib.Removal],
 ) -> dict[str, Absorbed]:
-  """What removals do to the readers, by axis.
+  """Computes the changes of readers that compensate removals, by axis.
 
   Args:
-    model: the network.
-    trees: its arrays.
-    removals: those of an axis in their order.
+    removals: removals, those of an axis in their order.
 
   Returns:
-    What `morph` takes.
+    The argument `removed` of `morph`.
   """
   sites = {site.axis: site for site in model.sites}
-  by_axis: dict[str, list[prunes_lib.Removal]] = {}
+  by_axis: dict[str, list[removals_lib.Removal]] = {}
   for removal in removals:
     by_axis.setdefault(removal.axis, []).append(removal)
   result = {}
@@ -75,7 +70,7 @@ def absorbed(
     deltas, constants = [], []
     for number, reader in enumerate(sites[axis].readers):
       kernel = np.asarray(trees.kernel(reader.layer))
-      # Of each removal, (..., removals, out): all that it takes away.
+      # The outgoing weights that each removal takes away, (..., removals, out).
       slices = mixtures[:, number] @ kernel
       w = weights[:, number]
       deltas.append(w[:, :-1].T @ slices)
@@ -93,33 +88,19 @@ def morph(
     units: Mapping[str, np.ndarray],
     *,
     removed: Mapping[str, Absorbed] | None = None,
-    optimizer_state: str = 'reset',
     one_sided: bool = False,
-) -> growth.Growth:
+) -> 'Morph':
   """Splits units of some sites in the learned way, and prunes others.
 
   Children copy the norms of their parent, which is exact in evaluation mode
-  only; see `norms.settled`.
+  only; see `norms.settled`. All moments of the optimizer become zero.
 
   Args:
-    architecture: the network's.
-    splits: of all units of these sites.
-    units: per axis, the units to split.
-    removed: per axis, the units to prune.
-    optimizer_state: 'reset' to zero all moments, or 'carry' to give each child
-      what the chain rule says its moments would have been: half the gradient
-      and a quarter of its square on the incoming side, all on the outgoing one.
-    one_sided: leave parents as they are, and give each new unit w - u, which
-      nothing reads yet; e is not looked at.
-
-  Returns:
-    The growth.
+    units: per axis, units to split.
+    removed: per axis, units to prune.
+    one_sided: true to leave parents as they are, and to give each new unit
+      w - u, which nothing reads yet; e is ignored.
   """
-  if optimizer_state not in OPTIMIZER_STATES:
-    raise ValueError(
-        f'optimizer_state is one of {", ".join(OPTIMIZER_STATES)}, got '
-        f'{optimizer_state!r}.'
-    )
   removed = removed or {}
   sites = {site.axis: site for site in sites_lib.survey(architecture).sites}
   if unknown := sorted((units.keys() | removed.keys()) - sites.keys()):
@@ -129,210 +110,170 @@ def morph(
   sources, signs, notes = {}, {}, []
   for axis, site in sites.items():
     chosen = np.asarray(units.get(axis, ()), int)
-    gone = np.asarray(removed[axis].units if axis in removed else (), int)
-    if chosen.size or gone.size:
-      sources[axis] = _sources(axis, site.units, chosen, gone)
+    pruned = np.asarray(removed[axis].units if axis in removed else (), int)
+    if chosen.size or pruned.size:
+      sources[axis] = _sources(axis, site.units, chosen, pruned)
       signs[axis] = _signs(sources[axis], chosen)
-      notes.append(_note(axis, site.units, chosen, gone))
-  moved = signs
-  kept = {axis: np.where(sign, 0.5, 1) for axis, sign in signs.items()}
-  if one_sided:
-    moved = {axis: np.minimum(sign, 0) for axis, sign in signs.items()}
-    kept = {axis: np.where(sign < 0, 0, 1) for axis, sign in signs.items()}
+      notes.append(_note(axis, site.units, chosen, pruned))
   wider = architecture.resized({a: len(s) for a, s in sources.items()})
-  changed = {axis: sites[axis] for axis in sources}
-
-  def patch(state: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
-    del key
-    table = state_lib.axis_table(wider)
-    weights, network = state.params['weights'], state.stats['network']
-    deltas = _Deltas(table, sources)
-    for axis, site in changed.items():
-      if axis in units:
-        weights = deltas.add(
-            weights, site.writers, splits[axis].u, along=(axis, moved[axis])
-        )
-    for axis, taken in removed.items():
-      weights = deltas.add(weights, sites[axis].readers, taken.deltas)
-    weights = growth.scale_readers({'weights': weights}, table, kept)
-    weights = weights['weights']
-    for axis, site in changed.items():
-      if axis in units and not one_sided:
-        weights = deltas.add(
-            weights, site.readers, splits[axis].e, along=(axis, signs[axis])
-        )
-    for axis, taken in removed.items():
-      weights, network = _with_constants(
-          weights, network, sites[axis], taken, deltas
-      )
-    if optimizer_state == 'reset':
-      opt_state = _reset(state.opt_state, table)
-    else:
-      opt_state = _carried(state.opt_state, table, signs, one_sided)
-    return state.replace(
-        params={**state.params, 'weights': weights},
-        stats={**state.stats, 'network': network},
-        opt_state=opt_state,
-    ), {}
-
-  return growth.Growth(wider, sources, patch, '; '.join(notes))
+  return Morph(
+      change=growth_lib.Growth(
+          sources, moments='reset', target=wider, note='; '.join(notes)
+      ),
+      table=state_lib.axis_table(wider),
+      signs=signs,
+      # In forward order.
+      split={sites[a]: splits[a] for a in sources if a in units},
+      removed={sites[axis]: taken for axis, taken in removed.items()},
+      one_sided=one_sided,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Deltas:
-  """Adds learned deltas to kernels of the grown network."""
+class Morph:
+  """A growth, and the change of the leaves that it carries.
 
+  Attributes:
+    change: index maps alone.
+    table: named axes of the grown network.
+    signs: per changed axis, the sign of each unit, see `_signs`.
+    split: splits of the sites with split units.
+    removed: compensation of the sites with pruned units.
+    one_sided: see `morph`.
+  """
+
+  change: growth_lib.Growth
   table: state_lib.AxisTable
-  sources: Mapping[str, np.ndarray]
+  signs: Mapping[str, np.ndarray]
+  split: Mapping[sites_lib.Site, splits_lib.Split]
+  removed: Mapping[sites_lib.Site, Absorbed]
+  one_sided: bool
 
-  def add(
+  @property
+  def architecture(self) -> Architecture:
+    """Architecture of the grown network."""
+    return self.change.target
+
+  def grown(self, state: TrainState, key: jax.Array) -> TrainState:
+    """The arrays of a state after the growth, without an optimizer.
+
+    Args:
+      state: canonical state, without leaves of a method.
+      key: key of the growth, from which nothing is drawn.
+    """
+    return self.changed(state_lib.grown_arrays(state, self.change, key=key))
+
+  def changed(self, state: TrainState) -> TrainState:
+    """Adds splits and compensations to a state with the grown shapes."""
+    weights, network = state.params['weights'], state.stats['network']
+    moved = self.signs
+    kept = {a: np.where(sign, 0.5, 1) for a, sign in self.signs.items()}
+    if self.one_sided:
+      moved = {a: np.minimum(sign, 0) for a, sign in self.signs.items()}
+      kept = {a: np.where(sign < 0, 0, 1) for a, sign in self.signs.items()}
+    for site, split in self.split.items():
+      along = site.axis, moved[site.axis]
+      weights = self._add(weights, site.writers, split.u, along)
+    for site, taken in self.removed.items():
+      weights = self._add(weights, site.readers, taken.deltas)
+    weights = axes_lib.scale_readers({'weights': weights}, self.table, kept)
+    weights = weights['weights']
+    if not self.one_sided:
+      for site, split in self.split.items():
+        along = site.axis, self.signs[site.axis]
+        weights = self._add(weights, site.readers, split.e, along)
+    for site, taken in self.removed.items():
+      weights, network = self._with_constants(weights, network, site, taken)
+    return state.replace(
+        params={**state.params, 'weights': weights},
+        stats={**state.stats, 'network': network},
+    )
+
+  def _add(
       self,
       weights: base.Tree,
       ends: Sequence[sites_lib.End],
       deltas: Sequence[Any],
-      *,
       along: tuple[str, np.ndarray] | None = None,
   ) -> base.Tree:
-    """Weights with deltas of some layers, given for the units before.
+    """Adds deltas, in the shapes before the growth, to some layers' kernels.
 
     Args:
-      weights: of the grown network.
-      ends: whose kernels.
-      deltas: each in the shape of a kernel before the growth.
-      along: an axis, and for each unit of it after the growth what the deltas
-        are to be multiplied with; None if all get them as they are.
-
-    Returns:
-      The weights.
+      weights: weights of the grown network.
+      ends: layers to change.
+      deltas: change of each kernel.
+      along: an axis, and the factor of the deltas for each of its units after
+        the growth; None for no factors.
     """
     for end, delta in zip(ends, deltas, strict=True):
       delta = np.asarray(delta)
-      axes = self.table['weights', *end.layer.path, 'kernel']
+      axes = self.table.axes['weights', *end.layer.path, 'kernel']
+      sources, sizes = self.change.sources, self.table.sizes
+      delta, _ = axes_lib.gather(delta, axes, sources, sizes)
       for dim, named in enumerate(axes):
-        if named is None or named.name not in self.sources:
-          continue
-        delta = np.take(delta, self.sources[named.name], axis=dim)
-        if along is not None and named.name == along[0]:
-          delta = delta * _along(along[1], dim, delta)
-      weights = _with_leaves(
-          weights, end.layer.path, kernel=lambda old, by=delta: old + by
-      )
+        if named is not None and along is not None and named.name == along[0]:
+          delta = delta * axes_lib.along(along[1], dim, delta.ndim)
+      weights = _plus(weights, end.layer.path, 'kernel', delta)
     return weights
 
-  def of_outputs(self, layer: taps.Layer, vector: np.ndarray) -> np.ndarray:
-    """A vector over what a layer writes, for the units after the growth."""
-    name = self.table['weights', *layer.path, 'kernel'][-1].name
-    return vector[self.sources[name]] if name in self.sources else vector
+  def _with_constants(
+      self,
+      weights: base.Tree,
+      network: base.Tree,
+      site: sites_lib.Site,
+      taken: Absorbed,
+  ) -> tuple[base.Tree, base.Tree]:
+    """Adds the constants of a compensation to the readers' outputs."""
+    for reader, shift in zip(site.readers, taken.constants, strict=True):
+      if not shift.any():
+        continue
+      axes = self.table.axes['weights', *reader.layer.path, 'kernel']
+      if (written := axes[-1].name) in self.change.sources:
+        shift = shift[self.change.sources[written]]
+      if reader.norm is not None:
+        network = _plus(network, reader.norm.path, 'mean', -shift)
+      else:
+        weights = _plus(weights, reader.layer.path, 'bias', shift)
+    return weights, network
 
 
 def _sources(
-    axis: str, size: int, chosen: np.ndarray, gone: np.ndarray
+    axis: str, size: int, chosen: np.ndarray, pruned: np.ndarray
 ) -> np.ndarray:
-  """The kept units, then one more for each split."""
-  named = [*chosen.tolist(), *gone.tolist()]
+  """Returns the kept units, then the parent of each new one."""
+  named = [*chosen.tolist(), *pruned.tolist()]
   if len(set(named) & set(range(size))) != len(named):
     raise ValueError(
         f'Units of axis {axis!r} to split or prune are distinct numbers from 0 '
         f'to {size - 1}, got {named}.'
     )
-  if size == len(gone):
+  if size == len(pruned):
     raise ValueError(
         f'At least one unit of axis {axis!r} stays, but all {size} are to be '
         'pruned.'
     )
-  return np.concatenate([np.setdiff1d(np.arange(size), gone), chosen])
+  return np.concatenate([np.setdiff1d(np.arange(size), pruned), chosen])
 
 
-def _note(axis: str, size: int, chosen: np.ndarray, gone: np.ndarray) -> str:
-  """What happens to an axis, for people."""
+def _note(axis: str, size: int, chosen: np.ndarray, pruned: np.ndarray) -> str:
+  """Describes the change of an axis."""
   done = [
       f'{verb} {len(units)}'
-      for verb, units in (('split', chosen), ('prune', gone))
+      for verb, units in (('split', chosen), ('prune', pruned))
       if units.size
   ]
   return f'{axis}: {" and ".join(done)} of {size} units'
 
 
 def _signs(sources: np.ndarray, units: np.ndarray) -> np.ndarray:
-  """+1 for children in their parent's place, -1 for new ones, else 0."""
+  """Returns +1 for children in their parent's place, -1 for new ones, else 0.
+  """
   signs = np.where(np.isin(sources, units), 1, 0)
   signs[len(sources) - len(units) :] = -1
   return signs
 
 
-def _with_constants(weights, network, site, taken, deltas):
-  """What the readers write, with the constant parts of a compensation."""
-  for reader, out in zip(site.readers, taken.constants, strict=True):
-    if not out.any():
-      continue
-    shift = deltas.of_outputs(reader.layer, out)
-    if reader.norm is not None:
-      network = _with_leaves(
-          network, reader.norm.path, mean=lambda mean, by=shift: mean - by
-      )
-    else:
-      weights = _with_leaves(
-          weights, reader.layer.path, bias=lambda bias, by=shift: bias + by
-      )
-  return weights, network
-
-
-def _with_leaves(tree: base.Tree, path: taps.Path, **changes: Any) -> base.Tree:
-  """A tree with leaves of one layer changed, in their own type."""
-  if path:
-    inner = _with_leaves(tree[path[0]], path[1:], **changes)
-    return {**tree, path[0]: inner}
-  changed = {
-      name: np.asarray(change(tree[name]), tree[name].dtype)
-      for name, change in changes.items()
-  }
-  return {**tree, **changed}
-
-
-def _reset(opt_state: Any, table: state_lib.AxisTable) -> Any:
-  """All moments and step counts zero; learning rates stay."""
-
-  def zero(path, leaf):
-    path = state_lib.names(path)
-    is_moment = state_lib.find_axes(path, table) is not None
-    return np.zeros_like(leaf) if is_moment or path[-1] == 'count' else leaf
-
-  return jax.tree_util.tree_map_with_path(zero, opt_state)
-
-
-def _carried(
-    opt_state: Any,
-    table: state_lib.AxisTable,
-    signs: Mapping[str, np.ndarray],
-    one_sided: bool,
-) -> Any:
-  """Moments of each child, by the chain rule at the moment of the split.
-
-  If it is one-sided parents keep theirs, and new units have none.
-  """
-
-  def scale(path, leaf):
-    path = state_lib.names(path)
-    axes: layers.Axes = state_lib.find_axes(path, table) or ()
-    part = 0.25 if growth.SQUARED_MOMENTS & set(path) else 0.5
-    for dim, axis in enumerate(axes):
-      if axis is None or axis.name not in signs:
-        continue
-      sign = signs[axis.name]
-      if one_sided:
-        factor = np.where(sign < 0, 0, 1)
-      elif axis.role in ('writes', 'both'):
-        factor = np.where(sign, part, 1)
-      else:
-        continue
-      leaf = leaf * _along(factor.astype(leaf.dtype), dim, leaf)
-    return leaf
-
-  return jax.tree_util.tree_map_with_path(scale, opt_state)
-
-
-def _along(vector: np.ndarray, dim: int, like: np.ndarray) -> np.ndarray:
-  """A vector shaped to be multiplied along one dimension."""
-  shape = [1] * like.ndim
-  shape[dim] = -1
-  return vector.reshape(shape)
+def _plus(tree: base.Tree, path: taps.Path, name: str, change: np.ndarray):
+  """Adds a change to one leaf of a layer."""
+  leaf = signals_lib.at(tree, path)[name]
+  return signals_lib.with_leaves(tree, path, **{name: leaf + change})

@@ -19,6 +19,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
 
 Architecture = architecture_lib.Architecture
 Tree = Any
@@ -111,16 +112,15 @@ class Subset:
     """
     state, units = _renamed(state, self._names), self._traded.units
     # Behind a block that is left out, another axis is read than before.
-    table = state_lib.axis_table(self.computed)
-    sizes = dict(self.computed.sizes)
+    table, sizes = state_lib.axis_table(self.computed), self.computed.sizes
+    chosen = {
+        axis: ordered(units[axis], size)
+        for axis, size in sizes
+        if axis in units
+    }
 
     def gather(path, leaf):
-      axes = state_lib.find_axes(state_lib.names(path), table) or ()
-      for dim, axis in enumerate(axes):
-        if axis is not None and axis.name in units:
-          chosen = ordered(units[axis.name], sizes[axis.name])
-          leaf = np.take(leaf, chosen, axis=dim)
-      return leaf
+      return axes_lib.gather(leaf, table.find(path), chosen, table.sizes)[0]
 
     canonical, computed = (
         [part.name for part in networks.parts(architecture)]
@@ -129,21 +129,17 @@ class Subset:
     state = view.replace_dictionaries(
         state, set(canonical), lambda tree: {n: tree[n] for n in computed}
     )
-    return jax.tree_util.tree_map_with_path(gather, state)
+    return axes_lib.map_with_names(gather, state)
 
   def put(self, computed: Tree, state: Tree) -> Tree:
     """Returns the canonical state with what is on put back."""
     state, on = _renamed(state, self._names), self._traded
     table = state_lib.axis_table(self.canonical)
-    new = {
-        state_lib.names(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(computed)
-    }
+    new = axes_lib.by_path(computed)
     off = {block for block, is_on in on.blocks.items() if not is_on}
 
     def scatter(path, leaf):
-      path = state_lib.names(path)
-      axes = state_lib.find_axes(path, table)
+      axes = table.find(path)
       if axes is None:
         return new.get(path, leaf)
       if path not in new or off & set(path):
@@ -160,7 +156,7 @@ class Subset:
       return leaf
 
     back = {new: old for old, new in self._names.items()}
-    return _renamed(jax.tree_util.tree_map_with_path(scatter, state), back)
+    return _renamed(axes_lib.map_with_names(scatter, state), back)
 
   @functools.cached_property
   def _names(self) -> dict[str, str]:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods.sparsify import compact as compact_lib
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import space as space_lib
@@ -81,9 +81,9 @@ class Masked:
         'network': view.unpack(stats['network'], layout),
     }
     table = state_lib.axis_table(architecture)
-    tree = growth.scale_readers(tree, table, readers)
+    tree = axes_lib.scale_readers(tree, table, readers)
     if filters:
-      tree = growth.scale_filters(tree, table, filters)
+      tree = axes_lib.scale_filters(tree, table, filters)
     tree = view.pack(tree, layout, stack=jnp.stack)
     return view.Gated(
         tree['weights'],

@@ -1,15 +1,17 @@
 """The two growths of `Sparsify`: a new sample, and the last prune."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods.sparsify import space as space_lib
 
 Architecture = architecture_lib.Architecture
@@ -19,14 +21,16 @@ Tree = Any
 def new_sample(
     architecture: Architecture,
     space: space_lib.Space,
+    opt_state: Any,
     before: Tree,
     memory: Tree,
-) -> growth.Growth:
+) -> growth_lib.Growth:
   """Puts another sample in place; what it attaches has no momentum yet.
 
   Args:
     architecture: the full-size network.
     space: configuration space of the network.
+    opt_state: the optimizer's state.
     before: the method's other leaves.
     memory: the same under the new sample.
 
@@ -35,28 +39,26 @@ def new_sample(
   """
   old, new = before['q'], memory['q']
   attached = jax.tree.map(lambda old, new: new & ~old, old, new)
-
-  def patch(state, key):
-    del key
-    opt_state = _without_momentum(
-        state.opt_state, architecture, space, attached
-    )
-    return state.replace(
-        opt_state=opt_state, stats={**state.stats, 'method': memory}
-    ), _changes(before['grown'], old, new)
-
-  return growth.Growth(architecture, patch=patch, note='a new sample')
+  return growth_lib.Growth(
+      values=state_lib.values(method=memory),
+      moments=_without_momentum(opt_state, architecture, space, attached),
+      target=architecture,
+      report=_changes(before['grown'], old, new),
+      note='a new sample',
+  )
 
 
 def last_prune(
     architecture: Architecture,
+    state: state_lib.TrainState,
     space: space_lib.Space,
     q: Tree,
     p: Tree,
     *,
+    extra: state_lib.ExtraOf,
     scale: Callable[..., Any],
     report: Mapping[str, Any],
-) -> growth.Growth:
+) -> growth_lib.Growth:
   """Prunes what is not in a sample, and multiplies gates into weights.
 
   The outputs are those of the gated network. Only a gate of a block without a
@@ -65,10 +67,12 @@ def last_prune(
 
   Args:
     architecture: the full-size network.
+    state: its canonical state.
     space: configuration space of the network.
     q: the sample.
     p: gates of what is in the sample.
-    scale: `growth.scale_readers` or `growth.scale_filters`.
+    extra: the method's own leaves.
+    scale: `axes.scale_readers` or `axes.scale_filters`.
     report: values for the receipt.
 
   Returns:
@@ -86,26 +90,30 @@ def last_prune(
   pruned = pruned.resized({axis: len(units) for axis, units in kept.items()})
   widths = {axis: pruned.size(axis) for axis in sorted(kept)}
 
-  def patch(state, key):
-    del key
-    tree = scale(
-        {'weights': state.params['weights'], **state.stats},
-        state_lib.axis_table(pruned),
-        gates,
-    )
-    weights = _with_folded_layers(pruned, tree['weights'], p['layers'])
-    memory = {
-        **state.stats['method'],
-        'q': jax.tree.map(np.ones_like, state.stats['method']['q']),
-        'open': np.float32(0),
-    }
-    return state.replace(
-        params={**state.params, 'weights': weights},
-        stats={'network': tree['network'], 'method': memory},
-    ), {**report, 'widths': widths}
-
-  return growth.Growth(
-      pruned, kept, patch, note='prune for good what is not in the sample'
+  change = growth_lib.Growth(
+      kept, target=pruned, note='prune for good what is not in the sample'
+  )
+  # Momentum is pruned, but not scaled.
+  left = state_lib.grown_arrays(
+      state, change, key=jax.random.key(0), extra=extra
+  )
+  tree = scale(
+      {'weights': left.params['weights'], 'network': left.stats['network']},
+      state_lib.axis_table(pruned),
+      gates,
+  )
+  memory = left.stats['method']
+  return dataclasses.replace(
+      change,
+      values=state_lib.values(
+          weights=_with_folded_layers(pruned, tree['weights'], p['layers']),
+          network=tree['network'],
+          method={
+              'q': jax.tree.map(np.ones_like, memory['q']),
+              'open': np.float32(0),
+          },
+      ),
+      report={**report, 'widths': widths},
   )
 
 
@@ -132,8 +140,8 @@ def _without_momentum(
     architecture: Architecture,
     space: space_lib.Space,
     attached: Tree,
-) -> Any:
-  """Sets the moments of what is attached to zero."""
+) -> dict[axes_lib.Path, np.ndarray]:
+  """Moments of an optimizer, zero where something is attached."""
   table = state_lib.axis_table(architecture)
   keep = {
       axis: ~attached['channels'][name]
@@ -143,21 +151,18 @@ def _without_momentum(
   }
   blocks = {name for name, is_new in attached['layers'].items() if is_new}
 
-  def reset(path, leaf):
-    path = state_lib.names(path)
-    axes = state_lib.find_axes(path, table)
+  reset = {}
+  for path, leaf in axes_lib.by_path(opt_state).items():
+    axes = table.find(path)
     if axes is None:
-      return leaf
-    if blocks & set(path):
-      return np.zeros_like(leaf)
+      continue
+    kept = leaf * (not blocks & set(path))
     for dim, axis in enumerate(axes):
       if axis is not None and axis.name in keep:
-        shape = [1] * leaf.ndim
-        shape[dim] = -1
-        leaf = leaf * keep[axis.name].reshape(shape).astype(leaf.dtype)
-    return leaf
-
-  return jax.tree_util.tree_map_with_path(reset, opt_state)
+        is_kept = axes_lib.along(keep[axis.name], dim, leaf.ndim)
+        kept = kept * is_kept.astype(leaf.dtype)
+    reset[path] = kept
+  return reset
 
 
 def _changes(grown: Tree, old: Tree, new: Tree) -> dict[str, int]:

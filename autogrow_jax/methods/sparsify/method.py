@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import execution as execution_lib
 from autogrow_jax.methods.sparsify import growths
@@ -68,10 +70,8 @@ class Sparsify(base.Method):
   channel and not its filter, since behind a filter stands a norm that takes a
   factor away again; lambda follows the expected cost in every step, since one
   that is held for an epoch makes the network swing from its seed to the full
-  one and back; the last sample, which remains, is of several the one nearest to
-  the budget.
-
-  Each setting has its help beside it.
+  one and back; of several last samples the one nearest to the budget remains.
+  The help of each setting stands beside it.
   """
 
   target_sparsity: float = dataclasses.field(
@@ -175,23 +175,20 @@ class Sparsify(base.Method):
       labels: jax.Array,
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
-    """Equation (6). The penalty has a gradient but does not show in the loss.
-    """
+    """Computes equation (6); the penalty has a gradient but no value."""
     loss, (after, logits) = super().objective(
         network, params, stats, labels, key
     )
     penalty = self.penalty(
         network.layout.canonical, params['aux'], stats['method']
     )
-    # What gates scaled among the statistics is not to stay scaled.
-    after['network'] = jax.tree_util.tree_map_with_path(
-        lambda path, old, new: (
-            old if state_lib.names(path)[-1] == 'select' else new
-        ),
+    # Gates have scaled the selections of shortcuts, which are constants.
+    after['network'] = axes_lib.map_with_names(
+        lambda path, old, new: old if path[-1] == 'select' else new,
         stats['network'],
         after['network'],
     )
-    return base.with_penalty(loss, penalty), (after, logits)
+    return tasks.with_penalty(loss, penalty), (after, logits)
 
   def penalty(
       self, architecture: Architecture, aux: Tree, memory: Tree
@@ -228,7 +225,7 @@ class Sparsify(base.Method):
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth.Growth | None:
+  ) -> growth_lib.Growth | None:
     """Proposes a new sample, or at the end what remains of the last one."""
     return self.sampling_by(self._draw, decision, situation)
 
@@ -237,7 +234,7 @@ class Sparsify(base.Method):
       draw: Draw,
       decision: policies.Decision,
       situation: base.Situation,
-  ) -> growth.Growth | None:
+  ) -> growth_lib.Growth | None:
     """Proposes as `propose` does, with samples that are drawn in another way.
     """
     architecture, state = situation.architecture, situation.state
@@ -258,7 +255,7 @@ class Sparsify(base.Method):
 
   def conclude(
       self, architecture: Architecture, state: state_lib.TrainState
-  ) -> growth.Growth:
+  ) -> growth_lib.Growth:
     """Proposes the sampled network for good, see `growths.last_prune`."""
     aux, q = state.params['aux'], state.stats['method']['q']
     p = masks.on_host(
@@ -271,13 +268,15 @@ class Sparsify(base.Method):
     )
     return growths.last_prune(
         architecture,
+        state,
         space_lib.of(architecture, self.grow),
         likely if self.final == 'threshold' else q,
         p,
+        extra=self.extra,
         scale=(
-            growth.scale_readers
+            axes_lib.scale_readers
             if self.gate == 'readers'
-            else growth.scale_filters
+            else axes_lib.scale_filters
         ),
         report={'ambiguous': masks.ambiguous(p), 'unlike_threshold': unlike},
     )
@@ -329,7 +328,7 @@ class Sparsify(base.Method):
       state: state_lib.TrainState,
       new: Tree,
       key: jax.Array,
-  ) -> growth.Growth:
+  ) -> growth_lib.Growth:
     """Counts a new sample, and makes the growth that puts it in place."""
     memory = state.stats['method']
     space = space_lib.of(architecture, self.grow)
@@ -350,7 +349,7 @@ class Sparsify(base.Method):
       noise = masks.on_host(
           masks.logistic(jax.random.fold_in(key, 1), noise), np.float32
       )
-    return growths.new_sample(architecture, space, memory, {
+    return growths.new_sample(architecture, space, state.opt_state, memory, {
         **memory,
         'q': new,
         'grown': jax.tree.map(np.logical_or, memory['grown'], new),

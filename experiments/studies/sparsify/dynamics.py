@@ -1,8 +1,8 @@
-"""Mask variables without a network: what penalty and samples alone would do.
+"""Mask variables without a network, under penalty and samples alone.
 
-The gradient of the task is replaced by that of the sum of kappa q p, where each
-structure has a kappa of its own, drawn once: it is worth keeping or not. All
-else is what a run has: penalty, temperatures, samples, optimizer, schedule.
+The gradient of the sum of kappa q p replaces that of the task. Each structure
+has a kappa of its own, drawn once, which makes it worth keeping or not. All
+else is as in a run: penalty, temperatures, samples, optimizer, schedule.
 """
 
 import dataclasses
@@ -27,15 +27,15 @@ Tree = base.Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
-  """What a simulation is of.
+class Setting:
+  """Setting of a simulation.
 
   Attributes:
-    method: how masks are trained; its `run` as well.
+    method: the method, with the length of the run.
     architecture: the full-size network, of which only costs matter.
     top_rate: learning rate that the schedule starts from.
-    kappa: standard deviation of what structures are worth.
-    s_off: where what is off at first starts; None for the method's own.
+    kappa: standard deviation of the worth of structures.
+    s_off: start of mask variables that are off; None for the method's own.
   """
 
   method: method_lib.Sparsify
@@ -46,13 +46,13 @@ class Scene:
 
 
 class Query(NamedTuple):
-  """At the end of training between two samples.
+  """State of the masks before the next sample is drawn.
 
   Attributes:
     sampled: cost of the sample over that of the full network.
     macs: multiply-adds of the sample over those of the full network.
-    expected: cost by probabilities.
-    likely: cost of all whose probability is at least 1/2.
+    expected: cost by probabilities over that of the full network.
+    likely: likewise for all whose probability is at least 1/2.
     ambiguous: share of probabilities that are not near 0 or 1.
   """
 
@@ -63,16 +63,16 @@ class Query(NamedTuple):
   ambiguous: float
 
 
-def start(scene: Scene, seed: int) -> tuple[state_lib.TrainState, Tree]:
-  """A state without weights, and what structures are worth."""
-  method = scene.method
-  aux, memory, _ = method.extra(scene.architecture)
-  if scene.s_off is not None:
-    off = np.float32(scene.s_off)
+def start(setting: Setting, seed: int) -> tuple[state_lib.TrainState, Tree]:
+  """Makes a state without weights, and the worth of structures."""
+  method = setting.method
+  aux, memory, _ = method.extra(setting.architecture)
+  if setting.s_off is not None:
+    off = np.float32(setting.s_off)
     aux = jax.tree.map(lambda s, q: np.where(q, s, off), aux, memory['q'])
   generator = np.random.default_rng(seed)
   worth = jax.tree.map(
-      lambda s: np.float32(scene.kappa * generator.normal(size=s.shape)), aux
+      lambda s: np.float32(setting.kappa * generator.normal(size=s.shape)), aux
   )
   params = {'weights': {}, 'aux': aux}
   return state_lib.to_host(
@@ -80,7 +80,7 @@ def start(scene: Scene, seed: int) -> tuple[state_lib.TrainState, Tree]:
           step=np.int32(0),
           params=params,
           stats={'network': {}, 'method': memory},
-          opt_state=_optimizer(scene).init(params),
+          opt_state=_optimizer(setting).init(params),
           key=jax.random.key_data(jax.random.key(seed)),
       )
   ), worth
@@ -88,10 +88,10 @@ def start(scene: Scene, seed: int) -> tuple[state_lib.TrainState, Tree]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def train(
-    scene: Scene, steps: int, state: Any, worth: Tree, rate: jax.Array
+    setting: Setting, steps: int, state: Any, worth: Tree, rate: jax.Array
 ) -> Any:
-  """The state after some steps with the same samples."""
-  method, memory = scene.method, state.stats['method']
+  """Takes some steps with the same samples."""
+  method, memory = setting.method, state.stats['method']
 
   def loss(params):
     p = method.annealing.probabilities(params['aux'], memory)
@@ -99,16 +99,16 @@ def train(
         lambda p, q, worth: jnp.sum(p * q * worth), p, memory['q'], worth
     )
     return sum(jax.tree.leaves(values)) + method.penalty(
-        scene.architecture, params['aux'], memory
+        setting.architecture, params['aux'], memory
     )
 
-  tx = _optimizer(scene)
+  tx = _optimizer(setting)
 
   def step(carry, _):
     params, opt_state = carry
     updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
     updates = method.execution.applied(
-        scene.architecture, updates, state.stats
+        setting.architecture, updates, state.stats
     )
     params = jax.tree.map(lambda leaf, by: leaf + by, params, updates)
     return (params, opt_state), None
@@ -122,28 +122,28 @@ def train(
   )
 
 
-def simulate(scene: Scene, seed: int = 0) -> list[Query]:
-  """A whole run; the schedule drops tenfold at 1/2 and 3/4 of it.
+def simulate(setting: Setting, seed: int = 0) -> list[Query]:
+  """Simulates a whole run; the rate drops tenfold at 1/2 and 3/4 of it.
 
   Args:
-    scene: what it is of.
-    seed: of samples and of what structures are worth.
+    setting: the setting.
+    seed: seed of samples and of the worth of structures.
 
   Returns:
-    What there is after each of the run's queries.
+    The state after each of the run's queries.
   """
-  method, architecture = scene.method, scene.architecture
+  method, architecture = setting.method, setting.architecture
   queries = method.run.queries
   schedule = optimizers.Schedule(
-      scene.top_rate, 'staircase', queries, 0, 'small'
+      setting.top_rate, 'staircase', queries, 0, 'small'
   )
-  state, worth = start(scene, seed)
+  state, worth = start(setting, seed)
   course = []
   for query in range(queries):
     rate = np.float32(schedule.rate('growing', query))
     steps = method.run.steps // queries
-    state = state_lib.to_host(train(scene, steps, state, worth, rate))
-    course.append(_seen(scene, state))
+    state = state_lib.to_host(train(setting, steps, state, worth, rate))
+    course.append(_seen(setting, state))
     change = method.propose(
         policies.grow(),
         base.Situation(architecture, state, iter, steps, 0.0, 0.0),
@@ -153,8 +153,8 @@ def simulate(scene: Scene, seed: int = 0) -> list[Query]:
   return course
 
 
-def _seen(scene: Scene, state: state_lib.TrainState) -> Query:
-  method, architecture = scene.method, scene.architecture
+def _seen(setting: Setting, state: state_lib.TrainState) -> Query:
+  method, architecture = setting.method, setting.architecture
   aux, memory = state.params['aux'], state.stats['method']
   p = jax.tree.map(np.asarray, method.annealing.probabilities(aux, memory))
   space = space_lib.of(architecture, method.grow)
@@ -170,9 +170,9 @@ def _seen(scene: Scene, state: state_lib.TrainState) -> Query:
   )
 
 
-def _optimizer(scene: Scene) -> Any:
+def _optimizer(setting: Setting) -> Any:
   return optimizers.make(
-      optimizers.OptimizerConfig(),
-      aux=scene.method.mask,
-      top_rate=scene.top_rate,
+      optimizers.SGD(),
+      aux=setting.method.mask,
+      top_rate=setting.top_rate,
   )

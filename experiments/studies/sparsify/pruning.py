@@ -1,29 +1,29 @@
 """`Pruned`: train the full network, prune it once to a budget, train on.
 
-Every strategy puts all channels of the network in an order, and the first of
-them stay: as many as come nearest to the budget, and one of every group at
-least. Groups are those of `space`. A channel's norm is that of the weights that
-write it, summed over its writers where it has several.
+Every strategy puts all channels of the network in an order. The first of them
+stay, as many as come nearest to the budget, and at least one of every group.
+Groups are those of `space`. A channel's norm is the norm of the weights that
+write it, summed over its writers.
 
   uniform   by rank within the group over the group's size, so that all groups
             keep the same part; rank by the L1 norm of filters
   l1        by the L1 norm over the group's mean (Li et al. 2017); groups keep
             different parts
-  soft      as uniform, but by the L2 norm, and after every query but the last
+  soft      as uniform, but by the L2 norm; after every query but the last,
             filters that would go become zero and are trained on (He et al.
             2018)
   morphnet  while the network is dense, a penalty on the scales of its norms,
-            in proportion to what the channel costs. Widths that are left above
-            a threshold are multiplied by one factor, back to the budget (Gordon
-            et al. 2018); by rank within the group over the width that is left,
-            rank by the sum of absolute scales. Channels without norms are not
-            penalised; filters rank them
+            in proportion to the channel's cost. Widths that are left above a
+            threshold are multiplied by one factor, back to the budget (Gordon
+            et al. 2018): by rank within the group over the width that is left.
+            The sum of absolute scales ranks channels; filters rank those
+            without norms, which are not penalised
 
 Unlike the paper, l1 does not choose a part for every layer by its sensitivity:
 one ranking of the whole network takes more where weights are more unequal.
-Unlike the paper, morphnet counts what a channel costs in the full network, and
-not in what is left of it, adds up the scales of a channel of several norms, and
-has one round, after which weights stay.
+Unlike the paper, morphnet takes a channel's cost in the full network and not in
+the remaining one, adds up the scales of a channel of several norms, and has one
+round, after which weights stay.
 """
 
 import bisect
@@ -37,10 +37,12 @@ import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import space as space_lib
 from autogrow_jax.networks import common
@@ -48,7 +50,7 @@ from autogrow_jax.networks import common
 Architecture = architecture_lib.Architecture
 Tree = base.Tree
 Channels = dict[str, np.ndarray]  # By group.
-Places = list[tuple[state_lib.Path, int]]
+Places = list[tuple[axes_lib.Path, int]]
 
 STRATEGIES = ('l1', 'uniform', 'soft', 'morphnet')
 
@@ -63,11 +65,11 @@ class Pruned(base.Method):
   Attributes:
     strategy: one of `STRATEGIES`.
     target_sparsity: u, the part of the full network's cost to do without.
-    budget: what cost is, 'params' or 'macs'.
-    penalty: of morphnet, in nats: factor of the sum of all absolute scales,
-      each times its channel's part of the cost of the whole network.
-    threshold: of morphnet, the sum of absolute scales below which a channel is
-      not there.
+    budget: cost that the budget counts, 'params' or 'macs'.
+    penalty: for morphnet, nats; factor of the sum of all absolute scales, each
+      times its channel's part of the cost of the whole network.
+    threshold: for morphnet, sum of absolute scales below which a channel is
+      gone.
   """
 
   strategy: str = 'l1'
@@ -117,12 +119,12 @@ class Pruned(base.Method):
       penalty = stats['method']['open'] * self.penalty * sum(
           costs[name] * scale.sum() for name, scale in scales.items()
       )
-      loss = base.with_penalty(loss, penalty)
+      loss = tasks.with_penalty(loss, penalty)
     return loss, rest
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth.Growth | None:
+  ) -> growth_lib.Growth | None:
     """Prunes at the end; zeroes filters until then if it is soft."""
     state = situation.state
     if not state.stats['method']['open']:
@@ -134,7 +136,7 @@ class Pruned(base.Method):
     return None
 
   def scores(self, architecture: Architecture, weights: Tree) -> Channels:
-    """What every channel of every group is worth."""
+    """Computes the score of every channel, by group."""
     filters = writers(architecture, 'kernel')
     if self.strategy == 'morphnet':
       scales = norms(weights, writers(architecture, 'scale'), _L1)
@@ -142,7 +144,7 @@ class Pruned(base.Method):
     return norms(weights, filters, _L2 if self.strategy == 'soft' else _L1)
 
   def left(self, architecture: Architecture, weights: Tree) -> dict[str, int]:
-    """Per group, the width that morphnet's threshold leaves, or all of it."""
+    """Returns the width of every group above morphnet's threshold, or all."""
     widths = {
         name: architecture.size(name) for name, _ in _space(architecture).groups
     }
@@ -155,14 +157,14 @@ class Pruned(base.Method):
     }
 
   def kept(self, architecture: Architecture, weights: Tree) -> Channels:
-    """The channels that stay.
+    """Picks the channels that stay.
 
     Args:
       architecture: the full network.
-      weights: its, on the host.
+      weights: weights of the network, on the host.
 
     Returns:
-      Per group, indices in order; `growth.NEW` for what is beyond its width.
+      Ascending indices by group; `axes_lib.NEW` beyond the group's width.
     """
     scores = self.scores(architecture, weights)
     if self.strategy == 'l1':
@@ -177,8 +179,8 @@ class Pruned(base.Method):
 
   def conclude(
       self, architecture: Architecture, state: state_lib.TrainState
-  ) -> growth.Growth:
-    """The pruned network."""
+  ) -> growth_lib.Growth:
+    """Proposes the pruned network."""
     weights = state.params['weights']
     space = _space(architecture)
     kept = self.kept(architecture, weights)
@@ -192,24 +194,23 @@ class Pruned(base.Method):
     if self.strategy == 'morphnet':
       report['left'] = self.left(architecture, weights)
 
-    def patch(state, key):
-      del key
-      closed = {**state.stats['method'], 'open': np.float32(0)}
-      return state.replace(stats={**state.stats, 'method': closed}), report
-
-    return growth.Growth(
-        pruned, sources, patch, note=f'prune by {self.strategy}'
+    return growth_lib.Growth(
+        sources,
+        values={('method', 'open'): np.float32(0)},
+        target=pruned,
+        report=report,
+        note=f'prune by {self.strategy}',
     )
 
   def least_density(self, architecture: Architecture) -> float:
-    """Cost of one channel in every group over that of the full network."""
+    """Computes the density of one channel in every group."""
     counts = {name: np.ones(1) for name, _ in _space(architecture).groups}
     return _density(architecture, counts, self.budget)
 
   def _soften(
       self, architecture: Architecture, state: state_lib.TrainState
-  ) -> growth.Growth:
-    """Zeroes the filters that would go if this were the end."""
+  ) -> growth_lib.Growth:
+    """Proposes zeros for the filters that would go if this were the end."""
     kept = self.kept(architecture, state.params['weights'])
     stay = {}
     for name, axes in _space(architecture).groups:
@@ -217,33 +218,32 @@ class Pruned(base.Method):
         stay[axis] = np.zeros(architecture.size(axis), np.float32)
         stay[axis][kept[name]] = 1
 
-    def patch(state, key):
-      del key
-      table = state_lib.axis_table(architecture)
-      params = growth.scale_filters(state.params, table, stay)
-      return state.replace(params=params), {
-          'zeroed': {axis: int(np.sum(on == 0)) for axis, on in stay.items()}
-      }
-
-    return growth.Growth(
-        architecture, patch=patch, note='zero the least filters'
+    table = state_lib.axis_table(architecture)
+    zeroed = axes_lib.scale_filters(state.params, table, stay)
+    return growth_lib.Growth(
+        values=state_lib.values(weights=zeroed['weights']),
+        target=architecture,
+        report={
+            'zeroed': {axis: int(np.sum(on == 0)) for axis, on in stay.items()}
+        },
+        note='zero the least filters',
     )
 
 
 def writers(architecture: Architecture, leaf: str) -> dict[str, Places]:
-  """Where channels of every group are written by leaves of a name.
+  """Finds where leaves of a name write the channels of every group.
 
   Args:
     architecture: the network.
     leaf: 'kernel' or 'scale'.
 
   Returns:
-    Per group, (path among the weights, dimension) pairs.
+    (path among the weights, dimension) pairs by group.
   """
   space = _space(architecture)
   groups = {axis: name for name, axes in space.groups for axis in axes}
   found = {name: [] for name, _ in space.groups}
-  for path, axes in state_lib.axis_table(architecture).items():
+  for path, axes in state_lib.axis_table(architecture).axes.items():
     for dim, axis in enumerate(axes):
       is_meant = path[-1] == leaf and axis is not None and axis.role == 'writes'
       if is_meant and axis.name in groups:
@@ -254,12 +254,12 @@ def writers(architecture: Architecture, leaf: str) -> dict[str, Places]:
 def norms(
     weights: Tree, places: Mapping[str, Places], norm: Callable[..., Any]
 ) -> dict[str, Any]:
-  """Per group that is written at all, the norm of every channel; may be traced.
+  """Computes the norm of every channel, by group that is written at all.
 
   Args:
-    weights: {part: {layer: {leaf}}}.
-    places: see `writers`.
-    norm: of a leaf over some dimensions.
+    weights: {part: {layer: {leaf}}}; may be traced.
+    places: places that `writers` found.
+    norm: norm of a leaf over some dimensions.
 
   Returns:
     (channels,) sums over the writers.
@@ -281,17 +281,17 @@ def nearest(
     target: float,
     budget: str,
 ) -> Channels:
-  """The first channels of an order that come nearest to a budget.
+  """Picks the first channels of an order that come nearest to a budget.
 
   Args:
     architecture: the full network.
-    places: per group, where its channels come in the order of all, float
-      (channels,); may have more than the group has: new ones.
+    places: places of a group's channels in the order of all, float (channels,);
+      more than the group has are new ones.
     target: density to reach, the cost over that of the full network.
-    budget: what cost is.
+    budget: cost that the budget counts.
 
   Returns:
-    Per group, the indices of its channels, never none.
+    Indices of channels by group, at least one of each.
   """
   groups = list(places)
   # The first of every group comes before all others.
@@ -321,13 +321,13 @@ def nearest(
       key=lambda number: abs(density(number) - target),
   )
   return {
-      name: np.where(chosen < architecture.size(name), chosen, growth.NEW)
+      name: np.where(chosen < architecture.size(name), chosen, axes_lib.NEW)
       for name, chosen in first(number).items()
   }
 
 
 def marginal_costs(architecture: Architecture, budget: str) -> dict[str, float]:
-  """Per group, what one channel less saves, over the cost of the network."""
+  """Computes what one channel less saves by group, over the full cost."""
   full = {
       name: np.ones(architecture.size(name))
       for name, _ in _space(architecture).groups
@@ -339,7 +339,7 @@ def marginal_costs(architecture: Architecture, budget: str) -> dict[str, float]:
 
 
 def _in_proportion(scores: Channels, widths: Mapping[str, int]) -> Channels:
-  """Places by which all groups keep the same part of some widths.
+  """Computes places by which all groups keep the same part of some widths.
 
   They go on beyond a group's own width, so far that with all places taken no
   group is narrower than its own.

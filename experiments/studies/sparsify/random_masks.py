@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import growth
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import method as method_lib
@@ -85,7 +85,7 @@ class RandomMasks(base.Method):
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth.Growth | None:
+  ) -> growth_lib.Growth | None:
     return self.sparsify.sampling_by(self._draw, decision, situation)
 
   def report(

@@ -1,0 +1,196 @@
+"""`RunState`: where a run is, as one immutable value."""
+
+import dataclasses
+from typing import Any, Self
+
+import numpy as np
+
+from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import costs
+from autogrow_jax import policies
+from autogrow_jax import state as state_lib
+from autogrow_jax import view
+from autogrow_jax.networks import base as networks_base
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import steps
+
+Architecture = architecture_lib.Architecture
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Progress:
+  """The part of a run's state that is not an array.
+
+  Attributes:
+    architecture: current architecture, of the canonical state.
+    policy: state of the policy.
+    phase: 'growing', 'finetuning' (after it), or 'training' (nothing grows).
+    step: number of training steps done.
+    epoch: number of epochs finished.
+    phase_epoch: number of epochs finished in this phase.
+    best: largest number of correct selection examples after any epoch.
+    ledger: costs so far.
+    records: number of records in the history.
+    skipped: damaged training images skipped in the current epoch.
+  """
+
+  architecture: Architecture
+  policy: policies.Policy
+  phase: str
+  step: int = 0
+  epoch: int = 0
+  phase_epoch: int = 0
+  best: int = 0
+  ledger: costs.Ledger = costs.Ledger()
+  records: int = 0
+  skipped: int = 0
+
+  def to_documents(self) -> dict[str, Any]:
+    """JSON documents for a checkpoint."""
+    plain = ('phase', 'step', 'epoch', 'phase_epoch', 'best', 'skipped')
+    return {
+        'architecture': self.architecture.to_json(),
+        'policy': self.policy.to_json(),
+        'progress': {
+            **{name: getattr(self, name) for name in plain},
+            'ledger': dataclasses.asdict(self.ledger),
+            'records': self.records,
+        },
+    }
+
+  @classmethod
+  def from_documents(
+      cls, documents: dict[str, Any], policy: policies.Policy
+  ) -> Self:
+    """Makes it of what `to_documents` gave; `policy` is the restored one."""
+    progress = dict(documents['progress'])
+    return cls(
+        architecture=Architecture.from_json(documents['architecture']),
+        policy=policy,
+        ledger=costs.Ledger(**progress.pop('ledger')),
+        **progress,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunState:
+  """Where a run is: arrays on the devices, and progress.
+
+  A training step consumes the arrays of the state that it starts from.
+
+  Attributes:
+    progress: everything that is not an array.
+    layout: layout of the packed arrays.
+    packed: the packed `TrainState`, on the devices.
+    depths: depths of the layout, for programs, on the devices.
+    meters: sums over the current epoch, on the devices.
+    active: part of the canonical state that is computed; None for all.
+    canonical: the canonical state if only a part of it is computed, else None.
+  """
+
+  progress: Progress
+  layout: view.Layout
+  packed: Any
+  depths: Any
+  meters: Any
+  active: view.Active | None
+  canonical: state_lib.TrainState | None
+
+  @property
+  def cost(self) -> tuple[int, int]:
+    """Parameters and multiply-adds of the active network."""
+    chosen = ()
+    if self.active is not None:
+      chosen = self.active.counts, self.active.blocks
+    architecture = self.progress.architecture
+    return tuple(
+        count(architecture, *chosen) for count in (costs.params, costs.macs)
+    )
+
+  def with_progress(self, **changes: Any) -> Self:
+    """The state with other progress."""
+    progress = dataclasses.replace(self.progress, **changes)
+    return dataclasses.replace(self, progress=progress)
+
+  def fetch(self, parallel: parallel_lib.Parallel) -> state_lib.TrainState:
+    """Copies the canonical state to the host."""
+    state = view.unpack(parallel.fetch(self.packed), self.layout)
+    return self._whole(state, self.canonical)
+
+  def own(self, parallel: parallel_lib.Parallel) -> tuple[Any, Any]:
+    """Copies the method's own leaves, (trainable, other), to the host."""
+    part = lambda state: (state.params['aux'], state.stats['method'])
+    own = parallel.fetch(part(self.packed))
+    return self._whole(own, self.active and part(self.canonical))
+
+  def rewound(self) -> Self:
+    """The state at the beginning of a text."""
+    stats = self.packed.stats
+    network = networks_base.rewound(stats['network'])
+    packed = self.packed.replace(stats={**stats, 'network': network})
+    return dataclasses.replace(self, packed=packed)
+
+  def _whole(self, computed: Any, canonical: Any) -> Any:
+    """The canonical form of a tree of which a part may be computed."""
+    if self.active is None:
+      return computed
+    return self.active.put(computed, canonical)
+
+
+def place(
+    progress: Progress,
+    state: state_lib.TrainState,
+    meters: Any,
+    *,
+    execution: view.Execution,
+    parallel: parallel_lib.Parallel,
+    may_grow: bool,
+    remat: frozenset[int] = frozenset(),
+) -> RunState:
+  """Puts a canonical state, or the active part of it, on the devices.
+
+  Args:
+    progress: where the run is.
+    state: canonical state, on the host.
+    meters: sums over the current epoch, on the host.
+    execution: how the method computes the network.
+    parallel: placement.
+    may_grow: whether stacks are to have spare room.
+    remat: stages that the backward pass computes again.
+
+  Returns:
+    The state of the run.
+  """
+  architecture = progress.architecture
+  active = execution.active(architecture, state.stats['method'])
+  layout = view.layout(
+      architecture,
+      spare=may_grow and progress.phase == 'growing',
+      computed=None if active is None else active.computed,
+      remat=remat,
+  )
+  computed = state if active is None else active.take(state)
+  packed, depths, meters = parallel.replicate(
+      (view.pack(computed, layout), layout.depths, meters)
+  )
+  return RunState(
+      progress, layout, packed, depths, meters, active,
+      None if active is None else state,
+  )
+
+
+def reset_meters(state: RunState, parallel: parallel_lib.Parallel) -> RunState:
+  """The state at the start of an epoch's sums."""
+  meters = parallel.replicate(steps.new_meters())
+  return dataclasses.replace(state, meters=meters)
+
+
+def running(meters: Any) -> tuple[float, float]:
+  """Mean loss, and accuracy in percent, of an epoch so far."""
+  total = int(meters['total'])
+  return float(meters['loss_sum']) / total, 100 * int(meters['correct']) / total
+
+
+def is_finite(values: Any) -> bool:
+  """Whether all numbers of a list of arrays are finite."""
+  return all(np.all(np.isfinite(value)) for value in values)
