@@ -12,7 +12,6 @@ import numpy as np
 import tiny_networks
 
 from autogrow_jax import costs
-from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
@@ -87,7 +86,7 @@ def trained_state(architecture, number=0):
 
 
 def new_block(change, stage):
-  return change.architecture.stages[stage][-1]
+  return change.target.stages[stage][-1]
 
 
 class ProposeTest(parameterized.TestCase):
@@ -110,7 +109,7 @@ class ProposeTest(parameterized.TestCase):
         policies.Decision('grow', target=(3, 2, 2)),
         situation(architecture, state),
     )
-    self.assertEqual(change.architecture.depths, (3, 2, 2))
+    self.assertEqual(change.target.depths, (3, 2, 2))
     self.assertStartsWith(change.note, 'append s0b1, s0b2, s2b1, ')
     grown, _ = growth.grow(state, change, SGD, key=jax.random.key(0))
     if family not in PLAIN:
@@ -133,7 +132,7 @@ class ProposeTest(parameterized.TestCase):
           policies.Decision('grow', stage),
           situation(architecture, tiny_networks.state(architecture)),
       )
-      self.assertEqual(change.architecture, architecture.with_block(stage))
+      self.assertEqual(change.target, architecture.with_block(stage))
       self.assertEqual(change.sources, {})
       self.assertIn(f'append {new_block(change, stage)}, ', change.note)
       if family in PLAIN:
@@ -155,7 +154,7 @@ class ProposeTest(parameterized.TestCase):
           'lstm': 8 * width**2 + 4 * width,
       }
       self.assertEqual(
-          costs.params(change.architecture) - costs.params(architecture),
+          costs.params(change.target) - costs.params(architecture),
           next(n for name, n in formula.items() if family.startswith(name)),
       )
 
@@ -205,7 +204,7 @@ class CarryTest(parameterized.TestCase):
     self.assertEqual(
         tiny_networks.described(grown),
         tiny_networks.described(
-            state_lib.abstract_state(change.architecture, SGD)
+            state_lib.abstract_state(change.target, SGD)
         ),
     )
 
@@ -365,7 +364,7 @@ class ZeroTest(parameterized.TestCase):
             architecture, state, x, train=train
         )
         got, new_stats = tiny_networks.forward(
-            change.architecture, grown, x, train=train
+            change.target, grown, x, train=train
         )
         np.testing.assert_array_equal(got, want)
         del new_stats[new_block(change, stage)]
@@ -377,7 +376,7 @@ class ZeroTest(parameterized.TestCase):
     state, x = trained_state(architecture), tiny_networks.images()
     change, grown, _ = grow(AutoGrow(initializer), architecture, state, 1)
     want, _ = tiny_networks.forward(architecture, state, x, train=False)
-    got, _ = tiny_networks.forward(change.architecture, grown, x, train=False)
+    got, _ = tiny_networks.forward(change.target, grown, x, train=False)
     self.assertGreater(np.abs(got - want).max(), 1e-2)
 
   @parameterized.parameters(
@@ -404,7 +403,7 @@ class ZeroTest(parameterized.TestCase):
       )(state.params['weights'])
 
     old = gradient(architecture, state)
-    new = gradient(change.architecture, grown)
+    new = gradient(change.target, grown)
     block = new.pop('s1b1')
     tiny_networks.assert_close(new, old, 1e-6)
     for layer, leaves in block.items():

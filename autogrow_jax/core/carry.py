@@ -111,7 +111,10 @@ class _Mover:
       self.outcome[path] = 'new'
       return self._new(path, fresh)
     old, axes = self.before[path], self.table.find(path)
-    if not axes_lib.changes(axes, self.growth.sources):
+    is_scalar = np.size(old) == 1 and np.shape(old) == np.shape(fresh)
+    if self.moments and is_scalar or not axes_lib.changes(
+        axes, self.growth.sources
+    ):
       self.outcome[path] = 'kept'
       return self._checked(path, old, fresh)
     if self.moments and np.ndim(old) != len(axes):
