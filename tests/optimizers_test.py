@@ -12,8 +12,6 @@ import tiny_networks
 
 from autogrow_jax import optimizers
 
-OptimizerConfig = optimizers.SGD
-
 
 def parameters():
   return {
@@ -47,7 +45,7 @@ class UpdateTest(parameterized.TestCase):
   def test_coupled_weight_decay_momentum(self):
     # As PyTorch's SGD: the rate is outside the buffer, the decay inside, and
     # norms decay like everything else.
-    tx = optimizers.make(OptimizerConfig(momentum=0.9, weight_decay=0.01))
+    tx = optimizers.make(optimizers.SGD(momentum=0.9, weight_decay=0.01))
     grads, rates = [gradients(n) for n in range(3)], (0.1, 0.1, 0.01)
     history = run(tx, grads, rates)
     for path in (('conv', 'kernel'), ('norm', 'scale'), ('norm', 'bias')):
@@ -59,13 +57,13 @@ class UpdateTest(parameterized.TestCase):
         np.testing.assert_allclose(got[path[0]][path[1]], value, rtol=1e-5)
 
   def test_starts_with_rate_zero(self):
-    tx = optimizers.make(OptimizerConfig())
+    tx = optimizers.make(optimizers.SGD())
     updates, _ = tx.update(gradients(0), tx.init(parameters()), parameters())
     for leaf in jax.tree.leaves(updates):
       np.testing.assert_array_equal(leaf, 0)
 
   def test_clips_the_global_norm(self):
-    config = OptimizerConfig(momentum=0.0, weight_decay=0.0, clip_norm=0.5)
+    config = optimizers.SGD(momentum=0.0, weight_decay=0.0, clip_norm=0.5)
     (got,) = run(optimizers.make(config), [gradients(0)], [1.0])
     grads = gradients(0)
     norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
@@ -77,7 +75,7 @@ class UpdateTest(parameterized.TestCase):
     )
 
   def test_clips_before_the_decay(self):
-    config = OptimizerConfig(momentum=0.0, weight_decay=0.1, clip_norm=1e-9)
+    config = optimizers.SGD(momentum=0.0, weight_decay=0.1, clip_norm=1e-9)
     (got,) = run(optimizers.make(config), [gradients(0)], [1.0])
     tiny_networks.assert_close(
         got, jax.tree.map(lambda p: 0.9 * p, parameters()), 1e-5
@@ -85,7 +83,7 @@ class UpdateTest(parameterized.TestCase):
 
   def test_small_gradients_are_not_clipped(self):
     configs = [
-        OptimizerConfig(clip_norm=clip_norm) for clip_norm in (0.0, 1e3)
+        optimizers.SGD(clip_norm=clip_norm) for clip_norm in (0.0, 1e3)
     ]
     one, other = (
         run(optimizers.make(config), [gradients(0)], [0.1])[0]
@@ -102,11 +100,11 @@ class UpdateTest(parameterized.TestCase):
         for start in (0, 3)
     ]
     small = run(
-        optimizers.make(OptimizerConfig(accumulate=3, **config)),
+        optimizers.make(optimizers.SGD(accumulate=3, **config)),
         grads,
         [0.1] * 6,
     )
-    large = run(optimizers.make(OptimizerConfig(**config)), means, [0.1] * 2)
+    large = run(optimizers.make(optimizers.SGD(**config)), means, [0.1] * 2)
     tiny_networks.assert_same(small[1], parameters())
     tiny_networks.assert_close(small[2], large[0], 1e-5)
     tiny_networks.assert_same(small[4], small[2])
@@ -140,7 +138,7 @@ class UpdateTest(parameterized.TestCase):
   )
   def test_refuses(self, arguments, message):
     with self.assertRaisesRegex(ValueError, re.escape(message)):
-      OptimizerConfig(**arguments)
+      optimizers.SGD(**arguments)
 
 
 def schedule(**changes):
