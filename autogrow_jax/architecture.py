@@ -6,9 +6,9 @@ determines every parameter shape, so a growth event is one architecture turned
 into the next.
 
 Axis names: `image` (input channels), `s0`, `s1`, ... (the stream of a stage,
-shared by all that reads or writes it), `s1b3.mid` (private to block `s1b3`),
-`classes`. A block name is minted once and never reused or renumbered, so that a
-parameter path means the same for ever.
+which all its blocks share), `s1b3.mid` (private to block `s1b3`), `classes`. A
+block's name is never reused or renumbered, so that a parameter path keeps its
+meaning.
 """
 
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ Option = str | int | float | tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """Fully determines a network and all its shapes; hashable and JSON-able.
+  """Determines a network and all its shapes; hashable, and JSON-able.
 
   Attributes:
     family: name of the network family, e.g. 'basic3resnet', or
-      'package.module:attribute' for a network of one's own.
-    stages: per stage the block names in forward order.
+      'package.module:attribute' for a network from outside.
+    stages: block names per stage, in forward order.
     sizes: (axis name, size) pairs, sorted by name.
     options: (name, value) pairs, sorted by name: stem, resolution, ...
-    minted: per stage, the number that the next new block will carry.
+    minted: number in the next new block's name, per stage.
   """
 
   family: str
@@ -78,10 +78,7 @@ class Architecture:
     raise ValueError(f'No block {block!r} in {self.stages}.')
 
   def with_block(self, stage: int) -> Self:
-    """Appends a newly named block to a stage.
-
-    Its private axes get the sizes of those of the block before it.
-    """
+    """Appends a newly named block, as wide as its stage's last, to a stage."""
     if not 0 <= stage < len(self.stages):
       raise ValueError(
           f'Stage {stage} does not exist; there are {len(self.stages)} stages.'
@@ -135,7 +132,7 @@ class Architecture:
     )
 
   def to_json(self) -> dict[str, Any]:
-    """As plain dictionaries and lists."""
+    """Converts to plain dictionaries and lists."""
     return {
         'family': self.family,
         'stages': [list(stage) for stage in self.stages],
@@ -146,7 +143,7 @@ class Architecture:
 
   @classmethod
   def from_json(cls, data: Mapping[str, Any]) -> Self:
-    """The inverse of `to_json`."""
+    """Inverts `to_json`."""
     return cls(
         family=data['family'],
         stages=tuple(tuple(stage) for stage in data['stages']),
@@ -159,7 +156,7 @@ class Architecture:
 def sorted_options(
     options: Mapping[str, Any],
 ) -> tuple[tuple[str, Option], ...]:
-  """The canonical form of options: sorted pairs, lists as tuples."""
+  """Canonical form of options: sorted pairs, lists as tuples."""
   return tuple(
       (name, tuple(value) if isinstance(value, list) else value)
       for name, value in sorted(options.items())

@@ -2,11 +2,12 @@
 
 Multiply-adds are those of convolutions, dense and recurrent layers, one per
 weight and output position; norms, pooling, embeddings and parameter-free
-shortcuts count nothing. What is said of an image is meant of a token of text.
-Every count is a sum of products of axis sizes, so that `counts` may be sizes,
-numbers of active units, or traced expected numbers, which are differentiable.
+shortcuts count nothing. For text, read "token" for "image". Every count is a
+sum of products of axis sizes, so that `counts` may be sizes, numbers of active
+units, or traced expected numbers, which are differentiable.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
@@ -27,18 +28,17 @@ Architecture = architecture_lib.Architecture
 # Layers whose kernels are multiplied once for each output position.
 _WEIGHTED = (layers.Conv, layers.DepthwiseConv, layers.Dense, layers.LSTM)
 
-# Gradients with respect to the input and to the kernel cost a forward pass
-# each.
+# The gradients by the input and by the kernel cost a forward pass each.
 BACKWARD_OVER_FORWARD = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """One parameter array in cost terms.
+  """One parameter array in terms of costs.
 
   Attributes:
     path: (part, layer, leaf).
-    shape: its shape.
+    shape: shape of the array.
     axes: names of its axes, None where a dimension has none.
     positions: output positions per image at which it is multiplied; 0 for
       biases and norms.
@@ -50,7 +50,7 @@ class Leaf:
   positions: int
 
   def size(self, counts: Mapping[str, Any]) -> Any:
-    """Number of entries, with the counts in place of the axis sizes."""
+    """Number of entries, with counts in place of the axes' sizes."""
     return math.prod(
         counts.get(axis, size) if axis else size
         for axis, size in zip(self.axes, self.shape, strict=True)
@@ -58,13 +58,13 @@ class Leaf:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-  """One layer of a network, for tables.
+class Row:
+  """One layer in the table of a network.
 
   Attributes:
     name: 'part/layer'.
     kind: class of the layer.
-    output_shape: per image.
+    output_shape: shape of the output for one image.
     params: number of parameters.
     macs: multiply-adds per image.
   """
@@ -78,15 +78,15 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-  """What a run has spent so far.
+  """Cost of a run so far.
 
   Attributes:
     forward_macs: multiply-adds of forward passes in training.
-    backward_macs: of backward passes.
-    eval_macs: of evaluations, receipts included.
-    wall_seconds: time in `run`, over all restarts.
-    compile_seconds: tracing and compiling of steps and evaluations, some of
-      it while the network trains.
+    backward_macs: multiply-adds of backward passes.
+    eval_macs: multiply-adds of evaluations, receipts included.
+    wall_seconds: seconds in `run`, over all restarts.
+    compile_seconds: seconds of tracing and compiling steps and evaluations,
+      partly in the background.
     compile_count: number of these compilations.
   """
 
@@ -104,29 +104,26 @@ class Ledger:
 
   def trained(self, macs: int, images: int) -> Self:
     """Adds training steps on a number of images."""
-    return dataclasses.replace(
-        self,
-        forward_macs=self.forward_macs + macs * images,
-        backward_macs=(
-            self.backward_macs + BACKWARD_OVER_FORWARD * macs * images
-        ),
+    forward = macs * images
+    return self._plus(
+        forward_macs=forward, backward_macs=BACKWARD_OVER_FORWARD * forward
     )
 
   def evaluated(self, macs: int, images: int) -> Self:
     """Adds forward passes outside training."""
-    return dataclasses.replace(self, eval_macs=self.eval_macs + macs * images)
+    return self._plus(eval_macs=macs * images)
 
   def compiled(self, seconds: float, count: int = 1) -> Self:
     """Adds compilations."""
-    return dataclasses.replace(
-        self,
-        compile_seconds=self.compile_seconds + seconds,
-        compile_count=self.compile_count + count,
-    )
+    return self._plus(compile_seconds=seconds, compile_count=count)
 
   def elapsed(self, seconds: float) -> Self:
     """Adds wall time."""
-    return dataclasses.replace(self, wall_seconds=self.wall_seconds + seconds)
+    return self._plus(wall_seconds=seconds)
+
+  def _plus(self, **costs: Any) -> Self:
+    sums = {name: getattr(self, name) + cost for name, cost in costs.items()}
+    return dataclasses.replace(self, **sums)
 
 
 def params(
@@ -138,12 +135,12 @@ def params(
 
   Args:
     architecture: the architecture.
-    counts: per axis, what to use in place of its size; may be traced.
-    present: per block, 1 or 0 for one that does not count, or the probability
-      that it does; may be traced.
+    counts: numbers by axis in place of the sizes; may be traced.
+    present: weights by block, 1 by default and 0 for a block that does not
+      count; may be probabilities, and traced.
 
   Returns:
-    An int, or what arithmetic on the counts gives.
+    An int, or the type that arithmetic on counts and weights gives.
   """
   return sum(
       leaf.size(counts or {}) * (present or {}).get(leaf.path[0], 1)
@@ -167,14 +164,14 @@ def macs(
 
 
 def savings(full: int, spent: Sequence[int]) -> float:
-  """Training cost of the full network over that of a run of smaller ones.
+  """Training cost of the full network over the cost of smaller ones.
 
   Args:
     full: multiply-adds of the full network.
-    spent: of what was trained in each of equally long epochs.
+    spent: multiply-adds of the network of each epoch.
 
   Returns:
-    The ratio, for as many epochs.
+    The ratio over as many epochs of equal length.
   """
   return len(spent) * full / sum(spent)
 
@@ -184,52 +181,44 @@ def leaves(architecture: Architecture) -> tuple[Leaf, ...]:
   """All parameter arrays with axes and positions, in forward order."""
   result = []
   for part in networks.parts(architecture):
-    names = base.axes(part)
+    axes, calls = base.axes(part), _calls(part.module, part.input_shape)
     weights, _ = base.shapes(part)
-    positions = {
-        record.path: record.positions
-        for record in _records(part.module, part.input_shape)
-    }
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-      path = tuple(entry.key for entry in path)
-      _, axes = names[part.name, *path]
+      *layer, name = (entry.key for entry in path)
+      kind, shape = calls.get(tuple(layer), (nn.Module, ()))
+      is_multiplied = name.endswith('kernel') and issubclass(kind, _WEIGHTED)
+      path = (part.name, *layer, name)
       result.append(
           Leaf(
-              (part.name, *path),
+              path,
               leaf.shape,
-              tuple(axis and axis.name for axis in axes),
-              positions.get(path[:-1], 0) if path[-1].endswith('kernel') else 0,
+              tuple(axis and axis.name for axis in axes[path][1]),
+              math.prod(shape[:-1]) if is_multiplied else 0,
           )
       )
   return tuple(result)
 
 
-def table(architecture: Architecture) -> tuple[Layer, ...]:
+def table(architecture: Architecture) -> tuple[Row, ...]:
   """All layers in forward order."""
-  by_layer: dict[tuple[str, ...], list[Leaf]] = {}
+  arrays = collections.defaultdict(list)
   for leaf in leaves(architecture):
-    by_layer.setdefault(leaf.path[:-1], []).append(leaf)
+    arrays[leaf.path[:-1]].append(leaf)
   result = []
   for part in networks.parts(architecture):
-    for record in _records(part.module, part.input_shape):
-      own = by_layer.get((part.name, *record.path), [])
-      result.append(
-          Layer(
-              '/'.join((part.name, *record.path)),
-              record.kind,
-              record.output_shape,
-              sum(leaf.size({}) for leaf in own),
-              sum(leaf.positions * leaf.size({}) for leaf in own),
-          )
-      )
+    calls = _calls(part.module, part.input_shape)
+    for layer, (kind, shape) in calls.items():
+      path = (part.name, *layer)
+      sizes = [(leaf.size({}), leaf.positions) for leaf in arrays[path]]
+      params = sum(size for size, _ in sizes)
+      macs = sum(size * positions for size, positions in sizes)
+      result.append(Row('/'.join(path), kind.__name__, shape, params, macs))
   return tuple(result)
 
 
-def activation_bytes(architecture: Architecture, *, itemsize: int = 4) -> int:
-  """Bytes of one image's layer outputs, which a training step keeps."""
-  return itemsize * sum(
-      math.prod(layer.output_shape) for layer in table(architecture)
-  )
+def activation_bytes(architecture: Architecture) -> int:
+  """Bytes of one image's layer outputs in float32."""
+  return 4 * sum(math.prod(row.output_shape) for row in table(architecture))
 
 
 def layers_of(architecture: Architecture) -> int:
@@ -237,36 +226,20 @@ def layers_of(architecture: Architecture) -> int:
   return networks.get(architecture.family).layers(architecture.depths)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Record:
-  path: tuple[str, ...]
-  kind: str
-  output_shape: tuple[int, ...]
-  positions: int
-
-
 @functools.lru_cache(maxsize=None)
-def _records(
+def _calls(
     module: base.Module, input_shape: tuple[int, ...]
-) -> tuple[_Record, ...]:
-  """The layers that a module calls, found by tracing it once."""
-  records = []
+) -> dict[tuple[str, ...], tuple[type[nn.Module], tuple[int, ...]]]:
+  """Layers that a module calls, by path: class and output shape per image."""
+  found = {}
 
   def record(call, args, kwargs, context):
     output = call(*args, **kwargs)
     kinds = (*_WEIGHTED, layers.Norm, layers.Select, layers.Embedding)
     if context.method_name == '__call__' and isinstance(context.module, kinds):
-      # Of an LSTM the state follows its output.
+      # The first output of an LSTM; its state follows.
       shape = jax.tree.leaves(output)[0].shape[1:]
-      weighted = isinstance(context.module, _WEIGHTED)
-      records.append(
-          _Record(
-              tuple(context.module.path),
-              type(context.module).__name__,
-              shape,
-              math.prod(shape[:-1]) if weighted else 0,
-          )
-      )
+      found[tuple(context.module.path)] = type(context.module), shape
     return output
 
   def trace():
@@ -276,4 +249,4 @@ def _records(
       )
 
   jax.eval_shape(trace)
-  return tuple(records)
+  return found

@@ -9,13 +9,16 @@ A row of the paper's tables, at first without training:
         --dry_run=shapes
 """
 
+from collections.abc import Sequence
+import sys
+
 from absl import flags as absl_flags
 
-from autogrow_jax.run import config
 from autogrow_jax import data
+from autogrow_jax.methods import autogrow
+from autogrow_jax.run import config
 from autogrow_jax.run import results
 from autogrow_jax.run import train
-from autogrow_jax.methods import autogrow
 from experiments import compare
 from experiments import dry_run
 from experiments import flags
@@ -24,41 +27,6 @@ from experiments import summary
 from experiments.studies import null_model
 
 COMPARED = ('seed', 'found')
-FIELDS = {**flags.GROWING_FLAGS, **flags.RUN_FLAGS}
-
-flags.define(FIELDS)
-COMPARE = absl_flags.DEFINE_list(
-    'compare', ['seed'], compare.described(COMPARED)
-)
-
-
-class _DryRunParser(absl_flags.ArgumentParser):
-  """Reads --dry_run, --dry_run=shapes and --nodry_run."""
-
-  syntactic_help = ''
-
-  def parse(self, argument: str) -> str:
-    given = {'true': 'full', 'false': 'no'}.get(argument, argument)
-    if given not in ('no', 'full', 'shapes'):
-      raise ValueError('it is full, which --dry_run alone means, or shapes')
-    return given
-
-
-DRY_RUN = absl_flags.DEFINE_flag(
-    absl_flags.Flag(
-        _DryRunParser(),
-        absl_flags.ArgumentSerializer(),
-        'dry_run',
-        'no',
-        'Walk the whole growth schedule on one batch, without training. '
-        '--dry_run or --dry_run=full compiles and runs every architecture, and '
-        'saves and restores a checkpoint; --dry_run=shapes only traces them, '
-        'within seconds or minutes. The embedded data and those of the paper '
-        'are replaced by noise, and need not be there.',
-        boolean=True,  # So that it may stand alone.
-    )
-)
-
 NEXT = """
 Next: other policies on this very run, without training:
     python -m experiments.replay --curve=WORKDIR/history.jsonl --stop_window=8
@@ -69,29 +37,7 @@ and real images, once TFDS has prepared them:
 
 
 def main() -> None:
-  flags.use_compilation_cache()
-  run_config = flags.make_config(FIELDS, _appending)
-  is_dry = DRY_RUN.value != 'no'
-  policy = run_config.policy.name
-  if policy == 'every' or policy == 'fixed' and not is_dry:
-    raise ValueError(
-        '--policy is periodic, convergent, sequential or oneshot; fixed '
-        "networks are experiments.baseline's, and what grows widths every so "
-        "many epochs is experiments.gauss_newton's."
-    )
-  if is_dry:
-    dry_run.show(run_config, shapes=DRY_RUN.value == 'shapes')
-    return
-  compare.check(COMPARE.value, COMPARED)
-  dataset = data.load(run_config.data, seed=run_config.seed)
-  result = train.run(run_config, dataset=dataset)
-  controls = null_model.of_run(run_config.workdir)
-  results.add(run_config.workdir, **controls)
-  report.write(run_config.workdir)
-  fixed = compare.run(run_config, dataset, result, COMPARE.value)
-  print(summary.of_run({**result, **controls}, run_config.workdir, fixed))
-  if run_config.data.dataset == 'digits':
-    print(NEXT.replace('WORKDIR', run_config.workdir))
+  flags.run(_main, __doc__, _define)
 
 
 def _appending(preset: config.RunConfig) -> config.RunConfig:
@@ -104,5 +50,50 @@ def _appending(preset: config.RunConfig) -> config.RunConfig:
   return preset
 
 
+SETTINGS = flags.Settings({**flags.PLAIN, **flags.GROWING}, base=_appending)
+
+
+def _define(arguments: Sequence[str]) -> None:
+  absl_flags.DEFINE_list('compare', ['seed'], compare.described(COMPARED))
+  absl_flags.DEFINE_enum(
+      'dry_run',
+      'no',
+      ['no', 'shapes', 'full'],
+      'Walk the whole growth schedule on one batch, without training: shapes '
+      'traces every architecture, within seconds or minutes; full compiles and '
+      'runs them, and saves and restores a checkpoint. The embedded data and '
+      'those of the paper need not be there.',
+  )
+  # --dry_run alone means --dry_run=full.
+  sys.argv = ['--dry_run=full' if a == '--dry_run' else a for a in sys.argv]
+  SETTINGS.define(arguments)
+
+
+def _main() -> None:
+  flags.use_compilation_cache()
+  run_config = SETTINGS.config()
+  is_dry = flags.FLAGS.dry_run != 'no'
+  policy = run_config.policy.name
+  if policy == 'every' or policy == 'fixed' and not is_dry:
+    raise ValueError(
+        '--policy is periodic, convergent, sequential or oneshot; fixed '
+        "networks are experiments.baseline's, and what grows widths every so "
+        "many epochs is experiments.gauss_newton's."
+    )
+  if is_dry:
+    dry_run.show(run_config, shapes=flags.FLAGS.dry_run == 'shapes')
+    return
+  compare.check(flags.FLAGS.compare, COMPARED)
+  dataset = data.load(run_config.data, seed=run_config.seed)
+  result = train.run(run_config, dataset=dataset)
+  controls = null_model.of_run(run_config.workdir)
+  results.add(run_config.workdir, **controls)
+  report.write(run_config.workdir)
+  fixed = compare.run(run_config, dataset, result, flags.FLAGS.compare)
+  print(summary.of_run({**result, **controls}, run_config.workdir, fixed))
+  if run_config.data.dataset == 'digits':
+    print(NEXT.replace('WORKDIR', run_config.workdir))
+
+
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

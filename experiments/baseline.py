@@ -9,30 +9,24 @@ from experiments import presets
 from experiments import report
 from experiments import summary
 
-FIELDS = {
-    'depths': flags.DEPTHS,
-    'epochs': (
-        'schedule.finetune_epochs',
-        'int',
-        'Training epochs, with tenfold drops of the rate at 1/2 and 3/4.',
-    ),
-    **{
-        name: field
-        for name, field in flags.RUN_FLAGS.items()
-        if name != 'finetune_epochs'
-    },
-}
-
-flags.define(FIELDS)
+SETTINGS = flags.Settings(
+    {**flags.PLAIN, **flags.DEPTHS, 'epochs': 'schedule.finetune_epochs'},
+    base=presets.fixed,
+    hidden=('policy.name', 'method'),
+)
 
 
 def main() -> None:
+  flags.run(_main, __doc__, SETTINGS.define)
+
+
+def _main() -> None:
   flags.use_compilation_cache()
-  run_config = flags.make_config(FIELDS, presets.fixed)
+  run_config = SETTINGS.config()
   result = train.run(run_config)
   report.write(run_config.workdir)
   print(summary.of_run(result, run_config.workdir))
 
 
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

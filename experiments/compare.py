@@ -11,12 +11,12 @@ import sys
 from typing import Any
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax.run import config
 from autogrow_jax.run import console
-from autogrow_jax.run import results
 from autogrow_jax.run import resolve
+from autogrow_jax.run import results
 from autogrow_jax.run import train
 from experiments import presets
 from experiments import report
@@ -35,8 +35,8 @@ NETWORKS = {
 _FOUND = ('found', 'scratch', 'direct')
 _AS_MANY_EPOCHS = ('full', 'direct')
 _KEYS = (
-    'found', 'params', 'macs', 'epochs', 'best_test_accuracy', 'train_macs',
-    'wall_seconds', 'compile_seconds',
+    'found', 'params', 'macs', 'epochs', 'train_macs', 'wall_seconds',
+    'compile_seconds',
 )
 
 
@@ -85,7 +85,7 @@ def run(
         name: {
             key: value
             for key, value in other.items()
-            if key in _KEYS or key.partition('_')[2] in report.METRICS
+            if key in _KEYS or key in report.metric_words(other)
         }
         for name, other in compared.items()
     })

@@ -8,6 +8,7 @@ or lists all configurations that --preset of the other binaries takes:
     python -m experiments.describe --presets
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 
@@ -15,49 +16,39 @@ from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
+from autogrow_jax.run import config
 from autogrow_jax.run import console
+from autogrow_jax.run import settings
 from autogrow_jax import networks
 from experiments import flags
 from experiments import presets
 
-PRESETS = absl_flags.DEFINE_bool(
-    'presets', False, 'List all presets in place of a network.'
-)
-NETWORK = absl_flags.DEFINE_string(
-    'network',
-    'basic3resnet',
-    f'{", ".join(networks.FAMILIES)}, or package.module:attribute.',
-)
-DEPTHS = absl_flags.DEFINE_string(
-    'depths',
-    None,
-    "Blocks per stage, e.g. 3-3-3; by default the network's, mostly one each.",
-)
-INPUT_SHAPE = absl_flags.DEFINE_string(
-    'input_shape', '32x32x3', 'Height x width x channels; ignored for text.'
-)
-CLASSES = absl_flags.DEFINE_integer(
-    'classes', 10, 'Number of classes, or of words of a language model.'
-)
-EMBEDDING = absl_flags.DEFINE_integer(
-    'embedding', None, *flags.RUN_FLAGS['embedding'][2:]
-)
-STEM = absl_flags.DEFINE_string(
-    'stem', None, 'small or imagenet; small up to 64 pixels by default.'
-)
-SHORTCUT = absl_flags.DEFINE_string(
-    'shortcut', None, 'B (1x1 convolution) or A (no parameters); B by default.'
-)
-WIDTHS = absl_flags.DEFINE_string(
-    'widths', None, "Base channels per stage; the network's by default."
-)
-FORMAT = absl_flags.DEFINE_enum(
-    'format', 'table', ['table', 'json'], 'For people or for programs.'
-)
-
 
 def main() -> None:
-  if PRESETS.value:
+  flags.run(_main, __doc__, _define)
+
+
+def _define(arguments: Sequence[str]) -> None:
+  del arguments
+  absl_flags.DEFINE_bool(
+      'presets', False, 'List all presets in place of a network.'
+  )
+  absl_flags.DEFINE_string(
+      'input_shape', '32x32x3', 'Height x width x channels; ignored for text.'
+  )
+  absl_flags.DEFINE_integer(
+      'classes', 10, 'Number of classes, or of words of a language model.'
+  )
+  absl_flags.DEFINE_enum(
+      'format', 'table', ['table', 'json'], 'For people or for programs.'
+  )
+  for item in settings.list_all(config.NetworkConfig()):
+    name = 'network' if item.path == 'name' else item.path
+    absl_flags.DEFINE_string(name, None, item.help)
+
+
+def _main() -> None:
+  if flags.FLAGS.presets:
     print(presets.listing())
     return
   architecture = make_architecture()
@@ -68,7 +59,7 @@ def main() -> None:
       'layers': costs.layers_of(architecture),
       'activation_bytes': costs.activation_bytes(architecture),
   }
-  if FORMAT.value == 'json':
+  if flags.FLAGS.format == 'json':
     described = {
         'network': str(architecture),
         **totals,
@@ -95,32 +86,31 @@ def main() -> None:
 
 def make_architecture() -> architecture_lib.Architecture:
   """Returns the architecture that the flags ask for."""
-  network = networks.get(NETWORK.value)
+  options = {}
+  for item in settings.list_all(config.NetworkConfig()):
+    text = flags.FLAGS['network' if item.path == 'name' else item.path].value
+    value = item.value
+    if text is not None:
+      value = settings.parse(text, item.hint, f'--{item.path}')
+    options[item.path] = value
+  network, depths = networks.get(options.pop('name')), options.pop('depths')
+  shape, classes = flags.FLAGS.input_shape, flags.FLAGS.classes
   try:
-    input_shape = tuple(map(int, INPUT_SHAPE.value.split('x')))
+    input_shape = tuple(map(int, shape.split('x')))
   except ValueError as error:
     raise ValueError(
         '--input_shape is height x width x channels, such as 32x32x3, got '
-        f'{INPUT_SHAPE.value!r}.'
+        f'{shape!r}.'
     ) from error
-  if CLASSES.value < 1:
-    raise ValueError(f'--classes is at least 1, got {CLASSES.value}.')
-  depths, widths = (
-      flags.parse_depths(flag.name, flag.value) if flag.value else None
-      for flag in (DEPTHS, WIDTHS)
-  )
+  if classes < 1:
+    raise ValueError(f'--classes is at least 1, got {classes}.')
   return network.seed(
       depths or network.seed_depths,
       input_shape=(1,) if network.inputs == 'tokens' else input_shape,
-      classes=CLASSES.value,
-      options={
-          'stem': STEM.value,
-          'shortcut': SHORTCUT.value,
-          'widths': widths,
-          'embedding': EMBEDDING.value,
-      },
+      classes=classes,
+      options=options,
   )
 
 
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

@@ -22,21 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import checkpoint
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax.run import console
 from autogrow_jax import networks
-from autogrow_jax.run import parallel as parallel_lib
-from autogrow_jax.run import programs
-from autogrow_jax.run import prepare
-from autogrow_jax.run import resolve
 from autogrow_jax import state as state_lib
+from autogrow_jax import view
+from autogrow_jax.run import checkpoint
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import console
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import prepare
+from autogrow_jax.run import programs
+from autogrow_jax.run import resolve
 from autogrow_jax.run import steps
 from autogrow_jax.run import trained
-from autogrow_jax import view
-from autogrow_jax.methods import base
 from experiments.studies import null_model
 
 Architecture = architecture_lib.Architecture
@@ -84,8 +83,9 @@ def show(config: config_lib.RunConfig, *, shapes: bool) -> None:
           + '  peak memory  compiling  loss on one batch' * (not shapes)
       )
     stops.append(stop)
+    depths = console.format_depths(stop.architecture.depths)
     line = (
-        f'{stop.epoch:5}  {console.format_depths(stop.architecture.depths):12}  '
+        f'{stop.epoch:5}  {depths:12}  '
         f'{console.format_count(costs.params(stop.architecture)):>10}  '
         f'{console.format_count(costs.macs(stop.architecture)):>13}'
     )
@@ -135,13 +135,8 @@ def walk(
       checkpoint is not restored bit for bit.
   """
   config = resolve.resolve(config, dataset)
-  if config.method.initializer == 'adam':  # It would train.
-    config = dataclasses.replace(
-        config, method=dataclasses.replace(config.method, initializer='zero')
-    )
   with tempfile.TemporaryDirectory() as directory:
     setup = prepare.set_up(config, dataset, pathlib.Path(directory))
-    method = setup.method
     if shapes:
       architecture, state = resolve.seed_architecture(config, dataset), None
     else:
@@ -152,17 +147,20 @@ def walk(
     for policy, decision in null_model.decisions(
         setup.policy, trained=config.init_from is not None
     ):
-      key = jax.random.fold_in(jax.random.key(config.seed), policy.epoch)
-      change = method.propose(decision, base.Situation(
-          architecture, state, key, setup.task, batches=lambda: iter(()),
-          batches_per_epoch=0, train_accuracy=0.5, weight_decay=0.0,
-      ))
-      if change is None:
+      if decision.action != 'grow':
         continue
+      # How a block starts makes no difference here.
+      change = state_lib.append(
+          architecture, decision.stages(architecture.depths)
+      )
       architecture = change.target
       if not shapes:
         state, _ = state_lib.grow(
-            state, change, setup.computation.tx, key=key, extra=method.extra
+            state,
+            change,
+            setup.computation.tx,
+            key=jax.random.fold_in(jax.random.key(config.seed), policy.epoch),
+            extra=setup.method.extra,
         )
       yield _stop(setup, policy.epoch, architecture, state)
     if not shapes:
@@ -188,9 +186,8 @@ def trace_step(
     AssertionError: The step changes shapes or types of its state.
   """
   shape = jax.ShapeDtypeStruct
-  computation = dataclasses.replace(
-      computation, parallel=parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
-  )
+  one = parallel_lib.Parallel('single', tuple(jax.devices()[:1]))
+  computation = dataclasses.replace(computation, parallel=one)
   layout = view.layout(architecture)
   state = state_lib.abstract_state(
       architecture, computation.tx, extra=computation.method.extra

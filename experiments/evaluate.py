@@ -3,6 +3,7 @@
     python -m experiments.evaluate --workdir=runs/demo --split=test
 """
 
+from collections.abc import Sequence
 import json
 
 from absl import flags as absl_flags
@@ -12,35 +13,43 @@ from autogrow_jax.run import results
 from autogrow_jax.run import trained
 from experiments import flags
 
-WORKDIR = absl_flags.DEFINE_string(
-    'workdir', None, 'Work directory of a finished run.', required=True
-)
-SPLIT = absl_flags.DEFINE_enum(
-    'split', 'holdout', ['holdout', 'test'], 'Examples to evaluate on.'
-)
-
 
 def main() -> None:
-  result = results.read_result(WORKDIR.value)
-  network = trained.load(WORKDIR.value)
+  flags.run(_main, __doc__, _define)
+
+
+def _define(arguments: Sequence[str]) -> None:
+  del arguments
+  absl_flags.DEFINE_string(
+      'workdir', None, 'Work directory of a finished run.', required=True
+  )
+  absl_flags.DEFINE_enum(
+      'split', 'holdout', ['holdout', 'test'], 'Examples to evaluate on.'
+  )
+
+
+def _main() -> None:
+  workdir, name = flags.FLAGS.workdir, flags.FLAGS.split
+  result = results.read_result(workdir)
+  network = trained.load(workdir)
   if result is None:
     raise ValueError(
-        f'The run in {WORKDIR.value} has not ended (epoch {network.epoch}); '
+        f'The run in {workdir} has not ended (epoch {network.epoch}); '
         'start its command again to continue it.'
     )
   config = network.config
   dataset = data.load(config.data, seed=config.seed)
-  split = dataset.holdout if SPLIT.value == 'holdout' else dataset.read_test()
+  split = dataset.holdout if name == 'holdout' else dataset.read_test()
   if not len(split.labels):
     raise ValueError(
-        f'The run in {WORKDIR.value} had no hold-out; use --split=test.'
+        f'The run in {workdir} had no hold-out; use --split=test.'
     )
   score = network.score(split)
   print(
       json.dumps({
-          'workdir': WORKDIR.value,
+          'workdir': workdir,
           'found': result['found'],
-          'split': SPLIT.value,
+          'split': name,
           'select_on': config.data.select_on,
           'protocol': config.protocol,
           'correct': score.correct,
@@ -53,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

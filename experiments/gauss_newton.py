@@ -21,81 +21,32 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax.run import history as history_lib
 from autogrow_jax import networks
-from autogrow_jax.run import parallel
-from autogrow_jax.run import results
-from autogrow_jax.run import train
 from autogrow_jax.methods.gauss_newton import learned_splits
-from autogrow_jax.run import resolve
 from autogrow_jax.methods.gauss_newton import method as method_lib
-from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
+from autogrow_jax.run import config
+from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import parallel
+from autogrow_jax.run import resolve
+from autogrow_jax.run import results
+from autogrow_jax.run import train
 from experiments import compare
 from experiments import flags
 from experiments import presets
 from experiments import report
-from experiments import summary
 from experiments.studies.gauss_newton import calibration
 from experiments.studies.gauss_newton import joint
 from experiments.studies.gauss_newton import rivals
+from experiments import summary
 
 STRATEGIES = ('gauss_newton', *rivals.RIVALS)
-FIELDS = {
-    'depths': flags.DEPTHS,
-    'epochs_per_phase': (
-        'policy.interval', 'int', 'Epochs before each growth step.'
-    ),
-    **flags.LEARNING_FLAGS,
-    'resource': (
-        'method.limits.resource',
-        'text',
-        f'Resource that growth costs: {", ".join(selection.RESOURCES)}.',
-    ),
-    'growth_cap': (
-        'method.limits.growth_cap',
-        'float',
-        'Largest relative increase of the resource in a step.',
-    ),
-    'price': (
-        'method.limits.price',
-        'float',
-        'Smallest gain of a split, nats per unit of the resource.',
-    ),
-    'budget': (
-        'method.limits.budget',
-        'int',
-        'Largest resource of the network, at which growing (learn=frozen) '
-        'ends; none by default.',
-    ),
-    'growing_schedule': flags.GROWING_FLAGS['growing_schedule'],
-    **{
-        name: field
-        for name, field in flags.RUN_FLAGS.items()
-        if name not in ('widths', 'paper_compat', 'init_from', 'reinitialize')
-    },
-}
-# Flag -> the strategies that it means something to.
-STRATEGY_FLAGS = {
-    **dict.fromkeys(
-        ('curvature', 'sweeps', 'damping', 'compensation', 'prune', 'learn'),
-        ('gauss_newton',),
-    ),
-    'price': ('gauss_newton', *rivals.IN_NATS),
-}
-# Flag -> the ways to learn that it means something to.
-LEARN_FLAGS = {
-    **dict.fromkeys(('sweeps', 'damping'), ('frozen',)),
-    **dict.fromkeys(('morphism_epochs', 'morphism_learning_rate'), ('joint',)),
-}
 CHOICES = {
     'strategy': STRATEGIES,
     'learn': ('frozen', 'joint'),
     'final': ('continue', 'scratch', 'both'),
-    'prune': ('on', 'off'),
 }
 SEED_WIDTH_DEFAULT = 16
 COMPARED = ('seed', 'uniform')
@@ -121,67 +72,93 @@ def growing(preset: config.RunConfig) -> config.RunConfig:
   )
 
 
-flags.define(FIELDS, growing)
-STRATEGY = absl_flags.DEFINE_string(
-    'strategy',
-    None,
-    f'Strategy that chooses the splits: {", ".join(STRATEGIES)}; '
-    "the preset's by default.",
+SETTINGS = flags.Settings(
+    {
+        **flags.PLAIN,
+        **flags.DEPTHS,
+        'epochs_per_phase': 'policy.interval',
+        'examples': 'method.examples',
+        'budget': 'method.limits.budget',
+    },
+    base=growing,
+    hidden=('policy', 'network.widths'),
+    kinds={
+        'strategy': (
+            'method.ranking',
+            {
+                name: f'{kind.__module__}:{kind.__qualname__}'
+                for name, kind in (
+                    ('gauss_newton', learned_splits.LearnedSplits),
+                    *rivals.RIVALS.items(),
+                )
+            },
+        )
+    },
 )
-LEARN = absl_flags.DEFINE_string(
-    'learn',
-    None,
-    'When splits are learned: frozen (before each growth step, the weights '
-    'held) or joint (by Adam, beside the training of the weights); the '
-    "preset's by default.",
-)
-MORPHISM_EPOCHS = absl_flags.DEFINE_integer(
-    'morphism_epochs',
-    joint.EPOCHS,
-    'Epochs of joint learning at the end of each phase.',
-)
-MORPHISM_LEARNING_RATE = absl_flags.DEFINE_float(
-    'morphism_learning_rate',
-    joint.LEARNING_RATE,
-    'Learning rate of joint learning.',
-)
-SEED_WIDTH = absl_flags.DEFINE_integer(
-    'seed_width',
-    None,
-    f"Channels of every layer to start from; the preset's, or "
-    f'{SEED_WIDTH_DEFAULT}, by default.',
-)
-PHASES = absl_flags.DEFINE_integer(
-    'phases',
-    None,
-    "Growth steps; the preset's by default, of digits 6.",
-)
-PRUNE = absl_flags.DEFINE_string(
-    'prune',
-    'on',
-    'on or off: prune cheap channels as well (gauss_newton only).',
-)
-FINAL = absl_flags.DEFINE_string(
-    'final',
-    'continue',
-    'After growing: continue (train the grown weights for --finetune_epochs), '
-    'scratch (only draw the found widths afresh, and train them for as many '
-    'epochs as cost as much as growing did), or both.',
-)
-COMPARE = absl_flags.DEFINE_list('compare', [], compare.described(COMPARED))
 
 
 def main() -> None:
+  flags.run(_main, __doc__, _define)
+
+
+def _define(arguments: Sequence[str]) -> None:
+  absl_flags.DEFINE_enum(
+      'strategy',
+      None,
+      STRATEGIES,
+      "Strategy that chooses the splits; the preset's by default.",
+  )
+  absl_flags.DEFINE_enum(
+      'learn',
+      None,
+      CHOICES['learn'],
+      'When splits are learned: frozen (before each growth step, the weights '
+      'held) or joint (by Adam, beside the training of the weights); the '
+      "preset's by default.",
+  )
+  absl_flags.DEFINE_integer(
+      'morphism_epochs',
+      joint.EPOCHS,
+      'Epochs of joint learning at the end of each phase.',
+  )
+  absl_flags.DEFINE_float(
+      'morphism_learning_rate',
+      joint.LEARNING_RATE,
+      'Learning rate of joint learning.',
+  )
+  absl_flags.DEFINE_integer(
+      'seed_width',
+      None,
+      "Channels of every layer to start from; the preset's, or "
+      f'{SEED_WIDTH_DEFAULT}, by default.',
+  )
+  absl_flags.DEFINE_integer(
+      'phases', None, "Growth steps; the preset's by default, of digits 6."
+  )
+  absl_flags.DEFINE_enum(
+      'final',
+      'continue',
+      CHOICES['final'],
+      'After growing: continue (train the grown weights for '
+      '--finetune_epochs), scratch (only draw the found widths afresh, and '
+      'train them for as many epochs as cost as much as growing did), or both.',
+  )
+  absl_flags.DEFINE_list('compare', [], compare.described(COMPARED))
+  SETTINGS.define(arguments)
+
+
+def _main() -> None:
   flags.use_compilation_cache()
+  given = flags.FLAGS
   _check_own_flags()
-  preset = presets.get(flags.FLAGS.preset)
-  is_joint = isinstance(preset.method, joint.JointGaussNewton)
-  learn = LEARN.value or ('joint' if is_joint else 'frozen')
-  ranking = growing(preset).method.ranking
-  strategy = STRATEGY.value or rivals.name_of(ranking)
-  flags.refuse_unused(STRATEGY_FLAGS, 'strategy', strategy)
-  flags.refuse_unused(LEARN_FLAGS, 'learn', learn)
-  run_config = complete(flags.make_config(FIELDS, growing))
+  is_joint = isinstance(
+      presets.get(given.preset).method, joint.JointGaussNewton
+  )
+  learn = given.learn or ('joint' if is_joint else 'frozen')
+  run_config = complete(SETTINGS.config())
+  strategy = rivals.name_of(run_config.method.ranking)
+  if learn == 'joint' and strategy != 'gauss_newton':
+    raise ValueError(f'The strategy {strategy} has no joint learning.')
   method = run_config.method
   dataset = data.load(run_config.data, seed=run_config.seed)
   _check_examples(run_config, len(dataset.train.labels))
@@ -193,11 +170,12 @@ def main() -> None:
   print(coverage(architecture, strategy), file=sys.stderr, flush=True)
   result = train.run(run_config, dataset=dataset)
   report.write(run_config.workdir)
-  scratch = ['scratch'] * (FINAL.value != 'continue')
-  fixed = compare.run(run_config, dataset, result, scratch + COMPARE.value)
+  scratch = ['scratch'] * (given.final != 'continue')
+  fixed = compare.run(run_config, dataset, result, scratch + given.compare)
+  path = pathlib.Path(run_config.workdir, 'history.jsonl')
   growths = [
       record
-      for record in history_lib.read(pathlib.Path(run_config.workdir, 'history.jsonl'))
+      for record in history_lib.read(path)
       if record['event'] in ('grow', 'skip')
   ]
   found = calibration_of(growths)
@@ -210,27 +188,21 @@ def main() -> None:
 
 def complete(run_config: config.RunConfig) -> config.RunConfig:
   """Adds the flags that only this binary has to a configuration."""
-  network, policy = run_config.network, run_config.policy
+  given, network, policy = flags.FLAGS, run_config.network, run_config.policy
   stages = len(networks.get(network.name).widths)
-  is_other = flags.FLAGS['network'].present  # Other widths than the preset's.
-  if SEED_WIDTH.value is not None or network.widths is None or is_other:
-    width = SEED_WIDTH.value or SEED_WIDTH_DEFAULT
+  is_other = given['network'].present  # Other widths than the preset's.
+  if given.seed_width is not None or network.widths is None or is_other:
+    width = given.seed_width or SEED_WIDTH_DEFAULT
     network = dataclasses.replace(network, widths=(width,) * stages)
-  preset = growing(presets.get(flags.FLAGS.preset)).policy
-  phases = PHASES.value or preset.max_epochs // preset.interval
-  ranking, schedule = run_config.method.ranking, run_config.schedule
-  if PRUNE.value == 'off':
-    ranking = dataclasses.replace(ranking, compensation='off')
-  if STRATEGY.value not in (None, rivals.name_of(ranking)):
-    kind = rivals.RIVALS.get(STRATEGY.value, learned_splits.LearnedSplits)
-    ranking = kind()
-  if FINAL.value == 'scratch':
+  preset = growing(presets.get(given.preset)).policy
+  phases = given.phases or preset.max_epochs // preset.interval
+  schedule = run_config.schedule
+  if given.final == 'scratch':
     schedule = dataclasses.replace(schedule, finetune_epochs=0)
   return dataclasses.replace(
       run_config,
       network=network,
       policy=dataclasses.replace(policy, max_epochs=phases * policy.interval),
-      method=dataclasses.replace(run_config.method, ranking=ranking),
       schedule=schedule,
   )
 
@@ -251,10 +223,10 @@ def learned_jointly(
         'a part; use --parallel=jit.'
     )
   steps = examples // run_config.batch_size
-  begin = max(0, policy.interval - MORPHISM_EPOCHS.value)
+  begin = max(0, policy.interval - flags.FLAGS.morphism_epochs)
   method = joint.JointGaussNewton(
       run_config.method,
-      MORPHISM_LEARNING_RATE.value,
+      flags.FLAGS.morphism_learning_rate,
       joint.Timing(
           phase=policy.interval * steps,
           begin=begin * steps,
@@ -334,25 +306,17 @@ def calibration_of(
 
 def _check_own_flags() -> None:
   """Refuses wrong values of the flags that no configuration has."""
-  for flag in (SEED_WIDTH, PHASES, MORPHISM_EPOCHS):
-    if flag.value is not None and flag.value < 1:
-      raise ValueError(f'--{flag.name} is at least 1, got {flag.value}.')
-  for name, choices in CHOICES.items():
-    value = flags.FLAGS[name].value
-    if value is not None and value not in choices:
-      raise ValueError(
-          f'--{name} is one of {", ".join(choices)}, got {value!r}.'
-      )
-  is_given = lambda name: flags.FLAGS[name].present
-  for name, value, excluded in (
-      ('final', 'scratch', 'finetune_epochs'), ('prune', 'off', 'compensation')
-  ):
-    if flags.FLAGS[name].value == value and is_given(excluded):
-      raise ValueError(
-          f'--{name}={value} leaves nothing for --{excluded} to set; leave out '
-          'the one or the other.'
-      )
-  compare.check(COMPARE.value, COMPARED)
+  given = flags.FLAGS
+  for name in ('seed_width', 'phases', 'morphism_epochs'):
+    value = given[name].value
+    if value is not None and value < 1:
+      raise ValueError(f'--{name} is at least 1, got {value}.')
+  if given.final == 'scratch' and given['finetune_epochs'].present:
+    raise ValueError(
+        '--final=scratch leaves nothing for --finetune_epochs to set; leave '
+        'out the one or the other.'
+    )
+  compare.check(given.compare, COMPARED)
 
 
 def _check_examples(run_config: config.RunConfig, available: int) -> None:
@@ -374,4 +338,4 @@ def _check_examples(run_config: config.RunConfig, available: int) -> None:
 
 
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

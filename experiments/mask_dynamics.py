@@ -7,19 +7,15 @@ have in the course of a run in which a fixed random gradient replaces that of
 the task, see `studies.sparsify.dynamics`. It trains nothing and takes minutes.
 """
 
-from absl import app
-from absl import flags
+from collections.abc import Sequence
+
+from absl import flags as absl_flags
 
 from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax.methods.sparsify import method
+from experiments import flags
 from experiments.studies.sparsify import dynamics
-
-_STEPS = flags.DEFINE_integer(
-    'steps', 391, 'Steps between two samples; 5005 for ResNet-50.'
-)
-_QUERIES = flags.DEFINE_integer('queries', 160, 'Samples; 90 for ResNet-50.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Seed of samples and gradients.')
 
 # Network, sparsity, and differences from the defaults.
 _SETTINGS = (
@@ -72,16 +68,28 @@ def full_size(name: str) -> networks.base.Architecture:
   )
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
+  flags.run(_main, __doc__, _define)
+
+
+def _define(arguments: Sequence[str]) -> None:
   del arguments
+  absl_flags.DEFINE_integer(
+      'steps', 391, 'Steps between two samples; 5005 for ResNet-50.'
+  )
+  absl_flags.DEFINE_integer('queries', 160, 'Samples; 90 for ResNet-50.')
+  absl_flags.DEFINE_integer('seed', 0, 'Seed of samples and gradients.')
+
+
+def _main() -> None:
   shown = [1, 2, 4, 8, 16, 40, 80, 120]
   print('percent of parameters after so many queries:')
   print(' '.join(f'{query:>5}' for query in [*shown, 'all']),
         'p >= 1/2  ambiguous  savings  setting')
   for network, sparsity, setting in _SETTINGS:
     changes = dict(setting)
-    queries = changes.pop('queries', _QUERIES.value)
-    steps = changes.pop('steps', _STEPS.value)
+    queries = changes.pop('queries', flags.FLAGS.queries)
+    steps = changes.pop('steps', flags.FLAGS.steps)
     outer = {n: changes.pop(n) for n in ('s_off', 'kappa') if n in changes}
     simulated = dynamics.Setting(
         method.Sparsify(
@@ -92,7 +100,7 @@ def main(arguments: list[str]) -> None:
         full_size(network),
         **outer,
     )
-    course = dynamics.simulate(simulated, _SEED.value)
+    course = dynamics.simulate(simulated, flags.FLAGS.seed)
     last = course[-1]
     print(
         ' '.join(
@@ -110,4 +118,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

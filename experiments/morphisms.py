@@ -18,6 +18,7 @@ DIR/STUDY.svg shows them, where DIR is --out, or morphisms in the run's
 directory.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
@@ -26,14 +27,15 @@ import time
 
 from absl import flags as absl_flags
 
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
+from autogrow_jax.run import settings
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import learning as learning_lib
-from autogrow_jax.run import history as history_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import history as history_lib
 from experiments import flags
 from experiments import plots
 from experiments import presets
@@ -43,20 +45,6 @@ from experiments.studies.gauss_newton import strategies as strategies_lib
 from experiments.studies.gauss_newton import subject as subject_lib
 
 STUDIES = ('estimates', 'strategies', 'cost')
-# Flag -> the studies that it means something to.
-STUDY_FLAGS = {
-    'scale': ('estimates',),
-    'layer': ('strategies',),
-    'channels': ('strategies',),
-    'tries': ('strategies',),
-    'morphism_epochs': ('strategies',),
-    'morphism_learning_rate': ('strategies',),
-    'repeats': ('cost',),
-    'compensation': ('estimates',),
-    **dict.fromkeys(
-        ('examples', 'sweeps', 'damping'), ('estimates', 'strategies')
-    ),
-}
 
 
 def learning(run_config: config_lib.RunConfig) -> config_lib.RunConfig:
@@ -72,76 +60,92 @@ def learning(run_config: config_lib.RunConfig) -> config_lib.RunConfig:
   return dataclasses.replace(run_config, method=method)
 
 
-RUN = absl_flags.DEFINE_string(
-    'run', None, 'Work directory of a finished run.', required=True
-)
-STUDY = absl_flags.DEFINE_enum(
-    'study', None, STUDIES, 'What to study.', required=True
-)
-OUT = absl_flags.DEFINE_string(
-    'out', None, 'Directory of the answers; morphisms in --run by default.'
-)
-BATCH_SIZE = absl_flags.DEFINE_integer(
-    'batch_size', None, "Images at a time; the run's own by default."
-)
-SCALE = absl_flags.DEFINE_string(
-    'scale',
-    'best',
-    'Of estimates: scale of the u of each learned split, a number or best (by '
-    'the estimate of each, within trust).',
-)
-LAYER = absl_flags.DEFINE_string(
-    'layer', None, 'Of strategies: axis of the layer; the first by default.'
-)
-CHANNELS = absl_flags.DEFINE_integer(
-    'channels', None, 'Of strategies: how many of the layer; all by default.'
-)
-TRIES = absl_flags.DEFINE_integer(
-    'tries', 4, 'Of strategies: random directions, of which the best counts.'
-)
-EPOCHS = absl_flags.DEFINE_integer(
-    'morphism_epochs', 4, 'Of strategies: epochs of Adam for the oracle.'
-)
-LEARNING_RATE = absl_flags.DEFINE_float(
-    'morphism_learning_rate', 3e-3, 'Of strategies: learning rate of that Adam.'
-)
-REPEATS = absl_flags.DEFINE_integer(
-    'repeats', 9, 'Of cost: repetitions of each timed step.'
-)
-flags.define_cache()
-flags.define_fields(flags.LEARNING_FLAGS, learning(presets.get('digits')))
-
-
 def main() -> None:
+  flags.run(_main, __doc__, _define)
+
+
+def _define(arguments: Sequence[str]) -> None:
+  del arguments
+  absl_flags.DEFINE_string(
+      'run', None, 'Work directory of a finished run.', required=True
+  )
+  absl_flags.DEFINE_enum(
+      'study', None, STUDIES, 'What to study.', required=True
+  )
+  absl_flags.DEFINE_string(
+      'out', None, 'Directory of the answers; morphisms in --run by default.'
+  )
+  absl_flags.DEFINE_integer(
+      'batch_size', None, "Images at a time; the run's own by default."
+  )
+  absl_flags.DEFINE_string(
+      'scale',
+      'best',
+      'Of estimates: scale of the u of each learned split, a number or best (by '
+      'the estimate of each, within trust).',
+  )
+  absl_flags.DEFINE_string(
+      'layer', None, 'Of strategies: axis of the layer; the first by default.'
+  )
+  absl_flags.DEFINE_integer(
+      'channels', None, 'Of strategies: how many of the layer; all by default.'
+  )
+  absl_flags.DEFINE_integer(
+      'tries', 4, 'Of strategies: random directions, of which the best counts.'
+  )
+  absl_flags.DEFINE_integer(
+      'morphism_epochs', 4, 'Of strategies: epochs of Adam for the oracle.'
+  )
+  absl_flags.DEFINE_float(
+      'morphism_learning_rate', 3e-3, 'Of strategies: learning rate of that Adam.'
+  )
+  absl_flags.DEFINE_integer(
+      'repeats', 9, 'Of cost: repetitions of each timed step.'
+  )
+  flags.define_cache()
+  method = learning(presets.get('digits')).method
+  for item in settings.list_all(method):
+    if item.path.startswith('ranking.') or item.path == 'examples':
+      absl_flags.DEFINE_string(f'method.{item.path}', None, item.help)
+
+
+def _main() -> None:
   flags.use_compilation_cache()
-  for flag in (BATCH_SIZE, CHANNELS, TRIES, EPOCHS, REPEATS):
-    if flag.value is not None and flag.value < 1:
-      raise ValueError(f'--{flag.name} is at least 1, got {flag.value}.')
-  flags.refuse_unused(STUDY_FLAGS, 'study', STUDY.value)
-  scale = parse_scale(SCALE.value)
-  if train.read_result(RUN.value) is None:
-    network = trained.load(RUN.value)
+  for name in (
+      'batch_size', 'channels', 'tries', 'morphism_epochs', 'repeats'
+  ):
+    value = flags.FLAGS[name].value
+    if value is not None and value < 1:
+      raise ValueError(f'--{name} is at least 1, got {value}.')
+  scale = parse_scale(flags.FLAGS.scale)
+  if train.read_result(flags.FLAGS.run) is None:
+    network = trained.load(flags.FLAGS.run)
     raise ValueError(
-        f'The run in {RUN.value} has not ended (epoch {network.epoch}); start '
+        f'The run in {flags.FLAGS.run} has not ended (epoch {network.epoch}); start '
         'its command again to continue it.'
     )
-  network = trained.load(RUN.value)
-  method = flags.overridden(
-      learning(network.config), flags.LEARNING_FLAGS
-  ).method
+  network = trained.load(flags.FLAGS.run)
+  method = learning(network.config).method
+  changes = {}
+  for item in settings.list_all(method):
+    name = f'method.{item.path}'
+    if name in flags.FLAGS and flags.FLAGS[name].present:
+      flag = flags.FLAGS[name]
+      changes[item.path] = settings.parse(flag.value, item.hint, flag.name)
+  method = settings.replace(method, changes)
   dataset = data.load(network.config.data, seed=network.config.seed)
-  batch_size = BATCH_SIZE.value or network.config.batch_size
+  batch_size = flags.FLAGS.batch_size or network.config.batch_size
   learn = method.ranking.learn
-  if STUDY.value == 'cost':
+  if flags.FLAGS.study == 'cost':
     answer = answers.cost(
         network, dataset, curvature=learn.curvature, batch_size=batch_size,
-        repeats=REPEATS.value, progress=say,
+        repeats=flags.FLAGS.repeats, progress=say,
     )
   else:
     subject = subject_lib.prepare(
         network, dataset, examples=method.examples, batch_size=batch_size
     )
-    if STUDY.value == 'estimates':
+    if flags.FLAGS.study == 'estimates':
       answer = answers.estimates(subject, method, scale, say)
     else:
       answer = strategies(subject, learn)
@@ -153,25 +157,25 @@ def strategies(
     subject: subject_lib.Subject, learn: learning_lib.LearnConfig
 ) -> answers.Answer:
   """Compares the strategies on the channels that the flags ask for."""
-  site = subject.site(LAYER.value)
-  units = site.units if CHANNELS.value is None else CHANNELS.value
+  site = subject.site(flags.FLAGS.layer)
+  units = site.units if flags.FLAGS.channels is None else flags.FLAGS.channels
   if units > site.units:
     raise ValueError(
         f'--channels={units} is more than the {site.units} of {site.axis}.'
     )
-  oracle = strategies_lib.Oracle(EPOCHS.value, LEARNING_RATE.value)
+  oracle = strategies_lib.Oracle(flags.FLAGS.morphism_epochs, flags.FLAGS.morphism_learning_rate)
   return answers.strategies(
-      subject, site, learn, oracle, units=units, tries=TRIES.value, progress=say
+      subject, site, learn, oracle, units=units, tries=flags.FLAGS.tries, progress=say
   )
 
 
 def save(answer: answers.Answer, network: trained.TrainedNetwork) -> None:
   """Writes the numbers and the figure."""
-  folder = pathlib.Path(OUT.value or os.path.join(RUN.value, 'morphisms'))
+  folder = pathlib.Path(flags.FLAGS.out or os.path.join(flags.FLAGS.run, 'morphisms'))
   folder.mkdir(parents=True, exist_ok=True)
-  path = folder / f'{STUDY.value}.json'
+  path = folder / f'{flags.FLAGS.study}.json'
   numbers = {
-      'run': RUN.value,
+      'run': flags.FLAGS.run,
       'network': str(network.architecture),
       'dataset': network.config.data.dataset,
       'seed': network.config.seed,
@@ -181,7 +185,7 @@ def save(answer: answers.Answer, network: trained.TrainedNetwork) -> None:
   written = [path]
   if answer.figure is not None:
     written.append(path.with_suffix('.svg'))
-    text = plots.svg(answer.figure, STUDY.value)
+    text = plots.svg(answer.figure, flags.FLAGS.study)
     written[-1].write_text(text + '\n', encoding='utf-8')
   print('\n  ' + ' and '.join(map(str, written)))
 
@@ -211,4 +215,4 @@ _STARTED = time.monotonic()
 
 
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

@@ -280,7 +280,7 @@ def _costs(epochs: Records) -> dict[str, Figure]:
     axes.set_ylabel(f'{unit} so far')
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(
-        lambda value, unused_position: console.format_count(float(f'{value:.6g}'))
+        lambda value, position: console.format_count(float(f'{value:.6g}'))
     )
     _epoch_axis(axes, epochs)
     legend(axes)

@@ -24,7 +24,7 @@ Example, for a hold-out of 5,000 images:
   python -m experiments.replay --noise=94 --total=5000 --common_sigma=0.3
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
 import sys
@@ -50,32 +50,36 @@ SETTINGS = {
 }
 NAMES = ('periodic', 'convergent', 'sequential')
 
-CURVE = absl_flags.DEFINE_string('curve', None, 'File with the recorded curve.')
-NOISE = absl_flags.DEFINE_float(
-    'noise', None, 'Accuracy around which there is only noise, percent.',
-    lower_bound=0, upper_bound=100,
-)
-TOTAL = absl_flags.DEFINE_integer(
-    'total', 5000, 'Size of the selection set of --noise, images.',
-    lower_bound=1,
-)
-COMMON_SIGMA = absl_flags.DEFINE_float(
-    'common_sigma', 0.0,
-    'Standard deviation, percentage points, of the accuracy from epoch to '
-    'epoch in --noise, beside the noise of counting --total images.',
-    lower_bound=0,
-)
-RUNS = absl_flags.DEFINE_integer(
-    'runs', 400, 'Simulated runs of --noise.', lower_bound=1
-)
-POLICY = absl_flags.DEFINE_enum(
-    'policy', None, NAMES,
-    'Policy; by default periodic with --curve, and all three with --noise. A '
-    'curve has no single images, which sequential compares.',
-)
+
+def main() -> None:
+  flags.run(_main, __doc__, _define)
 
 
-def _define_settings() -> None:
+def _define(arguments: Sequence[str]) -> None:
+  del arguments
+  absl_flags.DEFINE_string('curve', None, 'File with the recorded curve.')
+  absl_flags.DEFINE_float(
+      'noise', None, 'Accuracy around which there is only noise, percent.',
+      lower_bound=0, upper_bound=100,
+  )
+  absl_flags.DEFINE_integer(
+      'total', 5000, 'Size of the selection set of --noise, images.',
+      lower_bound=1,
+  )
+  absl_flags.DEFINE_float(
+      'common_sigma', 0.0,
+      'Standard deviation, percentage points, of the accuracy from epoch to '
+      'epoch in --noise, beside the noise of counting --total images.',
+      lower_bound=0,
+  )
+  absl_flags.DEFINE_integer(
+      'runs', 400, 'Simulated runs of --noise.', lower_bound=1
+  )
+  absl_flags.DEFINE_enum(
+      'policy', None, NAMES,
+      'Policy; by default periodic with --curve, and all three with --noise. A '
+      'curve has no single images, which sequential compares.',
+  )
   defaults = {
       **dataclasses.asdict(config.PolicyConfig()), 'interval': 3,
       'depths': '1-1-1',
@@ -92,15 +96,12 @@ def _define_settings() -> None:
     define(flag, defaults[name], f'{texts[name]}.')
 
 
-_define_settings()
-
-
-def main() -> None:
-  if (CURVE.value is None) == (NOISE.value is None):
+def _main() -> None:
+  if (flags.FLAGS.curve is None) == (flags.FLAGS.noise is None):
     raise ValueError('Give either --curve=FILE or --noise=PERCENT.')
-  names = NAMES if CURVE.value is None else ('periodic',)
-  if POLICY.value:
-    names = (POLICY.value,)
+  names = NAMES if flags.FLAGS.curve is None else ('periodic',)
+  if flags.FLAGS.policy:
+    names = (flags.FLAGS.policy,)
   chosen = {name: make_policy(name) for name in names}
   used = {
       field.name
@@ -111,11 +112,11 @@ def main() -> None:
     if flags.FLAGS[flag].present and name not in used:
       unused = f'--{flag} means nothing to {", ".join(chosen)}: ignored.'
       print(unused, file=sys.stderr)
-  if CURVE.value is None:
+  if flags.FLAGS.curve is None:
     answers = noise(chosen)
   else:
     (policy,) = chosen.values()
-    answers = replay.events(policy, replay.read_curve(CURVE.value))
+    answers = replay.events(policy, replay.read_curve(flags.FLAGS.curve))
   for answer in list(answers):  # All or none.
     print(json.dumps(answer))
 
@@ -136,8 +137,8 @@ def noise(chosen: Mapping[str, policies.RoundRobin]) -> Iterator[Any]:
     # Only one of them knows whether it starts from a trained network.
     for trained in (False, True) if name == 'sequential' else (False,):
       band = null_model.null_band(
-          policy, total=TOTAL.value, accuracy=NOISE.value / 100,
-          runs=RUNS.value, common_sigma=COMMON_SIGMA.value, trained=trained,
+          policy, total=flags.FLAGS.total, accuracy=flags.FLAGS.noise / 100,
+          runs=flags.FLAGS.runs, common_sigma=flags.FLAGS.common_sigma, trained=trained,
       )
       end = null_model.floor(policy, trained=trained)
       yield {
@@ -149,4 +150,4 @@ def noise(chosen: Mapping[str, policies.RoundRobin]) -> Iterator[Any]:
 
 
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

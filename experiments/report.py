@@ -11,6 +11,7 @@ import os
 import pathlib
 from typing import Any
 
+from autogrow_jax import tasks
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import results
@@ -19,34 +20,22 @@ from experiments import plots
 Result = Mapping[str, Any]
 Records = Sequence[history_lib.Record]
 
-# Metric -> its words, its unit and how it is shown. Of a result with several,
-# the last one is that of the task.
-METRICS = {
-    'accuracy': ('accuracy', '%', '.2f'),
-    'miou': ('mean IoU', '%', '.2f'),
-    'perplexity': ('perplexity', '', '.4g'),
-}
+# Words of metrics that are not called by their name.
+_METRICS = {'miou': 'mean IoU'}
 _SPLITS = {
     'val': 'validation {}', 'best_val': 'best validation {} of any epoch',
     'test': 'test {}', 'best_test': 'best test {} of any epoch',
 }
-_METRIC_WORDS = {
-    f'{split}_{metric}': words.format(name)
-    for metric, (name, *_) in METRICS.items()
-    for split, words in _SPLITS.items()
-}
-# Keys of a result -> the words that a reader sees, in the order of the table.
-_WORDS = {
+# Keys of a result -> the words that a reader sees, in the order of the table;
+# metrics come between the two.
+_RUN = {
     'method': 'Method', 'network': 'Network', 'dataset': 'Dataset',
     'seed': 'Seed', 'found': 'Depth found', 'params': 'Parameters',
     'macs': 'Multiply-adds per image or word', 'layers': 'Layers',
     'growths': 'Growths', 'growing_epochs': 'Growing epochs',
     'epochs': 'Epochs',
-    **{
-        key: words[0].upper() + words[1:]
-        + (' (%)' if METRICS[key.rpartition('_')[2]][1] else '')
-        for key, words in _METRIC_WORDS.items()
-    },
+}
+_REST = {
     'select_on': 'Decisions taken on', 'protocol': 'Protocol',
     'data_fraction': 'Fraction of the training data',
     'train_macs': 'Training multiply-adds', 'wall_seconds': 'Wall time (s)',
@@ -150,8 +139,8 @@ def render(
       _course(history),
       '<h2>Summary</h2>' + _summary_table(result),
       '<h2>Growth receipts</h2>' + _growth_table(history),
-      '<h2>Configuration</h2><details><summary>Resolved configuration'
-      f'</summary><pre>{_escape(history_lib.dumps(config, indent=2))}</pre></details>',
+      '<h2>Configuration</h2><details><summary>Resolved configuration</summary>'
+      f'<pre>{_escape(history_lib.dumps(config, indent=2))}</pre></details>',
   ]
   return (
       '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -165,7 +154,26 @@ def render(
 
 def metrics(result: Result) -> list[str]:
   """Names of the metrics of a result, the task's own last."""
-  return [name for name in METRICS if f'test_{name}' in result]
+  return [
+      key.removeprefix('test_')
+      for key in result
+      if key.startswith('test_') and key != 'test_total'
+  ]
+
+
+def metric_words(result: Result) -> dict[str, str]:
+  """Keys of the metrics that a result may have, in words."""
+  return {
+      f'{split}_{metric}': words.format(_METRICS.get(metric, metric))
+      for metric in metrics(result)
+      for split, words in _SPLITS.items()
+  }
+
+
+def shown(key: str, value: float) -> str:
+  """Text of a metric; `key` ends with its name."""
+  form = tasks.FORMATS.get(key.rpartition('_')[2], '{:.4g}')
+  return form.format(float(value)).replace('%', ' %')
 
 
 def _title(result: Result) -> str:
@@ -202,34 +210,32 @@ def _warning(result: Result) -> str:
 
 def _cards(result: Result) -> str:
   """The most important numbers, those of the task's own metric first."""
+  known = metric_words(result)
   words = {'found': 'depth found'}
-  for metric in reversed(METRICS):
+  for metric in reversed(metrics(result)):
     best = f'best_test_{metric}'
     keys = f'test_{metric}', best if best in result else f'val_{metric}'
-    words |= {key: _METRIC_WORDS[key] for key in keys}
+    words |= {key: known[key] for key in keys}
   words |= {
       'params': 'parameters', 'macs': 'multiply-adds',
       'wall_seconds': 'wall time',
   }
-  cards = ''.join(
-      f'<div class="card"><b>{_escape(_short(result[key], key))}</b>'
-      f'<span>{label}</span></div>'
-      for key, label in words.items()
-      if result.get(key) is not None
-  )
-  return f'<div class="cards">{cards}</div>' if cards else ''
-
-
-def _short(value: Any, key: str) -> str:
-  """Text of a number on a card."""
-  if key == 'wall_seconds':
-    return _duration(value)
-  if key in _COUNTS:
-    return console.format_count(value)
-  if key in _METRIC_WORDS:
-    _, unit, digits = METRICS[key.rpartition('_')[2]]
-    return f'{float(value):{digits}} {unit}'.strip()
-  return str(value)
+  cards = []
+  for key, label in words.items():
+    value = result.get(key)
+    if value is None:
+      continue
+    if key in known:
+      text = shown(key, value)
+    elif key == 'wall_seconds':
+      text = _duration(value)
+    else:
+      text = console.format_count(value) if key in _COUNTS else str(value)
+    cards.append(
+        f'<div class="card"><b>{_escape(text)}</b><span>{_escape(label)}</span>'
+        '</div>'
+    )
+  return f'<div class="cards">{"".join(cards)}</div>' if cards else ''
 
 
 def _course(history: Records) -> str:
@@ -247,9 +253,14 @@ def _course(history: Records) -> str:
 
 
 def _summary_table(result: Result) -> str:
-  keys = [key for key in _WORDS if key in result]
-  keys += sorted(key for key in result if key not in _WORDS)
-  rows = _rows((_WORDS.get(key, key), result[key], key) for key in keys)
+  words = dict(_RUN)
+  for key, text in metric_words(result).items():
+    unit = ' (%)' if shown(key, 0).endswith('%') else ''
+    words[key] = text[0].upper() + text[1:] + unit
+  words |= _REST
+  keys = [key for key in words if key in result]
+  keys += sorted(key for key in result if key not in words)
+  rows = _rows((words.get(key, key), result[key], key) for key in keys)
   return f'<table class="summary"><tbody>{rows}</tbody></table>'
 
 

@@ -12,7 +12,7 @@ from one channel per layer, and at its end has --target_sparsity of the full
 cost less.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import pathlib
@@ -22,15 +22,15 @@ from typing import Any
 from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import config
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax import optimizers
+from autogrow_jax.methods.sparsify import method as method_lib
+from autogrow_jax.run import config
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
-from autogrow_jax import optimizers
 from autogrow_jax.run import resolve
 from autogrow_jax.run import train
-from autogrow_jax.methods.sparsify import method as method_lib
 from experiments import compare
 from experiments import flags
 from experiments import presets
@@ -46,56 +46,6 @@ _KINDS = {
     **dict.fromkeys(pruning.STRATEGIES, pruning.Pruned),
 }
 METHODS = (*_KINDS, 'direct')
-FIELDS = {
-    'depths': flags.DEPTHS,
-    'epochs': (
-        'policy.max_epochs', 'int', 'T, epochs of growing and pruning.'
-    ),
-    'query_epochs': (
-        'policy.interval', 'int', 'Epochs from one sample of masks to the next.'
-    ),
-    **{
-        {'final': 'final_select'}.get(field.name, field.name): (
-            f'method.{field.name}',
-            'float' if field.type is float else 'text',
-            field.metadata['help'],
-        )
-        for field in dataclasses.fields(method_lib.Sparsify)
-        if 'help' in field.metadata and field.name != 'backend'
-    },
-    'mask_learning_rate': (
-        'method.mask.learning_rate', 'float', 'Learning rate of mask variables.'
-    ),
-    'growing_schedule': flags.GROWING_FLAGS['growing_schedule'],
-    **{
-        name: field
-        for name, field in flags.RUN_FLAGS.items()
-        if name not in ('paper_compat', 'reinitialize')
-    },
-}
-
-
-def _users(field: str) -> tuple[str, ...]:
-  """Names the methods that have a setting."""
-  name = field.split('.')[1]
-  return tuple(
-      method
-      for method, kind in _KINDS.items()
-      if name in {field.name for field in dataclasses.fields(kind)}
-  )
-
-
-# Flag -> the methods that it means something to.
-METHOD_FLAGS = {
-    'init_from': ('direct',),
-    'backend': _users('method.backend'),
-    **{
-        name: _users(field)
-        for name, (field, *_) in FIELDS.items()
-        if field.startswith('method.')
-        and name not in ('target_sparsity', 'budget')
-    },
-}
 BACKENDS = ('auto', 'masked', 'compact')
 COMPARED = ('full', 'direct', 'cost')
 
@@ -128,37 +78,65 @@ def sparsifying(preset: config.RunConfig) -> config.RunConfig:
   )
 
 
-flags.define(FIELDS, sparsifying)
-METHOD = absl_flags.DEFINE_enum(
-    'method',
-    'sparsify',
-    METHODS,
-    'sparsify; random (masks drawn with one probability, never trained); '
-    'trained in full for --epochs, pruned at once and trained for '
-    '--finetune_epochs (a quarter as many by default): uniform (L1 norm of '
-    'filters, the same part of every layer), l1 (over the whole network), soft '
-    '(filters that would go are zeroed after every sample, and may recover), '
-    'morphnet (penalty on the scales of norms by cost); direct (the final '
-    'network of the run --init_from, from scratch).',
+SETTINGS = flags.Settings(
+    {
+        **flags.PLAIN,
+        **flags.DEPTHS,
+        'epochs': 'policy.max_epochs',
+        'query_epochs': 'policy.interval',
+        'target_sparsity': 'method.target_sparsity',
+        'budget': 'method.budget',
+    },
+    base=sparsifying,
+    hidden=('policy', 'method.backend', 'method.run', 'method.strategy'),
+    kinds={
+        'method': (
+            'method',
+            {
+                name: f'{kind.__module__}:{kind.__qualname__}'
+                for name, kind in _KINDS.items()
+            },
+        )
+    },
 )
-BACKEND = absl_flags.DEFINE_enum(
-    'backend',
-    'auto',
-    BACKENDS,
-    'What is computed: masked (everything, one program), compact (what is '
-    'there, a program for each shape), or auto: compact where steps cost more '
-    'than compiling.',
-)
-COMPARE = absl_flags.DEFINE_list('compare', [], compare.described(COMPARED))
 
 
 def main() -> None:
+  flags.run(_main, __doc__, _define)
+
+
+def _define(arguments: Sequence[str]) -> None:
+  absl_flags.DEFINE_enum(
+      'method',
+      'sparsify',
+      METHODS,
+      'sparsify; random (masks drawn with one probability, never trained); '
+      'trained in full for --epochs, pruned at once and trained for '
+      '--finetune_epochs (a quarter as many by default): uniform (L1 norm of '
+      'filters, the same part of every layer), l1 (over the whole network), '
+      'soft (filters that would go are zeroed after every sample, and may '
+      'recover), morphnet (penalty on the scales of norms by cost); direct (the '
+      'final network of the run --init_from, from scratch).',
+  )
+  absl_flags.DEFINE_enum(
+      'backend',
+      'auto',
+      BACKENDS,
+      'How masks are computed: masked (everything, one program), compact (what '
+      'is there, a program for each shape), or auto: compact where steps cost '
+      'more than compiling.',
+  )
+  absl_flags.DEFINE_list('compare', [], compare.described(COMPARED))
+  SETTINGS.define(arguments)
+
+
+def _main() -> None:
   flags.use_compilation_cache()
-  compare.check(COMPARE.value, COMPARED)
-  run_config = flags.make_config(FIELDS, sparsifying)
-  flags.refuse_unused(METHOD_FLAGS, 'method', METHOD.value)
+  given = flags.FLAGS
+  compare.check(given.compare, COMPARED)
+  run_config = SETTINGS.config()
   dataset = data.load(run_config.data, seed=run_config.seed)
-  if METHOD.value == 'direct':
+  if given.method == 'direct':
     result = train.run(direct(run_config), dataset=dataset)
     report.write(run_config.workdir)
     print(summary.of_run(result, run_config.workdir))
@@ -166,7 +144,7 @@ def main() -> None:
   run_config = complete(run_config, dataset)
   result = train.run(run_config, dataset=dataset)
   report.write(run_config.workdir)
-  fixed = compare.run(run_config, dataset, result, COMPARE.value)
+  fixed = compare.run(run_config, dataset, result, given.compare)
   print(summary.of_run(result, run_config.workdir, fixed))
   print(of_masks(run_config, dataset, result, fixed))
 
@@ -185,10 +163,9 @@ def complete(
   steps = len(dataset.train.labels) // run_config.batch_size
   architecture = _full(run_config, dataset)
   method, schedule = run_config.method, run_config.schedule
-  if METHOD.value in pruning.STRATEGIES:
-    method = pruning.Pruned(
-        METHOD.value, method.target_sparsity, method.budget
-    )
+  name = flags.FLAGS.method
+  if name in pruning.STRATEGIES:
+    method = dataclasses.replace(method, strategy=name)
     if not schedule.finetune_epochs:
       schedule = dataclasses.replace(
           schedule, finetune_epochs=max(1, policy.max_epochs // 4)
@@ -199,7 +176,7 @@ def complete(
     spent = costs.Ledger().trained(
         costs.macs(architecture), examples * dataset.train.length
     )
-    backend = BACKEND.value
+    backend = flags.FLAGS.backend
     if backend == 'auto':
       is_worth = spent.train_macs > _WORTH_COMPILING
       backend = 'compact' if is_worth else 'masked'
@@ -212,11 +189,6 @@ def complete(
             accumulate=run_config.optimizer.accumulate,
         ),
     )
-    if METHOD.value == 'random':
-      method = random_masks.RandomMasks(**{
-          field.name: getattr(method, field.name)
-          for field in dataclasses.fields(random_masks.RandomMasks)
-      })
     how = f'{backend} execution'
   # Both refuse networks that the method has no use for.
   method.execution.active(architecture, method.extra(architecture).other)
@@ -316,4 +288,4 @@ def _full(
 
 
 if __name__ == '__main__':
-  flags.run_main(main)
+  main()

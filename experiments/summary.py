@@ -90,13 +90,14 @@ def _networks(rows: Mapping[str, Result]) -> list[str]:
   """A table of the networks and of their task's own metric."""
   result = next(iter(rows.values()))
   metric = report.metrics(result)[-1]
-  words, unit, _ = report.METRICS[metric]
+  words = report.metric_words(result)
   keys = [f'val_{metric}', f'test_{metric}']
   names = ['test' if result['select_on'] == 'test' else 'hold-out', 'test']
   if f'best_test_{metric}' in result:
     keys[0], names = f'best_test_{metric}', ['best test', 'last test']
-  if metric != 'accuracy':
-    names = [f'{name} {words}' for name in names]
+  if metric != 'accuracy':  # What a reader expects.
+    word = words[keys[1]].removeprefix('test ')
+    names = [f'{name} {word}' for name in names]
   return aligned([
       ('', 'depth', 'parameters', 'multiply-adds', *names),
       *(
@@ -105,7 +106,7 @@ def _networks(rows: Mapping[str, Result]) -> list[str]:
               item['found'],
               console.format_count(item['params']),
               console.format_count(item['macs']),
-              *(f'{item[key]:.2f} {unit}'.strip() for key in keys),
+              *(report.shown(key, item[key]) for key in keys),
           )
           for name, item in rows.items()
       ),

@@ -22,7 +22,7 @@ import pytest
 import shared_data
 
 from autogrow_jax import data
-from autogrow_jax.data import stratified
+from autogrow_jax.data import splits
 
 GREY = data.Preprocessing(mean=(0.0,), std=(1.0,))
 CIFAR10 = data.SOURCES['cifar10'].preprocessing
@@ -39,6 +39,15 @@ def own(**changes):
   """A small data set from arrays."""
   arguments = dict(holdout=50, seed=0, preprocessing=GREY) | changes
   return data.from_arrays(*arrays(), *arrays(40, seed=1), **arguments)
+
+
+def augment(key, images, preprocessing, *, first=0):
+  """Augments images that have one class each."""
+  labels = jnp.zeros(images.shape[0], int)
+  result, _ = data.augment_examples(
+      key, images, labels, preprocessing, first=first
+  )
+  return result
 
 
 def never():
@@ -62,17 +71,11 @@ class DataConfigTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(
-      (
-          dict(dataset='CIFAR-10'),
-          "Unknown data set 'CIFAR-10'; there are digits, mnist, fashion_mnist",
-      ),
-      (dict(dataset=''), "Unknown data set ''; there are digits"),
       (dict(normalization='none'), "('pixels', 'paper'), got 'none'"),
       (dict(channels=4), 'channels must be one of (None, 1, 3), got 4'),
       (dict(stream='yes'), "('auto', 'always', 'never'), got 'yes'"),
-      (dict(skip_damaged='no'), "one of (False, True), got 'no'"),
       (dict(image_size=0), 'image_size must be a whole number >= 1, got 0'),
-      (dict(select_on='train'), "must be 'holdout' or 'test', got 'train'"),
+      (dict(select_on='train'), "('holdout', 'test'), got 'train'"),
       (dict(data_fraction='0'), "above 0 and at most 1, got '0'"),
       (dict(data_fraction='1.01'), "above 0 and at most 1, got '1.01'"),
       (dict(data_fraction='a half'), "'0.25' or '1/4', got 'a half'"),
@@ -81,11 +84,57 @@ class DataConfigTest(parameterized.TestCase):
       (dict(holdout=0), 'holdout must be a whole number >= 1, got 0'),
       (dict(holdout=True), 'holdout must be a whole number >= 1, got True'),
       (dict(holdout=9, select_on='test'), 'nothing is held out; leave it out'),
-      (dict(data_dir=3), 'data_dir must be text, got 3'),
   )
   def test_refuses(self, arguments, message):
     with self.assertRaisesRegex(ValueError, re.escape(message)):
       data.DataConfig(**arguments)
+
+  @parameterized.parameters('CIFAR-10', '', '../x', 'a*')
+  def test_unknown_names(self, name):
+    message = f'Unknown data set {name!r}; there are digits, mnist, fashion_'
+    with self.assertRaisesRegex(ValueError, re.escape(message)):
+      data.load(data.DataConfig(name), seed=0)
+
+  def test_every_setting_has_a_help_of_plain_text(self):
+    for field in dataclasses.fields(data.DataConfig):
+      self.assertRegex(field.metadata['help'], r'^[A-Z][^\n]*\.$', field.name)
+    path = data.DataConfig('mnist', pathlib.Path('x')).data_dir
+    self.assertEqual(path, 'x')  # For JSON.
+
+
+class OptionalPackagesTest(parameterized.TestCase):
+
+  def test_imports_none_of_them(self):
+    optional = 'PIL', 'grain', 'sklearn', 'array_record', 'tensorflow_datasets'
+    program = (
+        'import sys, autogrow_jax.data\n'
+        f'sys.exit(any(name in sys.modules for name in {optional}))'
+    )
+    subprocess.run([sys.executable, '-c', program], check=True)
+
+  @parameterized.parameters(
+      ('sklearn.datasets', 'digits', '[demo]'),
+      ('PIL.Image', 'folder:{}/images', '[data]'),
+      ('tensorflow_datasets', 'tiny', '[data]'),
+  )
+  def test_names_the_extra_of_a_missing_one(self, module, dataset, extra):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    images = [f'images/{name}/{number}' for name in 'ab' for number in '123']
+    for name in (*images, 'tiny/1.0.0/dataset_info.json'):
+      (root / name).parent.mkdir(parents=True, exist_ok=True)
+      (root / name).touch()
+    config = data.DataConfig(dataset.format(root), str(root))
+    with mock.patch.dict(sys.modules, {module: None}):
+      message = rf"^.* needs \S+: pip install 'autogrow-jax\{extra}'\.$"
+      with self.assertRaisesRegex(ValueError, message):
+        data.load(config, seed=0)
+
+  def test_a_stream_needs_grain(self):
+    config = data.DataConfig(stream='always')
+    batches = data.load(config, seed=0).stream(jax.random.key(0), 0, 8)
+    with mock.patch.dict(sys.modules, {'grain': None}):
+      with self.assertRaisesRegex(ValueError, 'needs grain: pip install'):
+        next(batches)
 
 
 class StratifiedTest(parameterized.TestCase):
@@ -94,7 +143,7 @@ class StratifiedTest(parameterized.TestCase):
     # The digits' test split and the hold-out of every seed depend on it.
     labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
     np.testing.assert_array_equal(
-        stratified.order(labels, seed=0),
+        splits.order(labels, seed=0),
         [11, 3, 6, 2, 8, 7, 1, 4, 10, 0, 5, 9],
     )
 
@@ -103,7 +152,7 @@ class StratifiedTest(parameterized.TestCase):
     labels = np.random.default_rng(seed).permutation(
         np.repeat([0, 1, 2, 3], [500, 250, 60, 7])
     )
-    order = stratified.order(labels, seed=seed)
+    order = splits.order(labels, seed=seed)
     np.testing.assert_array_equal(np.sort(order), np.arange(len(labels)))
     cumulative = np.cumsum(np.eye(4)[labels[order]], axis=0)
     quota = np.arange(1, 818)[:, None] * np.bincount(labels) / len(labels)
@@ -112,14 +161,9 @@ class StratifiedTest(parameterized.TestCase):
 
   def test_shuffles_within_classes(self):
     labels = np.zeros(1000, np.int64)
-    order = stratified.order(labels, seed=3)
+    order = splits.order(labels, seed=3)
     self.assertLess(abs(np.corrcoef(order, np.arange(1000))[0, 1]), 0.1)
-    self.assertFalse(np.array_equal(order, stratified.order(labels, seed=4)))
-
-  @parameterized.parameters(-1, 0.5, None)
-  def test_refuses_seed(self, seed):
-    with self.assertRaisesRegex(ValueError, f'>= 0, got {seed}'):
-      stratified.order(np.zeros(3, np.int64), seed=seed)
+    self.assertFalse(np.array_equal(order, splits.order(labels, seed=4)))
 
 
 class DigitsTest(parameterized.TestCase):
@@ -305,8 +349,8 @@ class FromArraysTest(parameterized.TestCase):
   @parameterized.named_parameters(
       ('float', 0, lambda x: x / 255, 'train: Images must be a uint8.*float64'),
       ('int64', 2, lambda x: x.astype(int), 'test: Images must be a uint8'),
-      ('flat', 0, lambda x: x.reshape(200, -1), r'got \(200, 36\)'),
-      ('short', 1, lambda y: y[:-1], r'train: Labels .*\(199,\).* 200 images'),
+      ('flat', 0, lambda x: x.reshape(200, -1), r'got .* \(200, 36\)'),
+      ('short', 1, lambda y: y[:-1], r'train: Labels .*200 images.*\(199,\)'),
       ('one_hot', 1, lambda y: np.eye(5, dtype=int)[y], r'\(200, 5\)'),
       ('float_labels', 3, lambda y: y + 0.5, 'test_labels must be integers'),
       ('negative', 1, lambda y: y - 1, 'from 0 to classes - 1, got -1'),
@@ -314,7 +358,7 @@ class FromArraysTest(parameterized.TestCase):
       ('huge', 1, lambda y: y + 2**40, 'below 2\\*\\*31'),
       ('other_size', 2, lambda x: x[:, 1:], r'test have the shape \(5, 6, 1\)'),
       ('rgb', 2, lambda x: x.repeat(3, -1), r'test have the shape \(6, 6, 3\)'),
-      ('no_examples', 1, lambda y: y[:0], 'train_labels is empty'),
+      ('no_examples', 1, lambda y: y[:0], r'train_labels must be .*\(0,\)'),
   )
   def test_refuses_arrays(self, position, change, message):
     values = [*arrays(), *arrays(40, seed=1)]
@@ -327,7 +371,7 @@ class FromArraysTest(parameterized.TestCase):
       (dict(holdout=200), 'holdout must be below 200'),
       (dict(classes=4), 'train must be from 0 to 3.*4 classes, got 4'),
       (dict(classes=0), 'classes must be a whole number >= 1, got 0'),
-      (dict(preprocessing=CIFAR10), 'have 1 channels, but the mean and std'),
+      (dict(preprocessing=CIFAR10), r'\(6, 6, 1\), but .* is \(6, 6, 3\)'),
   )
   def test_refuses_arguments(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -449,7 +493,7 @@ class TfdsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "split 'test' .* is not in"):
       data.load(config, seed=0)
     info.write_text(info.read_text().replace('array_record', 'tfrecord'))
-    with self.assertRaisesRegex(ValueError, 'tfrecord files, which only Tens'):
+    with self.assertRaisesRegex(ValueError, 'not of the format array_record'):
       data.load(config, seed=0)
     info.write_text('{')
     with self.assertRaisesRegex(ValueError, 'cannot be read.*prepare it again'):
@@ -507,11 +551,10 @@ class PreprocessingTest(parameterized.TestCase):
     self.assertEqual(hash(restored), hash(CIFAR10))
 
   @parameterized.parameters(
-      (dict(std=(0.0,)), 'std must be above 0'),
+      (dict(std=(0.0,)), r'std must be\s+above 0'),
       (dict(std=(1.0, 1.0)), 'one number per channel'),
       (dict(pad=-1), 'pad must be a whole number >= 0, got -1'),
       (dict(crop=1.5), 'crop must be a whole number >= 0, got 1.5'),
-      (dict(flip=1), 'flip must be True or False, got 1'),
   )
   def test_refuses(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -545,7 +588,7 @@ class PreprocessTest(parameterized.TestCase):
     np.testing.assert_allclose(
         result[:, 0], np.broadcast_to(border, (64, 12, 3)), rtol=1e-6
     )
-    shifted = data.augment(jax.random.key(0), images, CIFAR10)
+    shifted = augment(jax.random.key(0), images, CIFAR10)
     result = np.asarray(data.preprocess(shifted, CIFAR10)).reshape(-1, 3)
     white = (1 - np.array(CIFAR10.mean)) / np.array(CIFAR10.std)
     is_white = np.isclose(result, white, rtol=1e-5).all(-1)
@@ -557,7 +600,7 @@ class PreprocessTest(parameterized.TestCase):
     # Invariant 33.
     preprocessing = data.SOURCES['mnist'].preprocessing
     images = jnp.asarray(arrays(4, shape=(28, 28, 1))[0])
-    augmented = data.augment(jax.random.key(0), images, preprocessing)
+    augmented = augment(jax.random.key(0), images, preprocessing)
     result = data.preprocess(images, preprocessing)
     np.testing.assert_array_equal(
         data.preprocess(augmented, preprocessing), result
@@ -576,14 +619,14 @@ class PreprocessTest(parameterized.TestCase):
   @parameterized.parameters(
       ((2, 8, 8, 3), jnp.float32, 'must be raw pixels, uint8.*got float32'),
       ((8, 8, 3), jnp.uint8, r'got uint8 \(8, 8, 3\)'),
-      ((2, 8, 8, 1), jnp.uint8, 'have 1 channels, but .* for 3'),
+      ((2, 8, 8, 1), jnp.uint8, r'width, 3\), got uint8 \(2, 8, 8, 1\)'),
   )
   def test_refuses(self, shape, dtype, message):
     images = jnp.zeros(shape, dtype)
     with self.assertRaisesRegex(ValueError, message):
       data.preprocess(images, CIFAR10)
     with self.assertRaisesRegex(ValueError, message):
-      data.augment(jax.random.key(0), images, CIFAR10)
+      augment(jax.random.key(0), images, CIFAR10)
 
 
 class AugmentTest(parameterized.TestCase):
@@ -592,7 +635,7 @@ class AugmentTest(parameterized.TestCase):
     preprocessing = data.Preprocessing((0.0,), (1.0,), crop=2, flip=True)
     images = arrays(600, shape=(5, 6, 1))[0]
     result = np.asarray(
-        data.augment(jax.random.key(0), jnp.asarray(images), preprocessing)
+        augment(jax.random.key(0), jnp.asarray(images), preprocessing)
     )
     self.assertEqual((result.shape, result.dtype), (images.shape, np.uint8))
     found = []
@@ -617,7 +660,7 @@ class AugmentTest(parameterized.TestCase):
     images = np.zeros((64, 5, 5, 1), np.uint8)
     images[:, 2, 2], images[:, 2, 3] = 1, 2  # Centre, and right of it.
     result = np.asarray(
-        data.augment(jax.random.key(1), jnp.asarray(images), preprocessing)
+        augment(jax.random.key(1), jnp.asarray(images), preprocessing)
     )[..., 0]
     rows = np.argwhere(result == 1)[:, 1]
     self.assertLen(np.unique(rows), 2 * crop + 1)
@@ -627,24 +670,24 @@ class AugmentTest(parameterized.TestCase):
 
   def test_nothing_to_do(self):
     images = jnp.asarray(arrays(4)[0])
-    self.assertIs(data.augment(jax.random.key(0), images, GREY), images)
+    self.assertIs(augment(jax.random.key(0), images, GREY), images)
 
   def test_depends_on_the_key_only(self):
     images = jnp.asarray(arrays(32, shape=(8, 8, 3))[0])
-    one = data.augment(jax.random.key(0), images, CIFAR10)
+    one = augment(jax.random.key(0), images, CIFAR10)
     np.testing.assert_array_equal(
-        one, data.augment(jax.random.key(0), images, CIFAR10)
+        one, augment(jax.random.key(0), images, CIFAR10)
     )
     self.assertFalse(
-        np.array_equal(one, data.augment(jax.random.key(1), images, CIFAR10))
+        np.array_equal(one, augment(jax.random.key(1), images, CIFAR10))
     )
 
   def test_parts_of_a_batch(self):
     key, step = jax.random.key(5), jax.jit(
-        data.augment, static_argnames='preprocessing'
+        augment, static_argnames='preprocessing'
     )
     images = jnp.asarray(arrays(32, shape=(8, 8, 3))[0])
-    whole = data.augment(key, images, CIFAR10)
+    whole = augment(key, images, CIFAR10)
     parts = [
         step(key, images[first : first + 8], preprocessing=CIFAR10, first=first)
         for first in range(0, 32, 8)
@@ -652,7 +695,7 @@ class AugmentTest(parameterized.TestCase):
     np.testing.assert_array_equal(whole, jnp.concatenate(parts))
     # A larger batch doesn't change what happens to the first images.
     np.testing.assert_array_equal(
-        whole[:20], data.augment(key, images[:20], CIFAR10)
+        whole[:20], augment(key, images[:20], CIFAR10)
     )
 
   def test_sharding(self):
@@ -663,8 +706,8 @@ class AugmentTest(parameterized.TestCase):
     spec = jax.sharding.PartitionSpec('data')
     images = jnp.asarray(arrays(32, shape=(8, 8, 3))[0])
     key = jax.random.key(2)
-    expected = data.augment(key, images, CIFAR10)
-    step = jax.jit(data.augment, static_argnums=2)
+    expected = augment(key, images, CIFAR10)
+    step = jax.jit(augment, static_argnums=2)
     sharded = jax.device_put(images, jax.sharding.NamedSharding(mesh, spec))
     np.testing.assert_array_equal(step(key, sharded, CIFAR10), expected)
 
@@ -672,7 +715,7 @@ class AugmentTest(parameterized.TestCase):
 
     def part(images):
       first = jax.lax.axis_index('data') * per_device
-      return data.augment(key, images, CIFAR10, first=first)
+      return augment(key, images, CIFAR10, first=first)
 
     result = jax.pmap(part, axis_name='data')(
         images.reshape(len(devices), per_device, 8, 8, 3)
@@ -709,9 +752,6 @@ class BatchOrderTest(parameterized.TestCase):
     take = jax.jit(data.batch_indices, static_argnums=2)
     batches = [take(permutation, step, 10) for step in range(10)]
     np.testing.assert_array_equal(jnp.concatenate(batches), permutation[:100])
-    np.testing.assert_array_equal(
-        batches[9], data.batch_indices(permutation, 9, 10)
-    )
 
   def test_the_dropped_examples_change(self):
     key = jax.random.key(0)
@@ -720,12 +760,6 @@ class BatchOrderTest(parameterized.TestCase):
         for epoch in range(5)
     ]
     self.assertGreater(len(set.union(*dropped)), 8)
-
-  @parameterized.parameters(-1, 10)
-  def test_refuses_steps_beyond_the_epoch(self, step):
-    permutation = jnp.arange(103)
-    with self.assertRaisesRegex(ValueError, f'Step {step} must be .* 0 to 9'):
-      data.batch_indices(permutation, step, 10)
 
   @parameterized.parameters(0, 104)
   def test_refuses_batch_size(self, batch_size):
@@ -739,7 +773,7 @@ class BatchOrderTest(parameterized.TestCase):
     def step(key, number):
       permutation = data.epoch_permutation(key, number // 2, 16)
       indices = data.batch_indices(permutation, number % 2, 8)
-      batch = data.augment(jax.random.fold_in(key, 1), images[indices], CIFAR10)
+      batch = augment(jax.random.fold_in(key, 1), images[indices], CIFAR10)
       return data.preprocess(batch, CIFAR10)
 
     with (
@@ -748,40 +782,6 @@ class BatchOrderTest(parameterized.TestCase):
         jax.debug_nans(True),
     ):
       self.assertEqual(step(jax.random.key(0), 3).shape, (8, 8, 8, 3))
-
-
-class PreparedTest(absltest.TestCase):
-
-  def test_skips_without_shared_data(self):
-    nowhere = pathlib.Path('/nowhere')
-    with mock.patch.object(shared_data, '_SHARED', nowhere):
-      with self.assertRaisesRegex(absltest.SkipTest, f'no {nowhere}/mnist'):
-        shared_data.prepared('mnist')
-
-  def test_is_complete_or_not_there(self):
-    shared = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    (shared / 'mnist').mkdir()
-    script = shared / 'prepare_tfds.py'
-    temporary = self.enterContext(tempfile.TemporaryDirectory())
-    prepare = (
-        'import pathlib, sys\n'
-        'directory = pathlib.Path(sys.argv[1].removeprefix("--data_dir="))\n'
-        '(directory / sys.argv[2]).write_text("half")\n'
-    )
-    with (
-        mock.patch.object(shared_data, '_SHARED', shared),
-        mock.patch.object(tempfile, 'tempdir', temporary),
-    ):
-      script.write_text(prepare + 'sys.exit("broken")')
-      with self.assertRaisesRegex(RuntimeError, 'mnist failed: broken'):
-        shared_data.prepared('mnist')
-      self.assertEmpty([*pathlib.Path(temporary).glob('*/*')])
-      script.write_text(prepare)
-      data_dir = shared_data.prepared('mnist')
-      self.assertEqual(pathlib.Path(data_dir, 'mnist').read_text(), 'half')
-      with mock.patch.object(shared_data.subprocess, 'run') as run:
-        self.assertEqual(shared_data.prepared('mnist'), data_dir)
-      run.assert_not_called()
 
 
 if __name__ == '__main__':

@@ -76,22 +76,6 @@ class ShapesTest(parameterized.TestCase):
 
 class HeadTest(parameterized.TestCase):
 
-  def test_roles(self):
-    architecture = tiny_networks.seed('deeplab')
-    table = state_lib.axis_table(architecture)
-    roles = {}
-    for path, axes in table.axes.items():
-      for axis in axes:
-        if axis is not None and axis.name in AXES and path[-1] == 'kernel':
-          key = axis.name, axis.role
-          roles.setdefault(key, set()).add('/'.join(path[-3:-1]))
-    want = {('project', 'reads'): {'head/classifier'}}
-    want['project', 'writes'] = {f'head/project_{b}' for b in deeplab.BRANCHES}
-    for branch in deeplab.BRANCHES:
-      want[branch, 'writes'] = {f'head/{branch}_conv'}
-      want[branch, 'reads'] = {f'head/project_{branch}'}
-    self.assertEqual(roles, want)
-
   @parameterized.parameters('aspp0', 'aspp2', 'aspp4', 'project', 's3')
   def test_closed_gates_are_pruned_units(self, axis):
     architecture = tiny_networks.seed('deeplab')
@@ -158,7 +142,6 @@ class HeadTest(parameterized.TestCase):
         {'params': weights, 'stats': stats}, x, train=False
     )
     np.testing.assert_allclose(got, y, rtol=1e-4, atol=1e-4)
-
 
   def test_taps_know_the_dilation(self):
     part = networks.parts(tiny_networks.seed('deeplab'))[-1]

@@ -6,10 +6,11 @@ from unittest import mock
 from absl.testing import absltest
 import runs
 
-from autogrow_jax.run import checkpoint
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax.run import checkpoint
 from autogrow_jax.run import programs
+from autogrow_jax.run import steps
 from autogrow_jax.run import train
 from experiments import dry_run
 
@@ -53,13 +54,13 @@ class WalkTest(absltest.TestCase):
     self.assertEqual((stop.epoch, stop.architecture.depths), (0, (1, 1, 1)))
 
   def test_a_step_that_changes_shapes(self):
-    original = programs.train_step
+    original = steps.train_step
 
     def step(*arguments):
       packed, meters = original(*arguments)
       return packed, {**meters, 'loss_sum': meters['loss_sum'][None]}
 
-    with mock.patch.object(programs, 'train_step', step):
+    with mock.patch.object(steps, 'train_step', step):
       with self.assertRaisesRegex(AssertionError, 'loss_sum'):
         walk()
 

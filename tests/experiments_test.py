@@ -324,7 +324,8 @@ class AutogrowTest(parameterized.TestCase):
         [self.other],
         [('', r'holds another run \(seed: 0 -> 1\); choose another')],
     )
-    self.assertEqual(history_lib.read_json(self.workdir / 'result.json'), self.result)
+    result = history_lib.read_json(self.workdir / 'result.json')
+    self.assertEqual(result, self.result)
 
   def test_divergence(self):
     check_refused(

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+import tiny_morphisms as morphisms
 
-from autogrow_jax.run import config as config_lib
-from autogrow_jax import growth
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import method
@@ -26,9 +25,10 @@ from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import steps
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax import state as state_lib
+from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
+from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from experiments.studies.gauss_newton import joint
 from experiments.studies.gauss_newton import rivals
@@ -124,14 +124,14 @@ class JointTest(absltest.TestCase):
   def test_growth_finds_its_axes(self):
     """It has the shapes of any architecture, also through `growth.carry`."""
     grower = joint.JointGaussNewton(timing=joint.Timing(4, 0, 8))
-    change = growth.split(self.architecture, 's0', np.array([1]))
-    state, _ = growth.grow(
+    change = morphisms.twins(self.architecture, 's0', [1])
+    state, _ = state_lib.grow(
         self.state, change, SGD, key=jax.random.key(1), extra=grower.extra
     )
     shapes = lambda tree: jax.tree.map(np.shape, tree)
     self.assertEqual(
         shapes(state.stats['method']),
-        shapes(grower.extra(change.architecture).other),
+        shapes(grower.extra(change.target).other),
     )
 
   def test_refuses(self):

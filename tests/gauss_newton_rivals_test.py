@@ -13,7 +13,6 @@ import numpy as np
 
 import tiny_morphisms as tiny
 import tiny_networks
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import estimates
@@ -23,6 +22,7 @@ from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax.methods.gauss_newton import taps
+from autogrow_jax.run import config as config_lib
 from experiments.studies.gauss_newton import rivals
 from experiments.studies.gauss_newton import steepest
 from experiments.studies.gauss_newton import trials
@@ -198,7 +198,7 @@ class RivalsTest(parameterized.TestCase):
   def test_random_splits_hardly_change_anything(self, strategy):
     data = case('plain3net')
     before = mean_loss(data.architecture, data.trees, data.batches)
-    setting = {'random': 'step', 'net2net': 'noise'}[strategy]
+    setting = {'random': 'length', 'net2net': 'noise'}[strategy]
     moved = []
     for length in (0.3, 0.03):
       found = data.propose(strategy, **{setting: length})
@@ -223,7 +223,7 @@ class RivalsTest(parameterized.TestCase):
   def test_splitting_matrices_against_a_hessian(self, family, axis):
     with jax.enable_x64(True):
       data = case(family, 'f8').only(axis)
-      found = data.propose('steepest', step=0.1)
+      found = data.propose('steepest', length=0.1)
       site = data.site[axis]
       hessians = sum(
           hessians_of(data, site, x, labels) for x, labels in data.batches

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.datasets
+import tiny_morphisms as tiny
 
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax import costs
-from autogrow_jax import growth
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import estimates
 from autogrow_jax.methods.gauss_newton import learned_splits
@@ -30,6 +31,7 @@ from autogrow_jax.networks import base as networks_base
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from experiments.studies.gauss_newton import rivals
 
 SGD = optimizers.make(optimizers.SGD())
@@ -81,7 +83,7 @@ def trained():
 
 
 def grow(state, change):
-  return growth.grow(state, change, SGD, key=jax.random.key(0))
+  return state_lib.grow(state, change, SGD, key=jax.random.key(0))[0]
 
 
 def loss_of(architecture, state):
@@ -96,7 +98,16 @@ def situation():
     while True:
       yield from digits()
 
-  return base.Situation(architecture, state, batches, len(digits()), 0.9, 0.0)
+  return base.Situation(
+      architecture=architecture,
+      state=state,
+      key=jax.random.key(7),
+      task=tasks.Classes(),
+      batches=batches,
+      batches_per_epoch=len(digits()),
+      train_accuracy=0.9,
+      weight_decay=0.0,
+  )
 
 
 def learning_images():
@@ -144,7 +155,7 @@ class TrainedTest(parameterized.TestCase):
     for axis, unit in found.candidates:
       change = surgery.morph(architecture, scaled, {axis: np.array([unit])})
       actual.append(
-          loss_of(change.architecture, grow(state, change)[0]) - before
+          loss_of(change.architecture, tiny.grow(state, change)) - before
       )
     used = found.usable
     self.assertGreater(np.count_nonzero(used), 7)
@@ -170,7 +181,7 @@ class TrainedTest(parameterized.TestCase):
     change = surgery.morph(
         architecture, scaled, {a: np.array(u) for a, u in units.items()}
     )
-    actual = loss_of(change.architecture, grow(state, change)[0]) - loss_of(
+    actual = loss_of(change.architecture, tiny.grow(state, change)) - loss_of(
         architecture, state
     )
     joint = found.joint_change(scales)
@@ -187,12 +198,11 @@ class MethodTest(parameterized.TestCase):
     grower = method.GaussNewton(limits=selection.Limits(growth_cap=0.5))
     change = grower.propose(policies.grow(), now)
     self.assertBetween(
-        costs.params(change.architecture),
+        costs.params(change.target),
         1.1 * costs.params(now.architecture),
         1.5 * costs.params(now.architecture),
     )
-    state, carried = grow(now.state, change)
-    report = carried.report
+    state, report = grow(now.state, change), change.report
     self.assertLess(report['estimated_change'], -0.005)
     self.assertBetween(
         report['actual_change'] / report['estimated_change'], 0.6, 1.5
@@ -210,17 +220,15 @@ class MethodTest(parameterized.TestCase):
     # losses.
     images = learning_images() + 3 * 10 * 640 + 5 * 640 // 3 + 2 * 640 // 3
     self.assertEqual(
-        report['images'],
+        change.examples,
         round(
-            images
-            * costs.macs(now.architecture)
-            / costs.macs(change.architecture)
+            images * costs.macs(now.architecture) / costs.macs(change.target)
         ),
     )
     moments = [m for m in jax.tree.leaves(state.opt_state) if m.ndim]
     self.assertTrue(all(not moment.any() for moment in moments))
-    again = grow(now.state, grower.propose(policies.grow(), now))[1].report
-    self.assertEqual(again, report)
+    again = grower.propose(policies.grow(), now)
+    self.assertEqual(again.report, report)
     # What follows is drawn as if nothing had grown.
     np.testing.assert_array_equal(state.key, now.state.key)
     self.assertEqual(state.step, now.state.step)
@@ -237,24 +245,23 @@ class MethodTest(parameterized.TestCase):
     now = situation()
     architecture, state = now.architecture, now.state
     for axis in ('s0b0.out', 's1b0.out'):
-      change = growth.split(
-          architecture, axis, np.arange(architecture.size(axis))
-      )
-      state, architecture = grow(state, change)[0], change.architecture
+      units = np.arange(architecture.size(axis))
+      change = tiny.twins(architecture, axis, units)
+      state, architecture = grow(state, change), change.target
     twins = dataclasses.replace(now, architecture=architecture, state=state)
     grower = method.GaussNewton(
         ranking=learned_splits.LearnedSplits(compensation=compensation),
         limits=selection.Limits(price=4e-3),
     )
     change = grower.propose(policies.grow(), twins)
-    report = grow(state, change)[1].report
+    report = change.report
     self.assertEmpty(report['splits'])
     for axis, units in report['prunes'].items():
       size = now.architecture.size(axis)
       self.assertBetween(len(units), fewest, size)
-      self.assertEqual(change.architecture.size(axis), 2 * size - len(units))
+      self.assertEqual(change.target.size(axis), 2 * size - len(units))
     if compensation == 'least_squares':  # Which is exact for twins.
-      self.assertEqual(change.architecture, now.architecture)
+      self.assertEqual(change.target, now.architecture)
       for axis, units in report['prunes'].items():
         size = now.architecture.size(axis)
         self.assertCountEqual([unit % size for unit in units], range(size))
@@ -269,11 +276,11 @@ class MethodTest(parameterized.TestCase):
     change = grower.propose(policies.grow(), now)
     size = costs.params(now.architecture)
     self.assertBetween(
-        costs.params(change.architecture), 1.05 * size, 1.35 * size
+        costs.params(change.target), 1.05 * size, 1.35 * size
     )
-    report = grow(now.state, change)[1].report
+    report = change.report
     self.assertEqual(report['prunes'], {})
-    self.assertGreater(report['images'], 0)
+    self.assertGreater(change.examples, 0)
     # What they do to the loss at once is small, but for firefly.
     largest = {'net2net': 1e-5, 'gradmax': 1e-5, 'firefly': 0.1}
     self.assertLess(
@@ -297,26 +304,36 @@ class MethodTest(parameterized.TestCase):
     self.assertIn('would not lower the loss', skipped.reason)
     # As much work as for a step that is taken.
     self.assertEqual(
-        skipped.images, learning_images() + 3 * 8 * 640 + 5 * 640 // 3
+        skipped.examples, learning_images() + 3 * 8 * 640 + 5 * 640 // 3
     )
     joint = together.Joint(np.array([-0.1]), np.array([[0.1]]))
     with mock.patch.object(together, 'together', return_value=joint):
       change = grower.propose(policies.grow(), situation())
-    self.assertIsInstance(change, growth.Growth)
+    self.assertIsInstance(change, growth_lib.Growth)
 
   def test_halves_what_is_not_as_promised(self):
     grower = method.GaussNewton()
-    promised = lambda changes: mock.patch.object(
-        steps.Snapshot, 'change_of_loss', side_effect=changes
-    )
+    loss = steps.Snapshot.loss
+
+    def measuring(*changes):
+      changes = iter(changes)
+      return mock.patch.object(
+          steps.Snapshot,
+          'loss',
+          lambda snapshot, morph=None: loss(snapshot)
+          + (0 if morph is None else next(changes)),
+      )
+
     reports = []
     for changes in ([-1.0], [0.5, -1.0]):
-      with promised(changes):
+      with measuring(*changes):
         change = grower.propose(policies.grow(), situation())
-      reports.append(grow(situation().state, change)[1].report)
+      reports.append(change.report)
     whole, half = reports
     self.assertLen(whole['attempts'], 1)
-    self.assertEqual([measured for _, measured in half['attempts']], [0.5, -1])
+    np.testing.assert_allclose(
+        [measured for _, measured in half['attempts']], [0.5, -1], atol=1e-6
+    )
     self.assertEqual(half['attempts'][0][0], whole['attempts'][0][0])
     self.assertEqual(half['attempts'][1][0], half['estimated_change'])
     np.testing.assert_allclose(
@@ -324,7 +341,7 @@ class MethodTest(parameterized.TestCase):
     )
     self.assertEqual(half['prunes'], {})
     self.assertLess(half['actual_change'], 0)
-    with promised([0.5, 0.4, 0.3]):
+    with measuring(0.5, 0.4, 0.3):
       skipped = grower.propose(policies.grow(), situation())
     self.assertIn('would change by +0.5, +0.4, +0.3 nats', skipped.reason)
 
@@ -353,8 +370,7 @@ class MethodTest(parameterized.TestCase):
 
     now = dataclasses.replace(wide, batches=batches)
     change = method.GaussNewton().propose(policies.grow(), now)
-    report = grow(now.state, change)[1].report
-    self.assertLess(report['actual_change'], 0)
+    self.assertLess(change.report['actual_change'], 0)
 
   def test_statistics_that_are_not_finite(self):
     """Candidates are dropped, and nothing is proposed if none is left."""
@@ -369,7 +385,7 @@ class MethodTest(parameterized.TestCase):
         skipped.reason,
         r'no split or prune is worth it; \d+ candidates cannot be used',
     )
-    self.assertGreater(skipped.images, 0)
+    self.assertGreater(skipped.examples, 0)
 
   def test_nothing_more_is_allowed(self):
     limits = selection.Limits(growth_cap=1e-9)
@@ -389,8 +405,7 @@ class MethodTest(parameterized.TestCase):
         situation(), architecture=architecture, state=state
     )
     change = method.GaussNewton().propose(policies.grow(), now)
-    grown, carried = grow(state, change)
-    report = carried.report
+    grown, report = grow(state, change), change.report
     self.assertLess(report['actual_change'], 0)
     self.assertBetween(
         report['actual_change'] / report['estimated_change'], 0.3, 2
@@ -405,7 +420,7 @@ class MethodTest(parameterized.TestCase):
         norms.measured(model.chain, steps.trees_of(state), digits()),
         digits(),
     )
-    self.assertLess(loss_of(change.architecture, grown) - before, 0)
+    self.assertLess(loss_of(change.target, grown) - before, 0)
 
   def test_bad_settings(self):
     with self.assertRaisesRegex(ValueError, 'compensation is one of off, leas'):

@@ -12,7 +12,6 @@ import numpy as np
 import tiny_morphisms as tiny
 import tiny_networks
 from autogrow_jax import costs
-from autogrow_jax import growth
 from autogrow_jax.methods.gauss_newton import compensation
 from autogrow_jax.methods.gauss_newton import estimates
 from autogrow_jax.methods.gauss_newton import prunes
@@ -112,10 +111,10 @@ class PrunesTest(parameterized.TestCase):
     """A twin takes over all of it, and nothing changes."""
     architecture = seed('plain3net')
     state = tiny_networks.state(architecture)
-    change = growth.split(architecture, 's0b0.out', np.array([1]))
+    change = tiny.twins(architecture, 's0b0.out', [1])
     twins = tiny.grow(state, change)
     x, labels = tiny.batch()
-    model, trees = signals.model_of(change.architecture), tiny.trees_of(twins)
+    model, trees = signals.model_of(change.target), tiny.trees_of(twins)
     found = estimate(
         model, trees, [(x, labels)], compensation='least_squares'
     )
@@ -125,7 +124,7 @@ class PrunesTest(parameterized.TestCase):
     self.assertAlmostEqual(found.changes[index], 0, delta=1e-4)
     self.assertTrue(found.usable[index])
     back = surgery.morph(
-        change.architecture, {}, {},
+        change.target, {}, {},
         removed=surgery.absorbed(model, trees, [found.alone(index)]),
     )
     after = run(back.architecture, tiny.grow(twins, back), x).output
@@ -163,8 +162,9 @@ class PrunesTest(parameterized.TestCase):
     alone = surgery.morph(architecture, {}, {}, removed=removed)
     units = {'s0b0.out': np.array([0]), 's1b0.out': np.array([1, 3])}
     both = surgery.morph(architecture, start, units, removed=removed)
-    np.testing.assert_array_equal(both.sources['s0b0.out'], [0, 1, 0])
-    np.testing.assert_array_equal(both.sources['s1b0.out'], [1, 2, 3, 1, 3])
+    sources = both.change.sources
+    np.testing.assert_array_equal(sources['s0b0.out'], [0, 1, 0])
+    np.testing.assert_array_equal(sources['s1b0.out'], [1, 2, 3, 1, 3])
     # Splits at their start add nothing to what the prunes do.
     want = run(alone.architecture, tiny.grow(state, alone), x).output
     got = run(both.architecture, tiny.grow(state, both), x).output
@@ -217,8 +217,8 @@ class PrunesTest(parameterized.TestCase):
     """After a twin, whose removal changes nothing; its half is taken over."""
     architecture, axis = seed('plain3net'), 's0b0.out'
     state = tiny_networks.state(architecture)
-    change = growth.split(architecture, axis, np.array([1]))
-    model = signals.model_of(change.architecture)
+    change = tiny.twins(architecture, axis, [1])
+    model = signals.model_of(change.target)
     trees = tiny.trees_of(tiny.grow(state, change))
     settings = {'compensation': 'least_squares', 'curvature': 'rank1'}
     data = [tiny.batch()]
@@ -235,7 +235,7 @@ class PrunesTest(parameterized.TestCase):
     )
     for unit in range(3):
       with mock.patch.object(compensation, 'LARGEST_DIVERGENCE', np.inf):
-        (removal, cost), (_, estimate) = (
+        (removal, cost), (_, rough_cost) = (
             one.removal(unit) for one in (left, rough)
         )
       np.testing.assert_allclose(
@@ -247,7 +247,7 @@ class PrunesTest(parameterized.TestCase):
       self.assertAlmostEqual(cost, expected, delta=0.02 * curvature)
       # Without K the slope is exact, and the curvature of the right size.
       slope = expected - curvature / 2
-      self.assertBetween((estimate - slope) / (curvature / 2), 0.3, 3)
+      self.assertBetween((rough_cost - slope) / (curvature / 2), 0.3, 3)
 
   @parameterized.parameters('least_squares', 'gauss_newton')
   def test_what_some_examples_choose_others_judge(self, kind):
@@ -326,13 +326,14 @@ class PrunesTest(parameterized.TestCase):
     """The changes are measured; least squares in place of gauss_newton."""
     architecture = seed('mlp')
     trees = tiny.trees_of(tiny_networks.state(architecture))
-    model = signals.model_of(architecture)
-
-    batches = [tiny.batch(), tiny.batch()]
-    want = estimate(model, trees, batches, compensation='least_squares')
+    of = functools.partial(
+        estimate, signals.model_of(architecture), trees,
+        [tiny.batch(), tiny.batch()], curvature='rank1',
+    )
+    want = of(compensation='least_squares')
     # There is room for 4 units, not for 5.
     with mock.patch.object(prunes, 'LARGEST_GRAMS', 8 * 5 * 6 * 6 - 1):
-      found = estimate(model, trees, batches)
+      found = of()
     self.assertEqual((want.passes, found.passes), (2, 3))
     axes = np.array([axis for axis, _ in found.candidates])
     first = axes == 's0b0.out'

@@ -9,7 +9,6 @@ import numpy as np
 
 import tiny_morphisms as tiny
 import tiny_networks
-from autogrow_jax import growth
 from autogrow_jax.methods.gauss_newton import estimates
 from autogrow_jax.methods.gauss_newton import norms
 from autogrow_jax.methods.gauss_newton import prunes
@@ -322,7 +321,7 @@ class PruneTest(parameterized.TestCase):
   @parameterized.parameters(('basic3resnet', 's0'), ('mobilenet1', 'stem'))
   def test_a_twin_takes_over_at_every_reader(self, family, axis):
     architecture, state, _ = network(family)
-    twins = tiny.grow(state, growth.split(architecture, axis, np.array([1])))
+    twins = tiny.grow(state, tiny.twins(architecture, axis, [1]))
     units = architecture.size(axis) + 1
     doubled = architecture.resized({axis: units})
     model, trees = signals.model_of(doubled), tiny.trees_of(twins)

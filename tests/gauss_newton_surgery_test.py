@@ -9,8 +9,8 @@ import numpy as np
 
 import tiny_morphisms as tiny
 import tiny_networks
+from autogrow_jax.core import carry
 from autogrow_jax import costs
-from autogrow_jax import growth
 from autogrow_jax.methods.gauss_newton import norms
 from autogrow_jax.methods.gauss_newton import removals
 from autogrow_jax.methods.gauss_newton import signals
@@ -54,11 +54,12 @@ def wide(tree):
 
 def grow_wide(state, change):
   """As `grow`, which has float32 alone, in float64."""
-  key = jax.random.key(0)
-  fresh = state_lib.create_state(change.architecture, SGD, key=key)
-  table = state_lib.axis_table(change.architecture)
-  carried, _ = growth.carry(wide(state), wide(fresh), table, change.sources)
-  return change.patch(carried, key)[0]
+  fresh = state_lib.create_state(
+      change.architecture, SGD, key=jax.random.key(0)
+  )
+  state, fresh = (wide(one.replace(opt_state=())) for one in (state, fresh))
+  carried, _ = carry.carry(change.change, change.table, state, fresh)
+  return change.changed(carried)
 
 
 class SplitTest(parameterized.TestCase):
@@ -187,7 +188,10 @@ class SplitTest(parameterized.TestCase):
     learned = tiny.random_splits(model, trees)
     change = surgery.morph(architecture, learned, {'s0b0.out': np.array([1])})
     before = tiny_networks.leaves(state.opt_state)
-    grown = tiny.grow(state, change, name)
+    grown, _ = state_lib.grow(
+        state, change.change, tiny_networks.OPTIMIZERS[name],
+        key=jax.random.key(0),
+    )
     for path, leaf in tiny_networks.leaves(grown.opt_state).items():
       stays = path.endswith('learning_rate')
       want = before[path] if stays else np.zeros_like(leaf)

@@ -125,17 +125,6 @@ class DecodeTest(parameterized.TestCase):
       images.probe(io.BytesIO(b'GIF'), name='x')
 
 
-class CheckShapeTest(parameterized.TestCase):
-
-  def test_names_both_shapes(self):
-    images.check_shape(COLOUR, (20, 30, 3), name='Image 7')
-    with self.assertRaisesRegex(
-        ValueError,
-        r'^Image 7 has .* \(20, 30, 3\), not \(20, 20, 3\); .*--image_size',
-    ):
-      images.check_shape(COLOUR, (20, 20, 3), name='Image 7')
-
-
 class FitTest(parameterized.TestCase):
 
   @parameterized.parameters(

@@ -199,26 +199,6 @@ class StateTest(parameterized.TestCase):
 
 class AxesTest(parameterized.TestCase):
 
-  def test_roles(self):
-    roles = {}
-    for part in networks.parts(build()):
-      for path, (_, axes) in base.axes(part).items():
-        for axis in axes:
-          if axis is not None and axis.name == 's0b0.hidden':
-            roles.setdefault(axis.role, []).append('/'.join(path))
-    self.assertEqual(
-        roles,
-        {
-            'reads': ['s0b0/lstm/recurrent_kernel', 's1b0/lstm/kernel'],
-            'writes': [
-                's0b0/lstm/bias',
-                's0b0/lstm/kernel',
-                's0b0/lstm/recurrent_kernel',
-            ],
-            'neither': ['s0b0/cell', 's0b0/output'],
-        },
-    )
-
   @parameterized.product(axis=('s0b0.hidden', 's1b0.hidden'), train=(0, 1))
   def test_unread_units_are_as_good_as_pruned(self, axis, train):
     architecture = build()

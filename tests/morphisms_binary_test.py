@@ -16,13 +16,13 @@ import tiny_morphisms as tiny
 import tiny_networks
 
 from autogrow_jax import data
-from autogrow_jax import networks
-from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import estimates
 from autogrow_jax.methods.gauss_newton import removals
 from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import surgery
+from autogrow_jax import networks
+from autogrow_jax.run import trained
 from experiments.studies.gauss_newton import calibration
 from experiments.studies.gauss_newton import costs
 from experiments.studies.gauss_newton import estimates as study

@@ -89,28 +89,50 @@ class ShapesTest(parameterized.TestCase):
             self.assertEqual(used.setdefault(axis.name, size), size)
     self.assertEqual(used, dict(architecture.sizes))
 
-  @parameterized.parameters('basic3resnet', 'bottleneck4resnet')
-  def test_streams_are_read_and_written_by_all_blocks(self, family):
-    architecture = tiny_networks.seed(family, shortcut='A')
-    roles = {}
-    for part in networks.parts(architecture):
-      for path, (_, axes) in base.axes(part).items():
-        for axis in axes:
-          if axis is not None and axis.name == 's1':
-            roles.setdefault(axis.role, set()).add('/'.join(path[:2]))
-    last = 'conv2' if family == 'basic3resnet' else 'conv3'
-    norm = last.replace('conv', 'norm')
-    self.assertEqual(
-        roles,
-        {
-            'reads': {'s1b1/conv1', 's2b0/conv1', 's2b0/shortcut'},
-            'writes': {
-                's1b0/shortcut',
-                *(f's1b{i}/{layer}' for i in (0, 1) for layer in (last, norm)),
-            },
-            'neither': {f's1b0/{norm}', f's1b1/{norm}'},
-        },
-    )
+  @parameterized.parameters(
+      (
+          'basic3resnet', 's1', {'s1b1/conv1', 's2b0/conv1', 's2b0/shortcut'},
+          {
+              's1b0/shortcut', 's1b0/conv2', 's1b1/conv2', 's1b0/norm2',
+              's1b1/norm2',
+          },
+      ),
+      (
+          'bottleneck4resnet', 's1',
+          {'s1b1/conv1', 's2b0/conv1', 's2b0/shortcut'},
+          {
+              's1b0/shortcut', 's1b0/conv3', 's1b1/conv3', 's1b0/norm3',
+              's1b1/norm3',
+          },
+      ),
+      (  # Read behind norms.
+          'wrn28_10', 's1', {'s1b1/conv1', 's2b0/conv1', 's2b0/shortcut_conv'},
+          {
+              's1b0/conv2', 's1b0/shortcut_conv', 's1b1/conv2', 's1b1/norm1',
+              's2b0/norm1',
+          },
+      ),
+      (
+          'mobilenet1', 's1b0.out', {'s1b1/pointwise'},
+          {'s1b0/pointwise', 's1b0/norm2', 's1b1/norm1'}, {'s1b1/depthwise'},
+      ),
+      (
+          'lstm2', 's1b0.hidden', {'s1b0/lstm', 's1b1/lstm'}, {'s1b0/lstm'},
+      ),
+      (
+          'deeplab', 'project', {'head/classifier'},
+          {*(f'head/project_aspp{i}' for i in range(5)), 'head/project_norm'},
+      ),
+      (
+          'deeplab', 'aspp2', {'head/project_aspp2'},
+          {'head/aspp2_conv', 'head/aspp2_norm'},
+      ),
+  )  # pyformat: disable
+  def test_roles(self, family, axis, reads, writes, both=None):
+    options = {'shortcut': 'A'} if 'resnet' in family else {}
+    want = {'reads': reads, 'writes': writes} | ({'both': both} if both else {})
+    architecture = tiny_networks.seed(family, **options)
+    self.assertEqual(tiny_networks.roles(architecture, axis), want)
 
   def test_grown_blocks_keep_shape_and_have_no_projection(self):
     for family, shortcut in itertools.product(
@@ -249,26 +271,6 @@ class VggTest(parameterized.TestCase):
 
 class WideTest(parameterized.TestCase):
 
-  def test_streams_are_read_behind_norms(self):
-    architecture = tiny_networks.seed('wrn28_10')
-    roles = {}
-    for part in networks.parts(architecture):
-      for path, (_, axes) in base.axes(part).items():
-        for axis in axes:
-          if axis is not None and axis.name == 's1':
-            roles.setdefault(axis.role, set()).add('/'.join(path[:2]))
-    norms = {'s1b1/norm1', 's2b0/norm1'}
-    self.assertEqual(
-        roles,
-        {
-            'reads': {'s1b1/conv1', 's2b0/conv1', 's2b0/shortcut_conv'},
-            'writes': {
-                's1b0/conv2', 's1b0/shortcut_conv', 's1b1/conv2', *norms
-            },
-            'neither': norms,
-        },
-    )
-
   def test_stride_is_on_the_second_convolution(self):
     rows = {
         layer.name: layer.output_shape
@@ -304,26 +306,6 @@ class MobileNetTest(parameterized.TestCase):
     for part, side in zip(networks.parts(architecture), sides):
       self.assertEqual(base.output_shape(part)[:2], (side, side))
 
-  def test_depthwise_kernels_read_and_write_their_axis(self):
-    architecture = tiny_networks.seed('mobilenet1')
-    table = base.axes(part_of(architecture, 's1b1'))
-    roles = {
-        '/'.join(path[1:]): [
-            (axis.name, axis.role) for axis in axes if axis is not None
-        ]
-        for path, (_, axes) in table.items()
-        if path[-1] in ('kernel', 'scale')
-    }
-    self.assertEqual(
-        roles,
-        {
-            'depthwise/kernel': [('s1b0.out', 'both')],
-            'norm1/scale': [('s1b0.out', 'writes')],
-            'pointwise/kernel': [('s1b0.out', 'reads'), ('s1b1.out', 'writes')],
-            'norm2/scale': [('s1b1.out', 'writes')],
-        },
-    )
-
   def test_channels_are_carried_through_the_depthwise_convolution(self):
     architecture = tiny_networks.seed('mobilenet1')
     state = tiny_networks.state(architecture)
@@ -343,26 +325,14 @@ class MobileNetTest(parameterized.TestCase):
 
 class PerceptronTest(parameterized.TestCase):
 
-  @parameterized.parameters('none', 'batch')
-  def test_equals_its_formula(self, norm):
-    architecture = tiny_networks.seed('mlp', (1, 1), norm=norm)
+  def test_equals_its_formula(self):
+    architecture = tiny_networks.seed('mlp', (1, 1))
     state, x = tiny_networks.state(architecture), tiny_networks.images()
-    y = x.reshape(len(x), -1)
-    for block in ('s0b0', 's1b0'):
-      leaves = state.params['weights'][block]
-      kernel = leaves['dense']['kernel']
-      y = y @ kernel.reshape(-1, kernel.shape[-1])
-      y = y + leaves['dense']['bias'].reshape(1, -1)
-      if norm == 'batch':
-        stats = state.stats['network'][block]['norm']
-        y = (y - stats['mean'].reshape(1, -1)) / np.sqrt(
-            stats['var'].reshape(1, -1) + 1e-5
-        )
-        y = y * leaves['norm']['scale'].reshape(1, -1)
-        y = y + leaves['norm']['bias'].reshape(1, -1)
-      y = np.maximum(0, y)
-    dense = state.params['weights']['head']['dense']
-    y = y @ dense['kernel'] + dense['bias'].reshape(1, -1)
+    weights, y = state.params['weights'], x.reshape(len(x), -1)
+    for part in ('s0b0', 's1b0', 'head'):
+      kernel, bias = (weights[part]['dense'][n] for n in ('kernel', 'bias'))
+      y = y @ kernel.reshape(-1, kernel.shape[-1]) + bias.reshape(1, -1)
+      y = y if part == 'head' else np.maximum(0, y)
     got, _ = tiny_networks.forward(architecture, state, x, train=False)
     np.testing.assert_allclose(got, y, rtol=1e-4, atol=1e-5)
 
@@ -396,10 +366,9 @@ class RefusalTest(parameterized.TestCase):
       ('basic3resnet', None, {'widths': (1, 2, 0)}, 'positive widths'),
       ('basic3resnet', None, {'width': 3}, "has no options ['width']"),
       ('vgg16', None, {'widths': (4,) * 4}, '5 positive widths, got 4-4-4-4'),
-      ('vgg16', None, {'widths': (4,) * 7}, 'and one more for a hidden layer'),
-      ('vgg19', None, {'widths': (4,) * 5 + (0,)}, 'layer of the head, got 4-'),
+      ('vgg16', None, {'widths': (4,) * 7}, 'one more for head.hidden, got'),
+      ('vgg19', None, {'widths': (4,) * 5 + (0,)}, 'got 4-4-4-4-4-0'),
       ('vgg19', None, {'shortcut': 'A'}, "leave out shortcut='A'"),
-      ('mlp', None, {'norm': 'layer'}, "norm is one of none, batch, got 'lay"),
       ('mlp', (1, 1, 1), {}, 'has 2 stages, but depths 1-1-1 name 3'),
   )
   def test_options(self, family, depths, options, message):
@@ -540,21 +509,11 @@ class ApplyTest(parameterized.TestCase):
     deeper = architecture.with_block(1).with_block(2)
     padded = tiny_networks.state(deeper)
     new = ('s1b2', 's2b1')
-    padded = padded.replace(
-        params={
-            'weights': {
-                **padded.params['weights'],
-                **{
-                    name: jax.tree.map(
-                        np.zeros_like, padded.params['weights'][name]
-                    )
-                    for name in new
-                },
-            }
-        }
-    )
+    weights = dict(padded.params['weights'])
     for name in new:
+      weights[name] = jax.tree.map(np.zeros_like, weights[name])
       self.assertNotIn(name, state.params['weights'])
+    padded = padded.replace(params={'weights': weights})
     want, _ = tiny_networks.forward(architecture, state, x, train=False)
     got, _ = tiny_networks.forward(deeper, padded, x, train=False)
     if unchanged:
@@ -600,6 +559,28 @@ class ApplyTest(parameterized.TestCase):
       self.assertEqual(leaf.dtype, np.float32)
     np.testing.assert_allclose(got, want, atol=0.2)
     self.assertGreater(np.abs(got - want).max(), 0)
+
+
+  @parameterized.parameters(*networks.FAMILIES)
+  def test_any_number_of_examples(self, family):
+    architecture = tiny_networks.seed(family)
+    parts = networks.parts(architecture)
+    trees = {part.name: base.shapes(part) for part in parts}
+    weights, stats = (
+        {name: tree[i] for name, tree in trees.items()} for i in (0, 1)
+    )
+    (count,) = jax.export.symbolic_shape('count')
+    dtype = jnp.int32 if family == 'lstm2' else jnp.float32
+    x = jax.ShapeDtypeStruct((count, *parts[0].input_shape), dtype)
+    bucket = view.layout(architecture, fuse=False).bucket
+    logits, _ = jax.eval_shape(
+        lambda *trees: base.apply(bucket, *trees, train=False),
+        weights,
+        stats,
+        x,
+    )
+    want = (count, *base.output_shape(parts[-1]))
+    self.assertEqual(logits.shape, want)
 
 
 class SegmentsTest(parameterized.TestCase):

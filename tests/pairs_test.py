@@ -11,13 +11,13 @@ from PIL import Image
 
 from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax import evaluation
+from autogrow_jax import tasks
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
 from experiments import report
 from experiments import summary
 from autogrow_jax.data import images as images_lib
-from autogrow_jax.data import pairs
+from autogrow_jax.data import masks
 
 COLOURS = np.array([[20, 20, 20], [220, 40, 40], [40, 60, 220]], np.uint8)
 
@@ -27,13 +27,13 @@ def scene(number: int, height: int = 20, width: int = 24) -> np.ndarray:
   mask = np.zeros((height, width), np.uint8)
   top, left = 2 + number % 4, 3 + number % 5
   mask[top : top + 11, left : left + 12] = 1 + number % 2
-  mask[top] = pairs.VOID
+  mask[top] = masks.VOID
   return mask
 
 
 def paint(mask: np.ndarray) -> np.ndarray:
   """An image whose colours are its mask; void is like class 0."""
-  return COLOURS[np.where(mask == pairs.VOID, 0, mask)]
+  return COLOURS[np.where(mask == masks.VOID, 0, mask)]
 
 
 def write(
@@ -119,7 +119,9 @@ class LoadTest(PairsTestCase):
   def test_scales_down(self):
     mask = np.zeros((40, 20), np.uint8)
     mask[:20] = 2
-    image, labels = pairs.fit(paint(mask), mask, (10, 10))
+    pair = np.concatenate([paint(mask), mask[..., None]], -1)
+    image, labels = np.split(masks.frame(pair, (10, 10)), [3], -1)
+    labels = masks.labels(labels[..., 0])
     np.testing.assert_array_equal(labels[:, 0], np.full(10, -1))
     np.testing.assert_array_equal(labels[:5, 2:7], np.full((5, 5), 2))
     np.testing.assert_array_equal(labels[5:, 2:7], np.zeros((5, 5)))
@@ -151,12 +153,6 @@ class RefusalTest(PairsTestCase):
     self.fill()
     (self.root / kind).rename(self.root / 'other')
     self.check(f"has no folder '{kind}'; put images into")
-
-  def test_no_masks(self):
-    self.fill(count=2)
-    for path in (self.root / 'masks').iterdir():
-      path.rename(path.with_suffix('.jpg'))
-    self.check('has no masks; there must be one NAME.png for each')
 
   def test_a_mask_is_missing(self):
     self.fill()
@@ -318,35 +314,39 @@ class ScoreTest(absltest.TestCase):
     predicted = np.array([[[0, 1], [1, 3]], [[2, 0], [1, 0]]])
     images = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1)
     logits = 3 * np.eye(5, dtype='f4')[predicted]
-    score = evaluation.score(
+    score = tasks.Masks().score(
         lambda x: logits[x.reshape(-1)], data.Split(images, labels), 1
     )
     # Class 3 is predicted in void only, class 4 never: neither counts.
-    self.assertAlmostEqual(score.miou, 100 * (2 / 4 + 2 / 3 + 1 / 2) / 3)
+    miou = 100 * (2 / 4 + 2 / 3 + 1 / 2) / 3
+    self.assertAlmostEqual(score.metrics['miou'], miou)
     self.assertEqual((score.correct, score.total), (5, 7))
-    np.testing.assert_array_equal(score.pixels.predictions, [3, 3, 1, 0, 0])
     shift = np.log(np.exp(3) + 4)
     self.assertAlmostEqual(score.loss_sum, 7 * shift - 5 * 3, places=4)
-    batched = evaluation.score(
+    batched = tasks.Masks().score(
         lambda x: logits[x.reshape(-1)], data.Split(images, labels), 4
     )
-    self.assertEqual(batched.miou, score.miou)
+    self.assertEqual(batched.metrics, score.metrics)
 
   def test_a_class_that_is_only_predicted_counts(self):
-    pixels = evaluation.Pixels(*np.array([[2, 0], [2, 0], [2, 1]]))
-    self.assertEqual(pixels.miou, 50)
+    split = data.Split(
+        np.zeros((1, 1, 3, 1), np.uint8), np.array([[[0, 0, -1]]], np.int16)
+    )
+    logits = np.eye(2, dtype='f4')[np.array([[[0, 1, 1]]])]
+    score = tasks.Masks().score(lambda x: logits, split, 1)
+    self.assertEqual(score.metrics['miou'], 25)  # Of 1/2 and 0/1.
 
   def test_void_alone(self):
     split = data.Split(
         np.zeros((1, 2, 2, 1), np.uint8), np.full((1, 2, 2), -1, np.int16)
     )
     with self.assertRaisesRegex(ValueError, 'are void; there is nothing'):
-      evaluation.score(lambda x: np.zeros((len(x), 2, 2, 3), 'f4'), split, 1)
+      tasks.Masks().score(lambda x: np.zeros((1, 2, 2, 3), 'f4'), split, 1)
 
   def test_few_large_examples_at_once(self):
-    self.assertEqual(evaluation.examples_at_once(256, 10), 256)
-    self.assertEqual(evaluation.examples_at_once(256, 513 * 513 * 21), 12)
-    self.assertEqual(evaluation.examples_at_once(256, 2**30), 1)
+    self.assertEqual(trained.examples_at_once(256, 10), 256)
+    self.assertEqual(trained.examples_at_once(256, 513 * 513 * 21), 12)
+    self.assertEqual(trained.examples_at_once(256, 2**30), 1)
 
 
 class RunTest(PairsTestCase):
@@ -380,7 +380,7 @@ class RunTest(PairsTestCase):
     network = trained.load(self.root.parent / 'run')
     dataset = data.load(network.config.data, seed=0)
     score = network.score(dataset.read_test())
-    self.assertEqual(score.miou, result['test_miou'])
+    self.assertEqual(score.metrics['miou'], result['test_miou'])
     self.assertEqual(score.accuracy, result['test_accuracy'])
     logits = network.predict(dataset.train.images[:2])
     self.assertEqual(logits.shape, (2, 24, 24, 3))

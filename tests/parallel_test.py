@@ -155,10 +155,12 @@ def device_norm_steps(state, architecture):
     bucket = view.layout(architecture, fuse=False).bucket
     key = jax.random.wrap_key_data(state.key)
     key = jax.random.fold_in(randomness.stream(key, 'augment'), state.step)
-    x = data.preprocess(
-        data.augment(key, images[order], PREPROCESSING), PREPROCESSING
-    ).reshape(DEVICES, -1, *tiny_networks.IMAGE)
-    y = labels[order].reshape(DEVICES, -1)
+    x, y = data.augment_examples(
+        key, images[order], labels[order], PREPROCESSING
+    )
+    x = data.preprocess(x, PREPROCESSING)
+    x = x.reshape(DEVICES, -1, *tiny_networks.IMAGE)
+    y = y.reshape(DEVICES, -1)
 
     def loss_fn(params, x, y, bucket=bucket, stats=state.stats['network']):
       logits, new = base.apply(bucket, params['weights'], stats, x, train=True)

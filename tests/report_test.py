@@ -26,22 +26,27 @@ _RESULT = {
 _VOID_TAGS = ('meta', 'br')
 
 
+def _epoch(epoch: int, depths: list[int], **others) -> dict:
+  return {
+      'event': 'epoch', 'epoch': epoch, 'step': 10 * epoch + 10,
+      'depths': depths, 'learning_rate': 0.1, 'phase': 'finetuning',
+      'train_loss': 2.0 / (epoch + 1), 'train_correct': 50 + epoch,
+      'train_total': 100, 'train_metrics': {'accuracy': 50.0 + epoch},
+      'loss': 'nan' if epoch == 1 else 2.0, 'correct': 40 + epoch, 'total': 80,
+      'metrics': {'accuracy': 50.0 + epoch}, 'best': 40 + epoch,
+      'params': 78042, 'macs': 12_500_000, 'train_macs': 1e9 * epoch,
+      'eval_macs': 1e8 * epoch, 'wall_seconds': 2.0 * epoch,
+      'compile_seconds': 1.0, 'compile_count': 1, **others,
+  }
+
+
 def _history(*, epochs: int = 4, grows: bool = True) -> list[dict]:
-  """A run that grows after its second epoch, and knows all optional keys."""
+  """A run that grows after its second epoch."""
   records = []
   depths = [1, 1]
   for epoch in range(epochs):
-    records.append({
-        'event': 'epoch', 'epoch': epoch, 'step': 10 * epoch + 10,
-        'depths': list(depths), 'learning_rate': 0.1,
-        'phase': 'growing' if grows and epoch < 3 else 'finetuning',
-        'train_loss': 2.0 / (epoch + 1), 'train_correct': 50 + epoch,
-        'train_total': 100, 'loss': 'nan' if epoch == 1 else 2.0,
-        'correct': 40 + epoch, 'total': 80, 'best': 40 + epoch,
-        'params': 78042, 'macs': 12_500_000, 'train_macs': 1e9 * epoch,
-        'eval_macs': 1e8 * epoch, 'wall_seconds': 2.0 * epoch,
-        'compile_seconds': 1.0, 'compile_count': 1,
-    })
+    phase = 'growing' if grows and epoch < 3 else 'finetuning'
+    records.append(_epoch(epoch, list(depths), phase=phase))
     if grows and epoch == 1:
       depths[0] += 1
       records.append({
@@ -174,21 +179,20 @@ class ReportTest(parameterized.TestCase):
       ('nothing', []),
       ('no_growth', _history(grows=False)),
       ('one_epoch', _history(epochs=1)),
-      ('required_keys_only', [
-          {key: record[key] for key in ('event', 'epoch', 'step', 'depths')}
-          for record in _history()
-          if record['event'] in ('epoch', 'grow')
-      ]),
-      ('stages_change', [
-          {'event': 'epoch', 'epoch': 1, 'step': 1, 'depths': [1, 2]},
-          {'event': 'epoch', 'epoch': 2, 'step': 2, 'depths': [1]},
-      ]),
-      ('no_stages', [
-          {'event': 'epoch', 'epoch': 1, 'step': 1, 'depths': []},
-      ]),
+      ('stages_change', [_epoch(1, [1, 2]), _epoch(2, [1])]),
+      ('no_stages', [_epoch(1, [])]),
+      ('no_numbers', [_epoch(1, [1], loss=None, train_metrics={})]),
   )
   def test_short_histories(self, history):
     _check(_render(history=history, result={}))
+
+  def test_metric_of_a_task_of_ones_own(self):
+    history = [_epoch(1, [1], metrics={'error': 0.5})]
+    result = {**_RESULT, 'val_error': 0.51234, 'test_error': 0.25}
+    text = _check(_render(history=history, result=result)).text
+    self.assertIn('Error and loss by epoch', text)
+    self.assertIn('0.25test error0.5123validation error94.91 %test acc', text)
+    self.assertIn('Validation error0.51234', text)
 
   def test_widths(self):
     """Of a run that grows channels: widths for depths, and its estimates."""
@@ -240,7 +244,7 @@ class ReportTest(parameterized.TestCase):
         'import sys; from experiments import report;'
         ' assert "matplotlib" not in sys.modules;'
         ' report.render(config={}, history=[{"event": "epoch", "epoch": 1,'
-        ' "step": 1, "depths": [1], "loss": 0.5}], result={});'
+        ' "step": 1, "depths": [1], "metrics": {"error": 1}}], result={});'
         ' assert "matplotlib" in sys.modules;'
         ' assert "matplotlib.pyplot" not in sys.modules'
     )

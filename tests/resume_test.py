@@ -150,10 +150,11 @@ class ResumeTest(parameterized.TestCase):
         # config.json, half made; the first growth.
         ('os.replace', 1, 'before', False),
         ('growth.grow', 1, 'after', False),
-        # The first save: nothing written, all but its name, then complete.
-        ('checkpoint._write', 1, 'before', False),
-        ('checkpoint._write', 1, 'after', False),
-        ('checkpoint.Checkpoints.save', 1, 'after', False),
+        # The first save, which a thread writes: before, within, after it.
+        ('os.posix_fallocate', 1, 'before', False),
+        ('os.rename', 2, 'before', False),
+        ('os.rename', 4, 'before', False),
+        ('os.rename', 4, 'after', False),
         # In the second epoch, and in its growth.
         ('a training step', 9, 'after', False),
         ('growth.grow', 1, 'after', False),
@@ -170,7 +171,7 @@ class ResumeTest(parameterized.TestCase):
         # As with a cadence of minutes: checkpoints within an epoch.
         ('a training step', 13, 'before', True),
         ('a training step', 13, 'before', True),
-        ('checkpoint._write', 10, 'after', True),
+        ('os.rename', 39, 'after', True),
         # All trained and saved, without a result.
         ('logs.write_json', 1, 'before', False),
     )

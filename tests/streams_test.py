@@ -23,11 +23,12 @@ import tiny_images
 
 from autogrow_jax.run import checkpoint
 from autogrow_jax import data
-from autogrow_jax import evaluation
+from autogrow_jax import tasks
 from autogrow_jax.run import feeds
 from autogrow_jax.run import console
 from autogrow_jax.run import parallel
-from autogrow_jax.run import session
+from autogrow_jax.run import growing
+from autogrow_jax.run import prepare
 from autogrow_jax.run import train
 from autogrow_jax.data import streams
 
@@ -64,7 +65,7 @@ def stream_of(records, **options):
 
 
 def lazy(records, **options):
-  return streams.LazyImages(records, part_of(records), shape=SHAPE, **options)
+  return streams.LazyImages(stream_of(records, **options))
 
 
 def batches_of(stream, first_step, count, batch_size=8, **options):
@@ -98,7 +99,7 @@ class StreamTest(parameterized.TestCase):
   def test_crops_depend_on_key_and_position_only(self):
     records = Noise(shape=(50, 40, 3))
     stream = streams.Stream(
-        records, part_of(records), shape=(16, 16, 3), size=16, crop=True
+        records, part_of(records), shape=(16, 16, 3), crop=True
     )
     all_ = batches_of(stream, 0, 9)
     for first, other in zip(all_[5:], batches_of(stream, 5, 4), strict=True):
@@ -217,8 +218,6 @@ class LazyImagesTest(absltest.TestCase):
     ):
       np.testing.assert_array_equal(images_[index], array[index])
     self.assertEqual(images_[3:3].dtype, np.uint8)
-    part = images_.take(np.array([9, 2, 4]))
-    np.testing.assert_array_equal(part[:2], array[[9, 2]])
 
   def test_reads_the_next_slice_ahead_and_nothing_twice(self):
     read = []
@@ -247,9 +246,10 @@ class LazyImagesTest(absltest.TestCase):
 
     in_memory = data.Split(records.pixels[part], records.labels[part])
     streamed = data.Split(lazy(records), records.labels[part])
+    score = lambda split: tasks.Classes().score(forward, split, 5)
+    one, other = score(streamed), score(in_memory)
     self.assertEqual(
-        evaluation.score(forward, streamed, 5),
-        evaluation.score(forward, in_memory, 5),
+        (one.correct, one.loss_sum), (other.correct, other.loss_sum)
     )
     # Without two of them.
     bad = [int(part[4]), int(part[30])]
@@ -257,15 +257,10 @@ class LazyImagesTest(absltest.TestCase):
     streamed = data.Split(lazy(broken, skip_damaged=True), records.labels[part])
     keep = np.delete(np.arange(32), [4, 30])
     for _ in range(2):
-      score = evaluation.score(forward, streamed, 5)
-      want = evaluation.score(
-          forward,
-          data.Split(in_memory.images[keep], in_memory.labels[keep]),
-          5,
-      )
-      self.assertAlmostEqual(score.loss_sum, want.loss_sum, places=9)
+      got, want = score(streamed), score(in_memory.take(keep))
+      self.assertAlmostEqual(got.loss_sum, want.loss_sum, places=9)
       self.assertEqual(
-          (score.correct, score.total, score.hits.tolist()),
+          (got.correct, got.total, got.hits.tolist()),
           (want.correct, 30, want.hits.tolist()),
       )
     self.assertEqual(
@@ -278,10 +273,10 @@ class LazyImagesTest(absltest.TestCase):
       setup = mock.Mock(eval_batch=9)
       setup.dataset.selection = split
       setup.config.devices.steps_per_call = 2
-      self.assertEqual(session.Setup.eval_batches.fget(setup), batches)
+      self.assertEqual(prepare.Setup.eval_batches.fget(setup), batches)
     nothing = lazy(Noise(damaged=range(40)), skip_damaged=True)
     with self.assertRaisesRegex(ValueError, 'All 32 images are damaged'):
-      evaluation.score(forward, data.Split(nothing, records.labels[part]), 5)
+      score(data.Split(nothing, records.labels[part]))
 
 
 class FeedTest(parameterized.TestCase):
@@ -371,7 +366,7 @@ class FeedTest(parameterized.TestCase):
         time.sleep(0.01)
         return super().__getitem__(index)
 
-    with mock.patch.object(streams, '_threads', lambda: 1):
+    with mock.patch.object(streams, '_THREADS', 1):
       feed, _ = self.feed('auto', Slow())
     feed.take(0)
     self.assertGreater(feed.waited, 0.1)
@@ -409,14 +404,12 @@ class ExtraBatchesTest(absltest.TestCase):
       setup = mock.Mock(
           config=config, dataset=dataset, steps_per_epoch=runs.STEPS
       )
-      setup.task.preprocessing = data.Preprocessing(
-          mean=(0.5,), std=(0.5,), crop=1, flip=True
-      )
-      setup.task.dtype = jnp.float32
-      asked = mock.Mock()
-      batches = train._extra_batches(setup, 3, asked)
+      setup.stream.return_value = KEY
+      setup.computation.prepared = lambda unused_key, *batch: batch
+      log = mock.Mock()
+      batches = growing._batches(setup, 3, log)
       drawn.append([next(batches) for _ in range(4)])
-      self.assertEqual(asked.call_count, 4)
+      self.assertEqual(log.check_signals.call_count, 4)
       batches.close()
     wait_until(lambda: not background_threads())
     for (x, labels), (other, others) in zip(*drawn, strict=True):

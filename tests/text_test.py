@@ -14,7 +14,7 @@ import runs
 
 from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax import evaluation
+from autogrow_jax import tasks
 from autogrow_jax.run import feeds
 from autogrow_jax.run import console
 from autogrow_jax.run import parallel
@@ -78,7 +78,7 @@ class CorpusTest(parameterized.TestCase):
     self.assertNotIn('\n', str(raised.exception))
 
   def test_folders_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'nowhere is no folder; text:PATH'):
+    with self.assertRaisesRegex(ValueError, 'nowhere needs one file train.txt'):
       text.read(f'text:{self.folder}/nowhere')
     pathlib.Path(self.folder, 'my.train.1.txt').write_text(POEM)
     pathlib.Path(self.folder, 'my.train.2.txt').write_text(POEM)
@@ -205,9 +205,9 @@ class WindowsTest(parameterized.TestCase):
       data.DataConfig('topics', **options)
 
   def test_perplexity(self):
-    score = evaluation.Score(1, 4, 4 * math.log(50), None)
-    self.assertAlmostEqual(score.perplexity, 50)
-    self.assertEqual(evaluation.perplexity(1e6), math.inf)
+    metrics = tasks.Text().metrics
+    self.assertAlmostEqual(metrics(math.log(50), 1, 4)['perplexity'], 50)
+    self.assertEqual(metrics(1e6, 1, 4)['perplexity'], math.inf)
 
 
 STEPS = 10  # Of an epoch: 105 windows in batches of ten.
@@ -262,7 +262,7 @@ class RunTest(parameterized.TestCase):
     self.assertLessEqual(len(line), 100)
     value = self.result['test_perplexity']
     shown = summary.of_run(self.result, 'w')
-    self.assertRegex(shown, f'test perplexity(.|\n)* {value:.2f}\n')
+    self.assertRegex(shown, f'test perplexity(.|\n)* {value:.4g}\n')
     report.write(self.base)
     page = (self.base / 'report.html').read_text()
     self.assertIn(f'<b>{value:.4g}</b><span>test perplexity', page)

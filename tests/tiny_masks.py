@@ -40,9 +40,9 @@ _OWN = (
         ('mid1', 'mid2'),
         expansion=2,
     ),
-    wide.WideResNet('tiny_masks:WIDE', 'Wide', (1, 1), _WIDTHS, stem=4),
-    mobilenet.MobileNet('tiny_masks:MOBILE', 'Mobile', (1, 1), (8, 6)),
-    vgg.VGG('tiny_masks:VGG', 'VGG', (1, 1), _WIDTHS, bias=True),
+    wide.WideResNet('tiny_masks:WIDE', 'Wide', _WIDTHS, stem=4),
+    mobilenet.MobileNet('tiny_masks:MOBILE', 'Mobile', (8, 6)),
+    vgg.VGG('tiny_masks:VGG', 'VGG', _WIDTHS, bias=True),
     mlp.Perceptron('tiny_masks:MLP', 'MLP', _WIDTHS),
 )
 PLAIN, BASIC, BOTTLENECK, WIDE, MOBILE, VGG, MLP = _OWN
@@ -56,7 +56,6 @@ VARIANTS = (
     (MOBILE, {}),
     (VGG, {'widths': (*_WIDTHS, 7)}),
     (MLP, {}),
-    (MLP, {'norm': 'batch'}),
 )
 # Those whose layers have no shortcut: their soft gates cannot be folded.
 CHAINS = (PLAIN, MOBILE, VGG, MLP)

@@ -1,11 +1,15 @@
 """Shared pieces of the tests of learned morphisms."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
-from autogrow_jax import growth
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import steps
+from autogrow_jax.methods.gauss_newton import surgery
+from autogrow_jax import state as state_lib
 import tiny_networks
 
 trees_of = steps.trees_of
@@ -69,6 +73,17 @@ def output_changes(site, trees, signal, split):
   )
 
 
-def grow(state, change, tx='sgd'):
-  tx = tiny_networks.OPTIMIZERS[tx]
-  return growth.grow(state, change, tx, key=jax.random.key(0))[0]
+def twins(architecture, axis, units):
+  """Splits units into equal children, each read with half the weight."""
+  table = state_lib.axis_table(architecture)
+  change = growth_lib.split(table, axis, units, noise=0)
+  target = state_lib.target_of(change, architecture)
+  return dataclasses.replace(change, target=target)
+
+
+def grow(state, change):
+  """The arrays of a state after a growth or a morph, without an optimizer."""
+  key = jax.random.key(0)
+  if isinstance(change, surgery.Morph):
+    return change.grown(state, key)
+  return state_lib.grown_arrays(state, change, key=key)

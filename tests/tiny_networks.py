@@ -45,7 +45,6 @@ FAMILIES = tuple(
 VARIANTS = tuple((n, {}) for n in FAMILIES if n != 'vgg16') + (
     ('basic3resnet', {'shortcut': 'A'}),
     ('vgg16', {'widths': (*WIDTHS, 7)}),
-    ('mlp', {'norm': 'batch'}),
 )
 
 
@@ -89,6 +88,19 @@ def seed(
   )
   has_stem = 'stem' in dict(architecture.sizes)
   return architecture.resized({'stem': WIDTHS[0]} if has_stem else {})
+
+
+def roles(
+    architecture: architecture_lib.Architecture, axis: str
+) -> dict[str, set[str]]:
+  """Layers, 'part/layer', that read and that write an axis, by role."""
+  found = {}
+  for part in networks.parts(architecture):
+    for path, (_, axes) in base.axes(part).items():
+      for item in filter(None, axes):
+        if item.name == axis and item.role != 'neither':
+          found.setdefault(item.role, set()).add('/'.join(path[:2]))
+  return found
 
 
 def draw(part: base.Part, key: jax.Array) -> tuple[base.Tree, base.Tree]:

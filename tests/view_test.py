@@ -19,7 +19,7 @@ from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.networks import base
-from autogrow_jax.networks import runs
+from autogrow_jax.networks import loops
 from autogrow_jax.run import steps
 
 # Seldom reached by other tests: the norm over all stacks limits every step.
@@ -127,7 +127,7 @@ class SpareTest(parameterized.TestCase):
       (1, 4), (4, 4), (5, 8), (8, 8), (9, 16), (42, 64)
   )
   def test_capacities(self, length, expected):
-    self.assertEqual(runs.capacity(length), expected)
+    self.assertEqual(loops.capacity(length), expected)
 
   @parameterized.parameters(
       ((1, 1, 1), {}),
@@ -143,7 +143,7 @@ class SpareTest(parameterized.TestCase):
     for segment in layout.bucket:
       length = expected.get(segment.key)
       self.assertEqual(
-          segment.length, None if length is None else runs.capacity(length)
+          segment.length, None if length is None else loops.capacity(length)
       )
 
   @parameterized.parameters(*networks.FAMILIES)

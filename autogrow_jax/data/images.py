@@ -3,33 +3,21 @@
 Pure functions on one image at a time, which a worker process may run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import io
-from typing import BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
-from PIL import Image
 
-# Larger images are shown less than whole, as networks with a stem of ImageNet's
-# kind are; see `fit`.
+from autogrow_jax.data import extras
+
+# Larger images are evaluated on a part, as networks with an ImageNet stem are.
 _SMALL = 64
 
 
 class Damaged(ValueError):
   """An image that cannot be read; the message names it."""
-
-  @classmethod
-  def because(cls, name: str, error: Exception) -> Self:
-    """Of the image `name`, after an error that reading it raised."""
-    reason = ' '.join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
-      reason = error.strerror
-    if isinstance(error, Image.UnidentifiedImageError):
-      reason = 'no image format that Pillow knows'
-    return cls(
-        f'{name} cannot be read ({reason}); repair or remove it, or leave out '
-        'such images with --skip_damaged.'
-    )
 
 
 class Records(Protocol):
@@ -45,31 +33,20 @@ class Records(Protocol):
     """Number of examples."""
 
   def __getitem__(self, index: int) -> np.ndarray:
-    """Decodes one image.
+    """Decodes one image: uint8, (height, width, channel), in its own size.
 
-    Args:
-      index: from 0.
-
-    Returns:
-      uint8, (height, width, channel), of its own height and width.
-
-    Raises:
-      Damaged: it cannot be read.
+    Where there are masks, they are the last channel. Raises `Damaged` if the
+    image cannot be read.
     """
 
 
 def read_all(
     records: Records, indices: Sequence[int]
 ) -> list[np.ndarray | Damaged]:
-  """Decodes several images.
+  """Images, or the errors in their place.
 
-  Args:
-    records: of a split; with a method `__getitems__` if it reads several much
-      faster than one by one.
-    indices: of the examples.
-
-  Returns:
-    What `records` has, or raises, for each of them.
+  Records that read several much faster than one by one have a method
+  `__getitems__` that does the same.
   """
   if hasattr(records, '__getitems__'):
     return records.__getitems__(indices)
@@ -82,124 +59,102 @@ def read_all(
   return result
 
 
+def pillow() -> Any:
+  """The module `PIL.Image`."""
+  return extras.load('PIL.Image', 'Reading images needs pillow')
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+  """Turns any error of reading the image `name` into `Damaged`."""
+  try:
+    yield
+  except MemoryError:  # The machine's fault, not the image's.
+    raise
+  # Pillow's decoders raise whatever they come across: OSError, SyntaxError, ...
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    reason = ' '.join(str(getattr(error, 'strerror', '') or error).split())
+    if type(error).__name__ == 'UnidentifiedImageError':
+      reason = 'no image format that Pillow knows'
+    raise Damaged(
+        f'{name} cannot be read ({reason}); repair or remove it, or leave out '
+        'such images with --skip_damaged.'
+    ) from error
+
+
 def decode(
     encoded: bytes, channels: int, *, name: str = 'The image'
 ) -> np.ndarray:
   """Decodes an image file of any kind that Pillow knows.
 
-  What is transparent becomes white, 16 bits become 8, colours become their
-  luminance where one channel is asked for. Of several frames it is the first.
-
-  Args:
-    encoded: contents of the file.
-    channels: 1 for grey, 3 for red, green and blue.
-    name: of the image, for the error.
+  Transparent pixels become white, 16 bits become 8, and colours become their
+  luminance where 1 channel is asked for, not 3. Of several frames, the first
+  counts.
 
   Returns:
     uint8, (height, width, channel).
 
   Raises:
-    Damaged: it cannot be decoded.
+    Damaged: it cannot be decoded; the message has the `name`.
   """
-  try:
+  module = pillow()
+  with reading(name):
     if not encoded:
       raise ValueError('it is empty')
-    with Image.open(io.BytesIO(encoded)) as image:
+    with module.open(io.BytesIO(encoded)) as image:
       image.load()
-      pixels = np.asarray(_convert(image, channels))
-  except MemoryError:  # The machine's fault, and not the image's.
-    raise
-  # Pillow's decoders raise whatever they come across: OSError, SyntaxError, ...
-  except Exception as error:  # pylint: disable=broad-exception-caught
-    raise Damaged.because(name, error) from error
+      pixels = np.asarray(_convert(module, image, channels))
   return pixels[..., np.newaxis] if channels == 1 else pixels
 
 
 def probe(encoded: BinaryIO, *, name: str) -> tuple[int, int, int]:
-  """Reads the head of an image file.
+  """(height, width, channel) from the head of an open image file.
 
-  Args:
-    encoded: the file, open for reading bytes.
-    name: of the image, for the error.
-
-  Returns:
-    (height, width, channel), where channel is 1 if the file's colours are grey
-    by their kind, else 3.
-
-  Raises:
-    Damaged: it is no image.
+  There is 1 channel if the file's colours are grey by their kind, else 3.
+  Raises `Damaged` if it is no image.
   """
-  try:
+  module = pillow()
+  with reading(name):
     if not encoded.read(1):
       raise ValueError('it is empty')
     encoded.seek(0)
-    with Image.open(encoded) as image:
+    with module.open(encoded) as image:
       mode = image.mode
+      is_grey = mode[:1] in ('1', 'L', 'I', 'F') and mode != 'LAB'
       if mode in ('P', 'PA'):
         palette = np.array(image.getpalette('RGB')).reshape(-1, 3)
         is_grey = bool(np.all(palette == palette[:, :1]))
-      else:
-        is_grey = mode[:1] in ('1', 'L', 'I', 'F') and mode != 'LAB'
       return image.height, image.width, 1 if is_grey else 3
-  except MemoryError:
-    raise
-  except Exception as error:  # pylint: disable=broad-exception-caught
-    raise Damaged.because(name, error) from error
-
-
-def check_shape(
-    image: np.ndarray, shape: tuple[int, ...], *, name: str
-) -> None:
-  """Raises a ValueError unless an image has the shape that all shall have."""
-  if image.shape != shape:
-    raise ValueError(
-        f'{name} has the shape {image.shape}, not {shape}; give a size for all '
-        'with --image_size.'
-    )
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-  """The centre of an image, as it is evaluated.
+  """Cuts out the centre of an image, as it is evaluated.
 
   Above 64 pixels the short side is scaled to 256/224 of the size before the
   centre is cut out (Wen et al. 2020: 256 for 224), up to 64 to the size itself.
-
-  Args:
-    image: uint8, (height, width, channel).
-    size: of the result, pixels.
-
-  Returns:
-    uint8, (size, size, channel); the image itself if it has the size.
   """
   height, width = image.shape[:2]
+  side = min(height, width)
   if size <= _SMALL:
     if height == width == size:
       return image
-    side = min(height, width)
   else:
-    side = min(height, width) * size / round(size * 256 / 224)
-  if side == size:  # Whole pixels, that nothing be blurred.
-    return _cut(image, (height - size) // 2, (width - size) // 2, size, size)
+    side = side * size / round(size * 256 / 224)
   top, left = (height - side) / 2, (width - side) / 2
-  # Only what is seen is scaled, so that a long image costs no memory.
+  if side == size:  # Whole pixels, so that nothing is blurred.
+    top, left = int(top), int(left)
+    return image[top : top + size, left : left + size]
+  # Only the visible part is scaled, so that a long image costs no memory.
   return _resize(image, size, (left, top, left + side, top + side))
 
 
 def random_resized_crop(
     rng: np.random.Generator, image: np.ndarray, size: int
 ) -> np.ndarray:
-  """A random part of an image, scaled, as it is trained on.
+  """Scales a random part of an image, for training.
 
   The part has 8 to 100 % of the area and an aspect ratio from 3/4 to 4/3; if it
   does not fit ten times in a row, it is the largest centre that does.
-
-  Args:
-    rng: is drawn from.
-    image: uint8, (height, width, channel).
-    size: of the result, pixels.
-
-  Returns:
-    uint8, (size, size, channel).
   """
   height, width = image.shape[:2]
   for _ in range(10):
@@ -214,34 +169,28 @@ def random_resized_crop(
     rows = max(1, min(height, round(width * 4 / 3)))
     columns = max(1, min(width, round(height * 4 / 3)))
     top, left = (height - rows) // 2, (width - columns) // 2
-  return _resize(_cut(image, top, left, rows, columns), size)
+  return _resize(image[top : top + rows, left : left + columns], size)
 
 
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-  """An image of 8 bits per channel without transparency."""
+def _convert(module: Any, image: Any, channels: int) -> Any:
+  """Converts to 8 bits per channel without transparency."""
   if image.mode.startswith('I'):
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
       raise ValueError('its pixels have more than 16 bits')
-    image = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    image = module.fromarray(np.round(values / 257).astype(np.uint8))
   if image.mode == 'F':
     raise ValueError('its pixels are real numbers of unknown range')
   bands = image.getbands()
   if 'A' in bands or 'a' in bands or 'transparency' in image.info:
     image = image.convert('RGBA')
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image)
+    white = module.new('RGBA', image.size, 'white')
+    image = module.alpha_composite(white, image)
   if channels == 3:
     return image.convert('RGB')
   if image.mode not in ('1', 'L', 'RGB', 'RGBA'):
-    image = image.convert('RGB')  # Not every kind has a way to grey.
+    image = image.convert('RGB')  # Not every mode converts to grey.
   return image.convert('L')
-
-
-def _cut(
-    image: np.ndarray, top: int, left: int, rows: int, columns: int
-) -> np.ndarray:
-  return image[top : top + rows, left : left + columns]
 
 
 def _resize(
@@ -249,9 +198,9 @@ def _resize(
     size: int,
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-  """Scales a part of an image, with a filter as wide as what it leaves out."""
-  is_grey = image.shape[-1] == 1
-  picture = Image.fromarray(image[..., 0] if is_grey else image)
-  picture = picture.resize((size, size), Image.Resampling.BILINEAR, box)
+  """Scales a part of an image with an antialiasing filter."""
+  is_grey, module = image.shape[-1] == 1, pillow()
+  picture = module.fromarray(image[..., 0] if is_grey else image)
+  picture = picture.resize((size, size), module.Resampling.BILINEAR, box)
   pixels = np.asarray(picture)
   return pixels[..., np.newaxis] if is_grey else pixels

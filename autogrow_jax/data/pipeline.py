@@ -1,14 +1,13 @@
 """From raw pixels to network inputs, on the device; and the batch order.
 
-Of text, the numbers of words are the inputs as they are.
-
 Everything here is a pure function that may run inside jit. The batch of step t
 depends on the run's seed and on t only, so that neither growth, evaluation nor
-a restart can shift it.
+a restart can shift it. Of text, the numbers of words are the inputs.
 """
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +16,18 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """What is done to the images of a data set; hashable and JSON-able.
+  """Preprocessing and augmentation of images; hashable and JSON-able.
 
   Attributes:
-    kind: 'images', or 'tokens' of text, to which nothing is done.
-    mean: per channel, of pixels scaled to [0, 1]; subtracted.
-    std: per channel, of pixels scaled to [0, 1]; divided by.
+    mean: per channel, subtracted from pixels scaled to [0, 1].
+    std: per channel, divides pixels scaled to [0, 1].
     pad: pixels of black added on each side, in training and in evaluation.
-    crop: training images are shifted by up to this many pixels in each
-      direction and filled with black: "pad by `crop` and crop at random". This
-      happens before `pad`.
-    flip: whether training images are mirrored left to right half of the time.
+    crop: largest shift of training images, pixels in each direction, filled
+      with black: "pad by `crop` and crop at random". It precedes `pad`.
+    flip: whether half of the training images are mirrored left to right.
     scale: training images with masks are scaled, about a random position, by a
       random factor from 1 / `scale` to `scale`.
+    kind: 'images', or 'tokens' of text, which stay as they are.
   """
 
   mean: tuple[float, ...]
@@ -41,24 +39,18 @@ class Preprocessing:
   kind: str = 'images'
 
   def __post_init__(self):
-    if self.kind not in ('images', 'tokens'):
-      raise ValueError(f'kind is images or tokens, got {self.kind!r}.')
     # JSON has lists in place of tuples.
     object.__setattr__(self, 'mean', tuple(map(float, self.mean)))
     object.__setattr__(self, 'std', tuple(map(float, self.std)))
-    if not self.mean or len(self.mean) != len(self.std):
+    if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
       raise ValueError(
-          'mean and std need one number per channel each, got mean '
-          f'{self.mean} and std {self.std}.'
+          'mean and std need one number per channel each, and std must be '
+          f'above 0, got mean {self.mean} and std {self.std}.'
       )
-    if not all(value > 0 for value in self.std):
-      raise ValueError(f'std must be above 0 for all channels, got {self.std}.')
     for name in ('pad', 'crop'):
       value = getattr(self, name)
-      if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+      if not isinstance(value, int) or value < 0:
         raise ValueError(f'{name} must be a whole number >= 0, got {value!r}.')
-    if not isinstance(self.flip, bool):
-      raise ValueError(f'flip must be True or False, got {self.flip!r}.')
     if not 1 <= self.scale < float('inf'):
       raise ValueError(f'scale must be at least 1, got {self.scale!r}.')
 
@@ -75,15 +67,9 @@ def preprocess(
   et al. 2020).
 
   Args:
-    images: uint8, (batch, height, width, channel); or tokens.
-    preprocessing: what to do.
-    dtype: of the result; computed in float32.
-
-  Returns:
-    (batch, height + 2 * pad, width + 2 * pad, channel); tokens as they are.
-
-  Raises:
-    ValueError: the images are not of that type, rank or number of channels.
+    images: uint8, (batch, height, width, channel); tokens stay as they are.
+    preprocessing: padding, mean and std.
+    dtype: type of the result, which is computed in float32.
   """
   _check_images(images, preprocessing)
   if preprocessing.kind == 'tokens':
@@ -96,46 +82,56 @@ def preprocess(
   return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
 
 
-def augment(
+def augment_examples(
     key: jax.Array,
     images: jax.Array,
+    labels: jax.Array,
     preprocessing: Preprocessing,
     *,
     first: jax.typing.ArrayLike = 0,
-) -> jax.Array:
-  """Shifts and mirrors training images at random.
+) -> tuple[jax.Array, jax.Array]:
+  """Shifts and mirrors training images at random; scales those with masks.
 
-  What happens to an image depends on `key` and on its position in the global
-  batch only, so that it does not matter how the batch is spread over devices.
+  The change of an image depends on `key` and on its position in the global
+  batch only, and so not on how the batch is spread over devices.
+
+  With masks, pixels from outside are black, and void in the mask; images are
+  interpolated bilinearly, masks take the nearest pixel.
 
   Args:
-    key: of this step.
-    images: uint8, (batch, height, width, channel).
-    preprocessing: what to do; without `crop` and `flip` nothing is done.
+    key: random key of the step.
+    images: uint8, (batch, height, width, channel); tokens stay as they are.
+    labels: (batch, ...); masks are (batch, height, width), where -1 is void.
+    preprocessing: with `crop` and `flip`; for masks, `scale` and `flip`.
     first: position of `images[0]` in the global batch, where `images` is one
       device's part of it; may be traced.
-
-  Returns:
-    uint8, the shape of `images`.
-
-  Raises:
-    ValueError: the images are not of that type, rank or number of channels.
   """
   _check_images(images, preprocessing)
+  labels = labels.astype(jnp.int32)
+  places = first + jnp.arange(len(images))
+  if labels.ndim == 3:
+    draw = functools.partial(_draw_frame, key, labels.shape[1:], preprocessing)
+    rows, columns = jax.vmap(draw)(places)
+    nearest = (jnp.round(x).astype(jnp.int32) for x in (rows, columns))
+    return _bilinear(images, rows, columns), _take(labels, *nearest, -1)
+  if preprocessing.crop or preprocessing.flip:
+    images = _shift_and_mirror(key, images, preprocessing, places)
+  return images, labels
+
+
+def _shift_and_mirror(key, images, preprocessing, places):
   crop, flip = preprocessing.crop, preprocessing.flip
-  if not crop and not flip:
-    return images
   batch, height, width, _ = images.shape
 
-  def draw(position):
-    image_key = jax.random.fold_in(key, position)
+  def draw(place):
+    image_key = jax.random.fold_in(key, place)
     shift = jax.random.randint(
         jax.random.fold_in(image_key, 0), (2,), 0, 2 * crop + 1
     )
     mirror = jax.random.bernoulli(jax.random.fold_in(image_key, 1)) & flip
     return shift, mirror
 
-  shift, mirror = jax.vmap(draw)(first + jnp.arange(batch))
+  shift, mirror = jax.vmap(draw)(places)
   columns = jnp.arange(width)[None]
   columns = jnp.where(mirror[:, None], width - 1 - columns, columns)
   rows = shift[:, :1] + jnp.arange(height)[None]
@@ -146,41 +142,9 @@ def augment(
   ]
 
 
-def augment_examples(
-    key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    preprocessing: Preprocessing,
-    *,
-    first: jax.typing.ArrayLike = 0,
-) -> tuple[jax.Array, jax.Array]:
-  """`augment`, with the labels; masks are scaled, shifted and mirrored, too.
-
-  What comes into an image from outside is black, and of no class in its mask.
-  Images are interpolated bilinearly, masks take the nearest pixel.
-
-  Args:
-    key: of this step.
-    images: as of `augment`.
-    labels: (batch, ...); masks are (batch, height, width), where -1 is void.
-    preprocessing: what to do; of masks, `scale` and `flip`.
-    first: as of `augment`.
-
-  Returns:
-    The images, uint8, and the labels, int32.
-  """
-  labels = labels.astype(jnp.int32)
-  if labels.ndim != 3:
-    return augment(key, images, preprocessing, first=first), labels
-  _check_images(images, preprocessing)
-  draw = functools.partial(_draw_frame, key, labels.shape[1:], preprocessing)
-  rows, columns = jax.vmap(draw)(first + jnp.arange(len(labels)))
-  return _bilinear(images, rows, columns), _nearest(labels, rows, columns)
-
-
-def _draw_frame(key, size, preprocessing, position):
-  """Which rows and columns of an image become those of the new one."""
-  key = jax.random.fold_in(key, position)
+def _draw_frame(key, size, preprocessing, place):
+  """Rows and columns of an image that become those of the new one."""
+  key = jax.random.fold_in(key, place)
   limit = jnp.log(preprocessing.scale)
   factor = jnp.exp(
       jax.random.uniform(
@@ -189,7 +153,7 @@ def _draw_frame(key, size, preprocessing, position):
   )
   start = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
   mirror = jax.random.bernoulli(jax.random.fold_in(key, 2))
-  # Of a larger image a part is seen; a smaller one lies within the frame.
+  # A part of a larger image is visible; a smaller one lies within the frame.
   rows, columns = (
       (jnp.arange(side) + 0.5 + part * (factor - 1) * side) / factor - 0.5
       for side, part in zip(size, start)
@@ -197,39 +161,20 @@ def _draw_frame(key, size, preprocessing, position):
   return rows, jnp.where(mirror & preprocessing.flip, columns[::-1], columns)
 
 
-def _nearest(labels, rows, columns):
-  """Labels at the nearest pixels; -1 outside: (batch, height, width)."""
-  return _take(
-      labels,
-      jnp.round(rows).astype(jnp.int32),
-      jnp.round(columns).astype(jnp.int32),
-      -1,
-  )
-
-
 def _bilinear(images, rows, columns):
   """Images at positions between pixels, in uint8."""
-  top, left = jnp.floor(rows), jnp.floor(columns)
   total = jnp.zeros(images.shape, jnp.float32)
-  for down in (0, 1):
-    for right in (0, 1):
-      weight_rows, weight_columns = (
-          1 - jnp.abs(position - corner - step)
-          for position, corner, step in (
-              (rows, top, down), (columns, left, right)
-          )
-      )
-      corner = _take(
-          images,
-          (top + down).astype(jnp.int32),
-          (left + right).astype(jnp.int32),
-          0,
-      )
-      total += (
-          corner
-          * weight_rows[:, :, None, None]
-          * weight_columns[:, None, :, None]
-      )
+  for step in itertools.product((0, 1), repeat=2):
+    corner, weights = [], []
+    for place, one in zip((rows, columns), step):
+      start = jnp.floor(place)
+      corner.append((start + one).astype(jnp.int32))
+      weights.append(1 - jnp.abs(place - start - one))
+    total += (
+        _take(images, *corner, 0)
+        * weights[0][:, :, None, None]
+        * weights[1][:, None, :, None]
+    )
   return jnp.round(total).astype(jnp.uint8)
 
 
@@ -251,9 +196,6 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
   Unlike the paper, the last, incomplete batch of an epoch is dropped: it would
   need a second compilation, and batch norm would see padding. The permutation
   differs from epoch to epoch, and so do the images left out.
-
-  Raises:
-    ValueError: there is not even one whole batch.
   """
   if not 1 <= batch_size <= examples:
     raise ValueError(
@@ -266,15 +208,12 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 def epoch_permutation(
     key: jax.Array, epoch: jax.typing.ArrayLike, examples: int
 ) -> jax.Array:
-  """Order of the examples in an epoch, a function of (key, epoch) only.
+  """Order of the examples in an epoch, int32, (examples,).
 
   Args:
-    key: of the stream of data order, the same in all epochs.
-    epoch: from 0; may be traced.
+    key: random key of the data order, the same in all epochs.
+    epoch: number of the epoch, from 0; may be traced.
     examples: number of training examples.
-
-  Returns:
-    int32, (examples,).
   """
   return jax.random.permutation(
       jax.random.fold_in(key, epoch), jnp.arange(examples, dtype=jnp.int32)
@@ -282,17 +221,10 @@ def epoch_permutation(
 
 
 def epoch_in_order(examples: int, batch_size: int) -> np.ndarray:
-  """Order of the windows of a text, the same in all epochs.
+  """Order of the windows of a text, int32, the same in all epochs.
 
-  Row by row, a batch goes on where the one before it has ended: every row has
-  a stretch of the text of its own. What is left over at its end is left out.
-
-  Args:
-    examples: number of windows, which follow one another in the text.
-    batch_size: rows of a batch.
-
-  Returns:
-    int32, (examples,) rounded down to whole batches.
+  Each row of a batch continues the row of the batch before it, on a stretch of
+  the text of its own. The rest, which does not fill a batch, is left out.
   """
   steps = steps_per_epoch(examples, batch_size)
   windows = np.arange(steps * batch_size, dtype=np.int32)
@@ -303,27 +235,14 @@ def batch_indices(
     permutation: jax.Array | np.ndarray,
     step_in_epoch: jax.typing.ArrayLike,
     batch_size: int,
-) -> jax.Array:
-  """Indices of the examples in one batch.
+) -> jax.Array | np.ndarray:
+  """Indices of the examples in one batch, int32, (batch_size,).
 
   Args:
     permutation: from `epoch_permutation`; a NumPy copy stays on the host.
-    step_in_epoch: from 0 to `steps_per_epoch` - 1; may be an array or traced,
-      and is then not checked.
+    step_in_epoch: from 0 to `steps_per_epoch` - 1; may be traced.
     batch_size: number of examples, over all devices.
-
-  Returns:
-    int32, (batch_size,).
-
-  Raises:
-    ValueError: there is no such step.
   """
-  steps = steps_per_epoch(permutation.shape[0], batch_size)
-  if isinstance(step_in_epoch, int) and not 0 <= step_in_epoch < steps:
-    raise ValueError(
-        f'Step {step_in_epoch} must be from 0 to {steps - 1}: an epoch has '
-        f'{steps} batches of {batch_size}.'
-    )
   start = step_in_epoch * batch_size
   if isinstance(permutation, np.ndarray):
     return permutation[start : start + batch_size]
@@ -335,21 +254,12 @@ def _pad(images: jax.Array, pixels: int) -> jax.Array:
 
 
 def _check_images(images: jax.Array, preprocessing: Preprocessing) -> None:
+  channels, got = len(preprocessing.mean), f'{images.dtype} {images.shape}'
   if preprocessing.kind == 'tokens':
     if images.dtype != jnp.int32 or images.ndim != 2:
-      raise ValueError(
-          'Tokens must be int32 (batch, step), got '
-          f'{images.dtype} {images.shape}.'
-      )
-    return
-  channels = len(preprocessing.mean)
-  if images.dtype != jnp.uint8 or images.ndim != 4:
+      raise ValueError(f'Tokens must be int32 (batch, step), got {got}.')
+  elif images.dtype != jnp.uint8 or images.shape[3:] != (channels,):
     raise ValueError(
-        'Images must be raw pixels, uint8 (batch, height, width, channel), got '
-        f'{images.dtype} {images.shape}.'
-    )
-  if images.shape[-1] != channels:
-    raise ValueError(
-        f'Images of shape {images.shape} have {images.shape[-1]} channels, but '
-        f'the mean and std of the preprocessing are for {channels}.'
+        'Images must be raw pixels, uint8 (batch, height, width, '
+        f'{channels}), got {got}.'
     )

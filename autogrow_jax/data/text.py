@@ -1,13 +1,14 @@
 """Text for language models: words as numbers, in windows.
 
-The words are those of the training text, most frequent first, those of equal
-frequency by the alphabet; the end of a line is a word, too. A training window
-is followed by the next one (see `pipeline.epoch_in_order`). Held-out text is in
-longer windows, and each of them begins without a past: unlike the paper, whose
-evaluation reads it as one text, which is a little easier to predict.
+The words are those of the training text, most frequent first, and by the
+alphabet where they are equally frequent; the end of a line is a word, too. A
+training window is followed by the next one (see `pipeline.epoch_in_order`).
+Held-out text is in longer windows, and each of them begins without a past:
+unlike the paper, whose evaluation reads it as one text, which is a little
+easier to predict.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import collections
 import dataclasses
 import hashlib
@@ -16,11 +17,8 @@ import re
 
 import numpy as np
 
-from autogrow_jax.data import sources
-
-# What the name of a folder with texts begins with, and the embedded text.
-FOLDER = 'text:'
-TOPICS = 'topics'
+from autogrow_jax.data import config as config_lib
+from autogrow_jax.data import splits
 
 SPLITS = ('train', 'valid', 'test')
 
@@ -35,91 +33,55 @@ _RARE = 3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-  """A text in three parts.
+  """A text: numbers, int32, for each of `SPLITS`, and a digest of all words."""
 
-  Attributes:
-    vocabulary: the words; a word's place is its number.
-    tokens: the numbers of each of `SPLITS`, int32.
-    digest: of all words, by which another text is told apart.
-  """
-
-  vocabulary: tuple[str, ...]
+  vocabulary: tuple[str, ...]  # A word's place is its number.
   tokens: Mapping[str, np.ndarray]
   digest: str
 
 
-def is_text(dataset: str) -> bool:
-  """Whether a data set is one of these."""
-  return dataset == TOPICS or dataset.startswith(FOLDER)
-
-
 def read(dataset: str) -> Corpus:
-  """Reads a text.
+  """Reads 'topics', or 'text:PATH', which is a folder.
 
-  Args:
-    dataset: 'topics', or 'text:PATH' of a folder with train.txt, valid.txt and
-      test.txt, or other names that have those words in them.
-
-  Returns:
-    The text.
+  It has train.txt, valid.txt and test.txt, or other names with those words.
 
   Raises:
     ValueError: a file is missing, empty, unreadable, or has a word that the
       training text has not.
   """
-  if dataset == TOPICS:
+  if dataset == config_lib.TOPICS:
     return _number(_topics(), dict.fromkeys(SPLITS, 'the embedded text'))
-  files = _find(pathlib.Path(dataset.removeprefix(FOLDER)).expanduser())
+  path = dataset.removeprefix(config_lib.TEXT)
+  files = _find(pathlib.Path(path).expanduser())
   return _number({split: _words(path) for split, path in files.items()}, files)
 
 
-def training_windows(tokens: np.ndarray, steps: int) -> sources.Split:
+def training_windows(tokens: np.ndarray, steps: int) -> splits.Split:
   """Windows that follow one another; the labels are the next words.
 
-  Args:
-    tokens: int32, (token,).
-    steps: length of a window; what is left at the end is left out.
-
-  Returns:
-    (window, steps) inputs and labels.
-
-  Raises:
-    ValueError: there is not even one window.
+  The rest at the end, which does not fill a window, is left out.
   """
-  count = (len(tokens) - 1) // steps
-  if count < 1:
+  if len(tokens) <= steps:
     raise ValueError(
         f'The training text has {len(tokens)} words, but a window of {steps} '
         f'steps needs {steps + 1}; take a longer text or a shorter --unroll.'
     )
-  end = count * steps
-  return sources.Split(
-      tokens[:end].reshape(count, steps),
-      tokens[1 : end + 1].reshape(count, steps),
-  )
+  end = (len(tokens) - 1) // steps * steps
+  inputs, labels = tokens[:end], tokens[1 : end + 1]
+  return splits.Split(inputs.reshape(-1, steps), labels.reshape(-1, steps))
 
 
-def evaluation_windows(tokens: np.ndarray) -> sources.Split:
-  """Windows in which every word but the text's first is a label once.
-
-  Returns:
-    (window, `EVALUATION_STEPS`) inputs and labels; -1 fills up the last one.
-  """
-  steps = EVALUATION_STEPS
-  count = -(-(len(tokens) - 1) // steps)
-  images = np.zeros(count * steps, np.int32)
-  labels = np.full(count * steps, -1, np.int32)
-  images[: len(tokens) - 1], labels[: len(tokens) - 1] = tokens[:-1], tokens[1:]
-  return sources.Split(images.reshape(-1, steps), labels.reshape(-1, steps))
+def evaluation_windows(tokens: np.ndarray) -> splits.Split:
+  """Windows in which every word but the first is a label once; -1 is none."""
+  steps, count = EVALUATION_STEPS, len(tokens) - 1
+  images = np.zeros(-(-count // steps) * steps, np.int32)
+  labels = np.full_like(images, -1)
+  images[:count], labels[:count] = tokens[:-1], tokens[1:]
+  return splits.Split(images.reshape(-1, steps), labels.reshape(-1, steps))
 
 
 def _find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """The file of each split."""
-  if not folder.is_dir():
-    raise ValueError(
-        f'{folder} is no folder; {FOLDER}PATH needs one with train.txt, '
-        'valid.txt and test.txt.'
-    )
+  """Finds the file of each split."""
   found = {}
   for split in SPLITS:
     paths = [folder / f'{split}.txt']
@@ -144,7 +106,7 @@ def _words(path: pathlib.Path) -> list[str]:
 
 
 def _topics() -> dict[str, list[str]]:
-  """The help texts that come with Python: words and punctuation.
+  """Words and punctuation of the help texts that come with Python.
 
   Whole topics are held out, up to a tenth of all words for each of test and
   validation. A paragraph that several topics have counts for the first of them
@@ -179,39 +141,21 @@ def _topics() -> dict[str, list[str]]:
 def _number(
     texts: Mapping[str, Sequence[str]], names: Mapping[str, object]
 ) -> Corpus:
-  """A corpus from the words of each split; `names` are for messages."""
-  for split in SPLITS:
-    if all(word == _END for word in texts[split]):
-      raise ValueError(f'{names[split]} has no words.')
+  """Makes a corpus from the words of each split; `names` are for messages."""
   counts = collections.Counter(texts['train'])
   vocabulary = sorted(counts, key=lambda word: (-counts[word], word))
   numbers = {word: number for number, word in enumerate(vocabulary)}
-  if _UNKNOWN not in numbers:
-    _check_known(texts, numbers, names)
-  digest = hashlib.sha256()
-  for split in SPLITS:
-    digest.update('\n'.join([split, *texts[split], '']).encode())
-  return Corpus(
-      tuple(vocabulary),
-      {
-          split: np.array(
-              [numbers.get(w, numbers.get(_UNKNOWN)) for w in texts[split]],
-              np.int32,
-          )
-          for split in SPLITS
-      },
-      digest.hexdigest(),
-  )
-
-
-def _check_known(
-    texts: Mapping[str, Iterable[str]],
-    known: Mapping[str, int],
-    names: Mapping[str, object],
-) -> None:
-  for split in SPLITS:
-    if word := next((w for w in texts[split] if w not in known), None):
+  unknown, digest, tokens = numbers.get(_UNKNOWN), hashlib.sha256(), {}
+  for split, name in ((split, names[split]) for split in SPLITS):
+    words = texts[split]
+    if all(word == _END for word in words):
+      raise ValueError(f'{name} has no words.')
+    found = [numbers.get(word, unknown) for word in words]
+    if None in found:
       raise ValueError(
-          f'The word {word!r} of {names[split]} is not in {names["train"]}; '
-          f'write {_UNKNOWN} for rare words in all files.'
+          f'The word {words[found.index(None)]!r} of {name} is not in '
+          f'{names["train"]}; write {_UNKNOWN} for rare words in all files.'
       )
+    tokens[split] = np.array(found, np.int32)
+    digest.update('\n'.join([split, *words, '']).encode())
+  return Corpus(tuple(vocabulary), tokens, digest.hexdigest())

@@ -40,23 +40,31 @@ ADAM_TOLERANCE = 0.005
 @dataclasses.dataclass(frozen=True)
 class AutoGrow(base.Method):
   """Appends a sub-module to the stage that the policy names, or several to all.
-
-  Attributes:
-    initializer: of a residual sub-module's last norm. 'gauss': N(0, scale^2);
-      'zero': the sub-module starts as the identity; 'uniform': U(low, high);
-      'adam': the default, then up to ten epochs of Adam on that norm alone.
-    scale: standard deviation of 'gauss'.
-    low: lower end of 'uniform'.
-    high: upper end of 'uniform'. The paper speaks of a standard deviation of
-      1.0; its published runs used U(0, 1).
-    random_bias: draw the norm's bias, too, and not only its scale.
   """
 
-  initializer: str = 'gauss'
-  scale: float = 1.0
-  low: float = 0.0
-  high: float = 1.0
-  random_bias: bool = True
+  initializer: str = dataclasses.field(
+      default='gauss',
+      metadata={
+          'help': "Start of a residual sub-module's last norm: gauss (N(0, "
+          'scale^2)), zero (the identity), uniform (between low and high), or '
+          'adam (the default, then up to ten epochs of Adam on it alone).'
+      },
+  )
+  scale: float = dataclasses.field(
+      default=1.0, metadata={'help': 'Standard deviation of gauss.'}
+  )
+  # The paper speaks of a standard deviation of 1.0; its published runs used
+  # U(0, 1).
+  low: float = dataclasses.field(
+      default=0.0, metadata={'help': 'Lower end of uniform.'}
+  )
+  high: float = dataclasses.field(
+      default=1.0, metadata={'help': 'Upper end of uniform.'}
+  )
+  random_bias: bool = dataclasses.field(
+      default=True,
+      metadata={'help': "Draw the norm's bias, too, and not only its scale."},
+  )
 
   def __post_init__(self):
     if self.initializer not in INITIALIZERS:

@@ -1,10 +1,11 @@
-"""Network families: `get(name)` and everything of `base`."""
+"""Network families: `get(name)`, and the parts of an architecture."""
 
 import functools
 import importlib
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.networks import base
+from autogrow_jax.networks import config
 from autogrow_jax.networks import deeplab
 from autogrow_jax.networks import lstm
 from autogrow_jax.networks import mlp
@@ -13,6 +14,8 @@ from autogrow_jax.networks import plain
 from autogrow_jax.networks import residual
 from autogrow_jax.networks import vgg
 from autogrow_jax.networks import wide
+
+NetworkConfig = config.NetworkConfig
 
 FAMILIES = {
     network.name: network
@@ -34,18 +37,12 @@ FAMILIES = {
 
 
 def get(name: str) -> base.Network:
-  """The family of a name.
+  """Returns the family of a name, or raises a ValueError.
 
   Args:
     name: a key of `FAMILIES`, in any case, or 'package.module:attribute' for a
-      network of one's own; that text then stands in checkpoints, so that a run
+      network from outside; checkpoints contain that text, so that a run
       restores from its directory alone.
-
-  Returns:
-    The family.
-
-  Raises:
-    ValueError: if there is none of that name.
   """
   if ':' in name:
     module, _, attribute = name.partition(':')
@@ -76,5 +73,5 @@ def parts(
 def label_shape(
     architecture: architecture_lib.Architecture,
 ) -> tuple[int, ...]:
-  """Shape of what it predicts of one example: () for one class, or a mask's."""
+  """Shape of one example's labels: () for a class, or a mask's."""
   return base.output_shape(parts(architecture)[-1])[:-1]

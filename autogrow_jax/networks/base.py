@@ -1,11 +1,11 @@
-"""A network is a chain of named parts; how chains are built and executed.
+"""Networks as chains of named parts: what they are and how they are executed.
 
 A family implements two functions, `seed` and `parts`. Everything else follows
 from the parts: initialisation, axis tables, costs, the exact forward pass and
-the fused one, in which runs of identical consecutive blocks are stacked on a
-leading dimension and executed by one loop, so that compile time does not grow
-with depth. Where a run may still grow, how many of the stack's blocks are there
-is data (`runs.py`), so that neither does the number of compilations.
+the fused one. The fused one stacks equal consecutive blocks on a leading
+dimension and executes them by one loop, so that compile time does not grow with
+depth. Where a stack may still grow, its number of blocks is data (`loops.py`),
+so that the number of compilations does not grow with depth either.
 
 Parameters and statistics are nested dictionaries `{part: {layer: {leaf}}}`.
 """
@@ -14,6 +14,7 @@ import abc
 from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 from typing import Any, ClassVar
 
 from flax import linen as nn
@@ -25,28 +26,31 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
 from autogrow_jax import randomness
-from autogrow_jax.networks import runs as runs_lib
+from autogrow_jax.networks import loops
 
 Architecture = architecture_lib.Architecture
 Tree = dict[str, Any]
 Path = tuple[str, ...]
 
-# Statistics of the last training step from which the next one goes on in the
-# same text: outputs and cells, with a leading dimension of streams.
+# Statistics that carry a text's state from one training step to the next:
+# outputs and cells, with a leading dimension of streams.
 CARRIED = ('output', 'cell')
 
 
 class Module(nn.Module):
-  """What a family's modules have in common; equal fields mean equal programs.
+  """Base of the modules of all families; equal fields mean equal programs.
 
   A module is called as `module(x, train=..., gate=...)`; `gate` is a scalar
-  that only growable blocks get, `train` a bool or a traced one.
+  that only growable blocks get, `train` a bool or a traced one. Fields that
+  many modules have: `features` (width of the output), `classes` (number of
+  logits), `stride` (of its k x k convolution, pixels), `scale_init` and
+  `init_scheme` (keys of `layers.SCALE_INITS` and `layers.KERNEL_INITS`).
 
   Attributes:
-    plain: use XLA's own convolution derivative (see `layers.conv`).
-    last_norm: the layer that ends the residual branch, for the initialisers
-      that act on it; None for a module without one.
-    is_random: whether it draws in training, see `apply`.
+    plain: use XLA's own convolution derivatives, see `layers.Conv`.
+    last_norm: name of the norm that ends the residual branch, on which
+      initialisers of new blocks act; None for a module without one.
+    is_random: True if it draws random numbers in training.
   """
 
   plain: bool = False
@@ -54,7 +58,7 @@ class Module(nn.Module):
 
   @property
   def last_layer(self) -> str | None:
-    """The layer that ends the residual branch, a norm or not."""
+    """Name of the layer that ends the residual branch, a norm or not."""
     return self.last_norm
 
   @property
@@ -71,9 +75,8 @@ class Part:
     module: the Linen module; names no global axis, so that identical blocks are
       equal.
     axes: (local, global) axis names.
-    input_shape: of what enters, without the batch: (height, width, channel),
-      (unit,) behind a dense layer, (step,) or (step, unit) in text, where it is
-      that of one step.
+    input_shape: shape of its input without the batch: (height, width, channel),
+      (unit,) behind a dense layer, (1,) or (1, unit) for one step of text.
   """
 
   name: str
@@ -89,10 +92,10 @@ class Segment:
   Attributes:
     key: name in packed trees; depends on the position, not on block names.
     module: their common module.
-    length: of the stack, the number of parts or a capacity that it is filled up
-      to; None for a single part that is not stacked.
-    remat: whether the backward pass computes each part again from its input,
-      rather than keep what it computed.
+    length: length of the stack: the number of parts, or a capacity; None for a
+      single part that is not stacked.
+    remat: let the backward pass compute each part again from its input, rather
+      than keep intermediate values.
   """
 
   key: str
@@ -101,33 +104,41 @@ class Segment:
   remat: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
 class Network(abc.ABC):
   """A family of networks. Implementations are frozen dataclasses.
 
   Attributes:
     name: key of the family.
-    title: its name in papers.
+    title: name in papers.
     widths: base width per stage; their number is the number of stages.
-    learning_rate: the top rate that suits it.
-    fixed_axes: those whose size is given by the data or the task.
-    inputs: what it takes, 'images' or 'tokens'; see `data.Preprocessing`.
-    milestones: of its learning rate, see `optimizers.Schedule`; None for those
-      of the stem.
+    learning_rate: top learning rate.
+    depths: blocks per stage of the published network, if there is one.
+    fixed_axes: axes whose size is given by the data or the task.
+    inputs: kind of input, 'images' or 'tokens'; see `data.Preprocessing`.
+    milestones: schedule of the learning rate, see `optimizers.Schedule`; None
+      for that of the stem.
+    layers_per_block: layers of a block by the papers' convention.
+    other_layers: layers outside blocks by the papers' convention.
   """
-
-  fixed_axes: ClassVar[tuple[str, ...]] = ('image', 'classes')
-  inputs: ClassVar[str] = 'images'
-  milestones: ClassVar[str | None] = None
 
   name: str
   title: str
   widths: tuple[int, ...]
+  _: dataclasses.KW_ONLY
   learning_rate: float = 0.1
+  depths: tuple[int, ...] | None = None
+
+  fixed_axes: ClassVar[tuple[str, ...]] = ('image', 'classes')
+  inputs: ClassVar[str] = 'images'
+  milestones: ClassVar[str | None] = None
+  layers_per_block: ClassVar[int] = 1
+  other_layers: ClassVar[int] = 2
 
   @property
   def seed_depths(self) -> tuple[int, ...]:
-    """Blocks per stage of a seed whose depths are not given: one each."""
-    return (1,) * len(self.widths)
+    """Blocks per stage by default: the published ones, or one each."""
+    return self.depths or (1,) * len(self.widths)
 
   @abc.abstractmethod
   def seed(
@@ -138,26 +149,23 @@ class Network(abc.ABC):
       classes: int,
       options: Mapping[str, Any],
   ) -> Architecture:
-    """An architecture of this family.
+    """Makes an architecture of this family.
 
     Args:
       depths: blocks per stage.
-      input_shape: (height, width, channel), after padding; of tokens (1,).
+      input_shape: (height, width, channel), after padding; (1,) for text.
       classes: number of classes.
-      options: stem, shortcut, bn_scale_init, widths; what is missing or None
-        takes the family's default.
-
-    Returns:
-      The architecture.
+      options: options by name; the family's default stands for a missing one
+        and for None.
     """
 
   @abc.abstractmethod
   def parts(self, architecture: Architecture) -> tuple[Part, ...]:
-    """The chain that an architecture stands for."""
+    """Chain of parts that an architecture stands for."""
 
-  @abc.abstractmethod
   def layers(self, depths: Sequence[int]) -> int:
-    """Number of layers by the papers' convention."""
+    """Number of layers by the papers' convention (no projections, no norms)."""
+    return self.layers_per_block * sum(depths) + self.other_layers
 
 
 def segments(
@@ -171,15 +179,14 @@ def segments(
   """Groups a chain into segments, with the names of the parts of each.
 
   Args:
-    architecture: says which parts are blocks; only blocks are fused.
+    architecture: tells which parts are blocks; only blocks are fused.
     parts: its chain.
-    fuse: stack runs of equal blocks; otherwise one segment per part, named as
-      the part.
-    spare: stack a run that may still grow, the last one of its stage, to a
-      capacity. The first block of a stage is a run of its own if it is unlike
-      those that follow, so it never has one.
-    remat: stages whose blocks are computed again in the backward pass; only
-      where they are fused.
+    fuse: stack equal consecutive blocks; otherwise every part is a segment with
+      the part's name.
+    spare: stack blocks that may still become more, the last ones of a stage, to
+      a capacity. The first block of a stage is a segment of its own if it
+      differs from those that follow, and then has no capacity.
+    remat: stages whose fused blocks are computed again in the backward pass.
 
   Returns:
     (segment, part names) pairs in forward order.
@@ -193,41 +200,27 @@ def segments(
       for index, stage in enumerate(architecture.stages)
       for block in stage
   }
-  runs = []  # [(stage or None, [part, ...])]
-  for part in parts:
+
+  def kind(part):
     stage = stage_of.get(part.name)
-    if (
-        stage is not None
-        and runs
-        and runs[-1][0] == stage
-        and runs[-1][1][0].module == part.module
-        and runs[-1][1][0].input_shape == part.input_shape
-    ):
-      runs[-1][1].append(part)
-    else:
-      runs.append((stage, [part]))
-  result, index = [], {}
-  for stage, run in runs:
-    names = tuple(part.name for part in run)
     if stage is None:
-      result.append((Segment(names[0], run[0].module, None), names))
-    else:
-      number = index[stage] = index.get(stage, -1) + 1
-      is_last = names[-1] == architecture.stages[stage][-1]
-      length = len(run) if len(run) > 1 else None
-      if spare and is_last and (number or length):
-        length = runs_lib.capacity(len(run))
-      result.append(
-          (
-              Segment(
-                  f'stage{stage}.{number}',
-                  run[0].module,
-                  length,
-                  remat=stage in remat,
-              ),
-              names,
-          )
-      )
+      return (part.name,)
+    return stage, part.module, part.input_shape
+
+  result, index = [], {}
+  for _, group in itertools.groupby(parts, kind):
+    names, modules = zip(*((part.name, part.module) for part in group))
+    stage = stage_of.get(names[0])
+    if stage is None:
+      result.append((Segment(names[0], modules[0], None), names))
+      continue
+    number = index[stage] = index.get(stage, -1) + 1
+    length = len(names) if len(names) > 1 else None
+    is_last = names[-1] == architecture.stages[stage][-1]
+    if spare and is_last and (number or length):
+      length = loops.capacity(len(names))
+    key, again = f'stage{stage}.{number}', stage in remat
+    result.append((Segment(key, modules[0], length, again), names))
   return tuple(result)
 
 
@@ -242,21 +235,20 @@ def apply(
     key: jax.Array | None = None,
     depths: Tree | None = None,
 ) -> tuple[jax.Array, Tree]:
-  """Runs a chain.
+  """Computes a chain.
 
   Args:
     chain: segments in forward order.
     weights: `{segment key: parameters}`, stacked where the segment is.
-    stats: likewise, the statistics.
+    stats: `{segment key: statistics}`, stacked likewise.
     x: (batch, ...), already preprocessed.
     train: use and update batch statistics. A traced bool selects at run time;
-      it stands for a look at the network in passing, without what lasts from
-      one batch to the next.
+      then nothing is random, and a text's carried state stays as it is.
     gates: optional `{segment key: scalar, or (length,) vector}` for blocks.
-    key: of what is random in training; without one, nothing is.
-    depths: `{segment key: int32 scalar}`, how many of a stack's first parts are
-      there; of segments without one, all. No gradient flows through the new
-      statistics of those with one.
+    key: random key of training; None for nothing random.
+    depths: `{segment key: int32 scalar}`, number of a stack's first blocks that
+      exist; all of them in other segments. No gradient flows through the new
+      statistics of segments with such a number.
 
   Returns:
     The logits (batch, ..., classes) in float32, and the new statistics.
@@ -266,33 +258,12 @@ def apply(
   for segment in chain:
     name = segment.key
     gate = None if gates is None else gates.get(name)
-
-    def run(
-        x, weights, stats, gate, position,
-        train=train, key=key, module=segment.module,
-    ):
-      random = (
-          {}
-          if key is None or not module.is_random
-          else {'dropout': jax.random.fold_in(key, position)}
-      )
-      y, changed = module.apply(
-          {'params': weights, 'stats': stats},
-          x,
-          train=train,
-          gate=gate,
-          rngs=random,
-          mutable=['stats'],
-      )
-      return y, changed.get('stats', {})
-
-    if segment.remat:
-      run = _rematerialized(run, in_loop=segment.length is not None)
+    call = _function_of(segment, train, key)
     if segment.length is None:
-      x, new_stats[name] = run(x, weights[name], stats[name], gate, position)
+      x, new_stats[name] = call(x, weights[name], stats[name], gate, position)
     elif name in depths:
-      x, new_stats[name] = runs_lib.run(
-          run,
+      x, new_stats[name] = loops.repeat(
+          call,
           depths[name],
           x,
           (weights[name], stats[name], gate),
@@ -303,7 +274,7 @@ def apply(
     else:
       positions = jnp.arange(position, position + segment.length)
       x, new_stats[name] = lax.scan(
-          lambda x, part, run=run: run(x, *part),
+          lambda x, part, call=call: call(x, *part),
           x,
           (weights[name], stats[name], gate, positions),
       )
@@ -311,25 +282,49 @@ def apply(
   return x, new_stats
 
 
+def _function_of(
+    segment: Segment, train: bool | jax.Array, key: jax.Array | None
+) -> Callable[..., tuple[jax.Array, Tree]]:
+  """Function of one block of a segment, see `loops.Block`."""
+
+  def call(x, weights, stats, gate, position, train=train, key=key):
+    random = {}
+    if key is not None and segment.module.is_random:
+      random['dropout'] = jax.random.fold_in(key, position)
+    y, changed = segment.module.apply(
+        {'params': weights, 'stats': stats},
+        x,
+        train=train,
+        gate=gate,
+        rngs=random,
+        mutable=['stats'],
+    )
+    return y, changed.get('stats', {})
+
+  if segment.remat:
+    return _rematerialized(call, in_loop=segment.length is not None)
+  return call
+
+
 def _rematerialized(
-    run: Callable[..., Any], *, in_loop: bool
+    call: Callable[..., Any], *, in_loop: bool
 ) -> Callable[..., Any]:
-  """A block of which the backward pass finds its arguments alone."""
+  """Wraps a block so that the backward pass keeps its arguments only."""
 
   def again(*arguments, **rest):
     static = {}
-    if isinstance(rest.get('train'), bool):  # Which must not become traced.
+    if isinstance(rest.get('train'), bool):  # It must not become traced.
       static['train'] = rest.pop('train')
-    # In a loop nothing else could be told to be the same.
+    # In a loop the compiler can't merge the second computation with the first.
     return jax.checkpoint(
-        functools.partial(run, **static), prevent_cse=not in_loop
+        functools.partial(call, **static), prevent_cse=not in_loop
     )(*arguments, **rest)
 
   return again
 
 
 def rewound(stats: Tree) -> Tree:
-  """Statistics, packed or not, at the beginning of the text."""
+  """Sets the state of texts among statistics, packed or not, to zero."""
 
   def rewind(path, leaf):
     if path[-1].key not in CARRIED:
@@ -343,61 +338,42 @@ def rewound(stats: Tree) -> Tree:
 
 
 def init(part: Part, key: jax.Array) -> tuple[Tree, Tree]:
-  """Fresh (weights, statistics) of one part; folds in the part's name.
-
-  Args:
-    part: the part.
-    key: the stream of initialisations, shared by all parts of a network.
-
-  Returns:
-    Its weights and its statistics.
-  """
-  return _init(part.module, part.input_shape)(
+  """Draws fresh (weights, statistics) of one part; folds in the part's name."""
+  return _initialiser(part.module, part.input_shape)(
       randomness.stream(key, part.name)
   )
 
 
 def axes(part: Part) -> dict[Path, tuple[str, layers.Axes]]:
-  """Named axes of a part's leaves.
+  """Axes of a part's leaves by (part, layer, leaf), with global names.
 
-  Returns:
-    `{(part, layer, leaf): (collection, axes)}` with global axis names;
-    collection is 'params' or 'stats'.
+  They stand behind the leaf's collection, 'params' or 'stats'.
   """
   names = dict(part.axes)
-
-  def rename(axis):
-    if axis is None:
-      return None
-    return layers.Axis(names[axis.name], axis.role)
-
+  rename = lambda axis: axis and layers.Axis(names[axis.name], axis.role)
+  local = _local_axes(part.module, part.input_shape)
   return {
       (part.name, *path): (collection, tuple(map(rename, leaf_axes)))
-      for (collection, *path), leaf_axes in _local_axes(
-          part.module, part.input_shape
-      ).items()
+      for (collection, *path), leaf_axes in local.items()
   }
 
 
 def shapes(part: Part) -> tuple[Tree, Tree]:
-  """(weights, statistics) of one part as `jax.ShapeDtypeStruct`s.
-
-  They are shared by all equal parts, and not to be changed.
-  """
-  return _shapes(part.module, part.input_shape)
+  """Shapes of a part's (weights, statistics); equal parts share the trees."""
+  return _module_shapes(part.module, part.input_shape)
 
 
 def output_shape(part: Part) -> tuple[int, ...]:
-  """Shape, without the batch, of what leaves a part."""
+  """Shape of a part's output, without the batch."""
   output, _ = _abstract(part.module, part.input_shape)
   return output.shape[1:]
 
 
 @functools.lru_cache(maxsize=None)
-def _init(module: Module, input_shape: tuple[int, ...]) -> Any:
-  """The jitted initialiser of a module; the forward pass is dead code.
+def _initialiser(module: Module, input_shape: tuple[int, ...]) -> Any:
+  """Compiled initialiser of a module; its forward pass is dead code.
 
-  It runs once, so it is compiled without optimisation: four times faster.
+  It is called once, so it is compiled without optimisation: four times faster.
   """
 
   def fresh(key):
@@ -424,7 +400,9 @@ def _abstract(
 
 
 @functools.lru_cache(maxsize=None)
-def _shapes(module: Module, input_shape: tuple[int, ...]) -> tuple[Tree, Tree]:
+def _module_shapes(
+    module: Module, input_shape: tuple[int, ...]
+) -> tuple[Tree, Tree]:
   unboxed = nn.meta.unbox(_abstract(module, input_shape)[1])
   return unboxed.get('params', {}), unboxed.get('stats', {})
 

@@ -1,6 +1,6 @@
-"""What families share: seeds, stems, head, options, naming."""
+"""What families share: seeds, chains, stem, head, options, names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import types
 from typing import Any, ClassVar
 
@@ -10,21 +10,27 @@ import jax.numpy as jnp
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
+from autogrow_jax import ops
 from autogrow_jax.networks import base
 
 Architecture = architecture_lib.Architecture
+Parts = tuple[base.Part, ...]
+# A module and its axes, local to global names, but for 'in' and 'classes'.
+Link = tuple[base.Module, dict[str, str]]
 
 
 class Family(base.Network):
-  """A family whose axes follow from a width per stage; its `seed`.
+  """Family whose axes follow from one width per stage.
 
   Attributes:
     inner: private axes of a block, each as wide as its stage.
-    choices: of the options that not all families have, the values that this one
-      takes, its default first.
+    optional: axes whose sizes may follow the stages' widths in `widths`.
+    choices: values of the options that not all families have, by name; the
+      first one is the default.
   """
 
   inner: tuple[str, ...] = ('out',)
+  optional: ClassVar[tuple[str, ...]] = ()
   choices: ClassVar[Mapping[str, Sequence[str]]] = types.MappingProxyType({})
 
   def seed(
@@ -35,40 +41,79 @@ class Family(base.Network):
       classes: int,
       options: Mapping[str, Any],
   ) -> Architecture:
-    resolved = resolve_options(self, input_shape, options)
-    widths = resolved.pop('widths')
-    blocks = name_blocks(checked_depths(self, depths))
-    sizes = {
-        'image': input_shape[-1],
-        'classes': classes,
-        **self.shared(widths),
-        **{
-            f'{block}.{axis}': width
-            for names, width in zip(blocks, widths, strict=True)
-            for block in names
-            for axis in self.inner
-        },
+    given = {name: item for name, item in options.items() if item is not None}
+    widths = tuple(given.pop('widths', self.widths))
+    stages = len(self.widths)
+    most = stages + len(self.optional)
+    if not stages <= len(widths) <= most or min(widths) < 1:
+      also = ''.join(f', and one more for {axis}' for axis in self.optional)
+      raise ValueError(
+          f'{self.title} takes {stages} positive widths{also}, got '
+          f'{"-".join(map(str, widths))}.'
+      )
+    widths, more = widths[:stages], widths[stages:]
+    resolved, sizes = self.resolve(given, input_shape, widths)
+    sizes |= {'classes': classes, **dict(zip(self.optional, more))}
+    if given:
+      raise ValueError(f'{self.title} has no options {sorted(given)}.')
+    blocks = tuple(
+        tuple(f's{stage}b{index}' for index in range(depth))
+        for stage, depth in enumerate(checked_depths(self, depths))
+    )
+    for names, width in zip(blocks, widths, strict=True):
+      sizes |= {f'{b}.{axis}': width for b in names for axis in self.inner}
+    return Architecture(
+        family=self.name,
+        stages=blocks,
+        sizes=tuple(sorted(sizes.items())),
+        options=architecture_lib.sorted_options(resolved),
+        minted=tuple(map(len, blocks)),
+    )
+
+  def resolve(
+      self,
+      given: dict[str, Any],
+      input_shape: Sequence[int],
+      widths: Sequence[int],
+  ) -> tuple[dict[str, Any], dict[str, int]]:
+    """Checks options, fills in defaults, and sizes the shared axes.
+
+    The stem is 'small' up to 64 pixels, else 'imagenet', unless given.
+
+    Args:
+      given: options but widths; those that the family has are taken out.
+      input_shape: (height, width, channel).
+      widths: channels per stage.
+
+    Returns:
+      All options, and the sizes of axes that belong to no block.
+    """
+    if len(input_shape) != 3 or min(input_shape) < 1:
+      raise ValueError(
+          f'The input shape is (height, width, channel), got {input_shape}.'
+      )
+    *resolution, channels = input_shape
+    if max(resolution) > 64:
+      given.setdefault('stem', 'imagenet')
+    choices = {
+        'stem': tuple(layers.KERNEL_INITS),
+        'bn_scale_init': tuple(layers.SCALE_INITS),
+        **self.choices,
     }
-    return build(self.name, blocks, sizes, resolved)
+    resolved = {'resolution': tuple(resolution)}
+    for name, values in choices.items():
+      resolved[name] = given.pop(name, values[0])
+      check_choice(name, resolved[name], values)
+    if (shortcut := given.pop('shortcut', 'B')) != 'B':
+      raise ValueError(
+          f'{self.title} has no shortcuts; leave out shortcut={shortcut!r}.'
+      )
+    return resolved, {'image': channels, **self.shared(widths)}
 
   def shared(self, widths: Sequence[int]) -> dict[str, int]:
-    """Sizes of the axes that are no block's own, but for image and classes."""
+    """Sizes of the axes that belong to no block, but for image and classes."""
     del widths
     return {}
-
-
-class Published(Family):
-  """A family whose seed has the depths that it was published with.
-
-  Attributes:
-    depths: blocks per stage.
-  """
-
-  depths: tuple[int, ...]
-
-  @property
-  def seed_depths(self) -> tuple[int, ...]:
-    return self.depths
 
 
 class Stem(base.Module):
@@ -81,18 +126,17 @@ class Stem(base.Module):
   @nn.compact
   def __call__(self, x, *, train, gate=None):
     del gate
-    imagenet = self.kind == 'imagenet'
+    size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
     x = layers.Conv(
         self.features,
-        7 if imagenet else 3,
-        2 if imagenet else 1,
+        size,
+        stride,
         init_scheme=self.kind,
         plain=self.plain,
         name='conv',
     )(x)
-    x = layers.Norm(scale_init=self.scale_init, name='norm')(x, train=train)
-    x = nn.relu(x)
-    return layers.max_pool(x) if imagenet else x
+    x = nn.relu(norm(self, train, 'out', 'norm')(x))
+    return ops.max_pool(x) if self.kind == 'imagenet' else x
 
 
 class Head(base.Module):
@@ -108,39 +152,28 @@ class Head(base.Module):
 
 
 def conv(
-    block: base.Module,
-    features: int,
-    size: int,
-    stride: int,
-    reads: str,
-    writes: str,
-    name: str,
-    *,
-    bias: bool = False,
-    dilation: int = 1,
+    block: base.Module, features: int, size: int, **fields: Any
 ) -> layers.Conv:
-  """A convolution of a block, initialised and computed as the block says."""
-  return layers.Conv(
-      features,
-      size,
-      stride,
-      reads,
-      writes,
-      block.init_scheme,
-      block.plain,
-      bias=bias,
-      dilation=dilation,
-      name=name,
-  )
+  """Convolution of a block, initialised and computed as the block says."""
+  fields.update(init_scheme=block.init_scheme, plain=block.plain)
+  return layers.Conv(features, size, **fields)
+
+
+def norm(
+    block: base.Module, train: bool | jax.Array, writes: str, name: str
+) -> Callable[[jax.Array], jax.Array]:
+  """Batch norm of a block over a local axis, started as the block says."""
+  layer = layers.Norm(writes, block.scale_init, name=name)
+  return lambda x: layer(x, train=train)
 
 
 def faded(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Array:
-  """What a block without a shortcut returns: y, faded into x by its gate.
+  """Fades the output y of a block without a shortcut into its input x.
 
   Args:
-    x: the block's input.
-    y: what it made of it.
-    gate: 1 for y, 0 for x, or between; None for y, as where shapes differ.
+    x: input of the block.
+    y: output of its layers.
+    gate: 1 for y, 0 for x, or between; ignored where shapes differ.
 
   Returns:
     An array like y.
@@ -151,30 +184,64 @@ def faded(x: jax.Array, y: jax.Array, gate: jax.Array | None) -> jax.Array:
   return gate * y + (1 - gate) * x
 
 
-def stem_part(
-    architecture: Architecture, writes: str, module: base.Module | None = None
-) -> base.Part:
-  """The chain's first part; its module is a `Stem`, or one that is given."""
+def chain(
+    architecture: Architecture,
+    stem: Link | None,
+    block_of: Callable[[str, int, int], Link],
+    head: Link,
+) -> Parts:
+  """Chains modules; each reads, as 'in', the axis 'out' of the one before it.
+
+  Args:
+    architecture: names of blocks; text has no option `resolution`.
+    stem: the first link; None where the first block reads the input.
+    block_of: (block, stage, index within the stage) -> link.
+    head: the last link, which writes the axis 'classes'.
+
+  Returns:
+    The parts, with their input shapes.
+  """
   option = dict(architecture.options)
-  module = module or Stem(
+  stream, shape = 'tokens', (1,)
+  if 'resolution' in option:
+    stream, shape = 'image', (*option['resolution'], architecture.size('image'))
+  links = [
+      (block, *block_of(block, stage, index))
+      for stage, names in enumerate(architecture.stages)
+      for index, block in enumerate(names)
+  ]
+  if stem is not None:
+    links.insert(0, ('stem', *stem))
+  module, axes = head
+  links.append(('head', module, {**axes, 'classes': 'classes'}))
+  parts = []
+  for name, module, axes in links:
+    axes = {'in': stream, **axes}
+    parts.append(base.Part(name, module, tuple(axes.items()), shape))
+    stream, shape = axes.get('out', stream), base.output_shape(parts[-1])
+  return tuple(parts)
+
+
+def stem_link(architecture: Architecture, writes: str) -> Link:
+  """The families' common stem, which writes a global axis."""
+  option = dict(architecture.options)
+  module = Stem(
       features=architecture.size(writes),
       kind=option['stem'],
       scale_init=option['bn_scale_init'],
   )
-  shape = (*option['resolution'], architecture.size('image'))
-  return base.Part('stem', module, (('in', 'image'), ('out', writes)), shape)
+  return module, {'out': writes}
 
 
-def head_part(
-    architecture: Architecture, reads: str, chain: Sequence[base.Part]
-) -> base.Part:
-  """The chain's last part."""
-  return base.Part(
-      'head',
-      Head(classes=architecture.size('classes')),
-      (('in', reads), ('classes', 'classes')),
-      base.output_shape(chain[-1]),
-  )
+def head_link(architecture: Architecture) -> Link:
+  """The families' common head."""
+  return Head(classes=architecture.size('classes')), {}
+
+
+def starts(architecture: Architecture) -> dict[str, str]:
+  """Fields of modules that say how norms and kernels start."""
+  option = dict(architecture.options)
+  return {'scale_init': option['bn_scale_init'], 'init_scheme': option['stem']}
 
 
 def streams(widths: Sequence[int], expansion: int = 1) -> dict[str, int]:
@@ -184,104 +251,21 @@ def streams(widths: Sequence[int], expansion: int = 1) -> dict[str, int]:
   }
 
 
-def name_blocks(depths: Sequence[int]) -> tuple[tuple[str, ...], ...]:
-  """('s0b0', 's0b1', ...) per stage."""
-  return tuple(
-      tuple(f's{stage}b{index}' for index in range(depth))
-      for stage, depth in enumerate(depths)
-  )
-
-
-def build(
-    family: str,
-    blocks: Sequence[Sequence[str]],
-    sizes: Mapping[str, int],
-    options: Mapping[str, Any],
-) -> Architecture:
-  """The architecture with canonical ordering."""
-  return Architecture(
-      family=family,
-      stages=tuple(map(tuple, blocks)),
-      sizes=tuple(sorted(sizes.items())),
-      options=architecture_lib.sorted_options(options),
-      minted=tuple(map(len, blocks)),
-  )
-
-
-def checked_depths(network: Any, depths: Sequence[int]) -> tuple[int, ...]:
-  """Depths that fit a network."""
+def checked_depths(
+    network: base.Network, depths: Sequence[int]
+) -> tuple[int, ...]:
+  """Returns depths that fit a network, or raises a ValueError."""
+  given = '-'.join(map(str, depths))
   if len(depths) != len(network.widths):
     raise ValueError(
-        f'{network.title} has {len(network.widths)} stages, but depths '
-        f'{"-".join(map(str, depths))} name {len(depths)}.'
+        f'{network.title} has {len(network.widths)} stages, but depths {given} '
+        f'name {len(depths)}.'
     )
-  if any(depth < 1 for depth in depths):
+  if min(depths) < 1:
     raise ValueError(
-        f'Every stage needs at least one block, got depths '
-        f'{"-".join(map(str, depths))}.'
+        f'Every stage needs at least one block, got depths {given}.'
     )
   return tuple(depths)
-
-
-def checked_widths(network: Any, widths: Sequence[int]) -> tuple[int, ...]:
-  """Widths that fit a network."""
-  if len(widths) != len(network.widths) or min(widths) < 1:
-    raise ValueError(
-        f'{network.title} takes {len(network.widths)} positive widths, got '
-        f'{"-".join(map(str, widths))}.'
-    )
-  return tuple(widths)
-
-
-def resolve_options(
-    network: Family,
-    input_shape: Sequence[int],
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-  """Fills in defaults and refuses what a network doesn't have.
-
-  The stem is 'small' up to 64 pixels, else 'imagenet', unless given.
-
-  Args:
-    network: the family.
-    input_shape: (height, width, channel).
-    options: those given.
-
-  Returns:
-    All of its options, and `widths`.
-
-  Raises:
-    ValueError: an option or its value is not one of the family's.
-  """
-  given = {name: value for name, value in options.items() if value is not None}
-  if len(input_shape) != 3 or min(input_shape) < 1:
-    raise ValueError(
-        f'The input shape is (height, width, channel), got {input_shape}.'
-    )
-  height, width, _ = input_shape
-  resolved = {
-      'stem': given.pop(
-          'stem', 'small' if max(height, width) <= 64 else 'imagenet'
-      ),
-      'bn_scale_init': given.pop('bn_scale_init', 'ones'),
-      'widths': tuple(given.pop('widths', network.widths)),
-      'resolution': (height, width),
-  }
-  for name, values in network.choices.items():
-    resolved[name] = given.pop(name, None) or values[0]
-    check_choice(name, resolved[name], values)
-  if (shortcut := given.pop('shortcut', 'B')) != 'B':
-    raise ValueError(
-        f'{network.title} has no shortcuts; leave out shortcut={shortcut!r}.'
-    )
-  check_choice('stem', resolved['stem'], tuple(layers.KERNEL_INITS))
-  check_choice(
-      'bn_scale_init', resolved['bn_scale_init'], tuple(layers.SCALE_INITS)
-  )
-  checked_widths(network, resolved['widths'])
-  if given:
-    raise ValueError(f'{network.title} has no options {sorted(given)}.')
-  return resolved
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

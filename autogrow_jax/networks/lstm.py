@@ -1,40 +1,38 @@
-"""Language models of stacked LSTM layers, as Zaremba et al. 2014 have them.
+"""Language models of stacked LSTM layers (Zaremba et al. 2014).
 
-    embedding -> layer, a block each -> ... -> softmax over the vocabulary
+    embedding -> layers, a block each -> softmax over the vocabulary
 
-A stage has an axis of units per block, `<block>.hidden`, which the block's
-recurrent kernel and whatever is behind it read; `embedding` is the axis between
-the table of words and the first layer. There is one bias per gate.
+Every block has an axis of units, `<block>.hidden`, which its recurrent kernel
+and the next layer read; `embedding` is the axis between the table of words and
+the first layer. There is one bias per gate.
 
 A training window begins where the one before it in the same row of the batch
-has ended: a layer keeps its state, `output` and `cell`, among the statistics
-and, at the end of a step, leaves it there without its gradient (truncated
-back-propagation through time). So an architecture has a number of `streams`,
-the rows of a training batch. Everything but training begins at zero and leaves
-that state alone.
+ended: a layer keeps its state, `output` and `cell`, among the statistics, and
+no gradient passes from one window to the next (truncated back-propagation
+through time). So an architecture has a number of `streams`, the rows of a
+training batch. Evaluation begins at zero and leaves that state alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 
 
 class _Dropping(base.Module):
-  """What drops units on its way in.
+  """Base of modules that drop units of their input in training.
 
   Attributes:
-    keep: probability with which a unit stays, in training.
-    bound: parameters start as U(+-bound).
+    keep: probability with which a unit stays in training.
+    bound: largest parameter at the start.
   """
 
   keep: float = 1.0
@@ -45,7 +43,7 @@ class _Dropping(base.Module):
     return self.keep < 1
 
   def dropped(self, x: jax.Array, train: bool | jax.Array) -> jax.Array:
-    """Units that stay, scaled up; all of them outside training."""
+    """Drops units and scales up the others; does nothing outside training."""
     if train is not True or not self.has_rng('dropout') or self.keep == 1:
       return x
     stays = jax.random.bernoulli(self.make_rng('dropout'), self.keep, x.shape)
@@ -53,12 +51,11 @@ class _Dropping(base.Module):
 
 
 class Words(base.Module):
-  """The embedding: a row of a table for each word.
+  """The embedding: a table with a row for each word.
 
   Attributes:
-    vocabulary: number of words.
-    features: length of a row.
-    bound: entries start as U(+-bound).
+    vocabulary: number of different words.
+    bound: largest entry at the start.
   """
 
   vocabulary: int = 10_000
@@ -74,10 +71,9 @@ class Words(base.Module):
 
 
 class RecurrentBlock(_Dropping):
-  """A layer of LSTM; gated as a plain block is.
+  """An LSTM layer; gated as a plain block is.
 
   Attributes:
-    features: number of units.
     streams: rows of a training batch.
   """
 
@@ -92,19 +88,19 @@ class RecurrentBlock(_Dropping):
         self.variable('stats', name, layers.named(jnp.zeros, axes), shape)
         for name in base.CARRIED
     ]
-    goes_on = train is True and not self.is_initializing()
-    if goes_on and len(x) != self.streams:
+    continues = train is True and not self.is_initializing()
+    if continues and x.shape[0] != self.streams:
       raise ValueError(
-          f'A training batch has {len(x)} rows, but the network carries the '
-          f'state of {self.streams} streams of text; they must agree.'
+          f'A training batch has {x.shape[0]} rows, but the network carries '
+          f'the state of {self.streams} streams of text; they must agree.'
       )
-    if goes_on:
+    if continues:
       state = tuple(variable.value.astype(x.dtype) for variable in kept)
     else:
-      state = (jnp.zeros((len(x), self.features), x.dtype),) * 2
+      state = (jnp.zeros((x.shape[0], self.features), x.dtype),) * 2
     lstm = layers.LSTM(self.features, self.bound, name='lstm')
     y, state = lstm(self.dropped(x, train), state)
-    if goes_on:
+    if continues:
       for variable, value in zip(kept, state, strict=True):
         value = lax.stop_gradient(value)
         variable.value = value.astype(variable.value.dtype)
@@ -112,11 +108,7 @@ class RecurrentBlock(_Dropping):
 
 
 class Softmax(_Dropping):
-  """A dense layer at every step.
-
-  Attributes:
-    classes: number of words.
-  """
+  """A dense layer at every step."""
 
   classes: int = 10_000
 
@@ -131,59 +123,39 @@ class Softmax(_Dropping):
 
 
 @dataclasses.dataclass(frozen=True)
-class StackedLSTM(base.Network):
+class StackedLSTM(common.Family):
   """A family of language models.
 
-  Options: `widths`, units per stage; `embedding`, by default as wide as the
-  first stage; `keep`, the probability with which a unit stays in training, on
-  the way into each layer and into the softmax; `init_bound`, of the uniform
-  distribution that all parameters start from; `streams`, rows of a training
-  batch.
+  Units drop out on the way into each layer and into the softmax. The option
+  `streams` is the number of rows of a training batch.
 
-  The published rate of 1 and largest gradient of 10 are of a loss that is
-  summed over the 35 steps of a window. Here it is the mean, so that they are 35
-  and 10/35, which is 0.286.
-
-  Attributes:
-    name: key of the family.
-    title: name in papers.
-    widths: units per stage.
-    learning_rate: the top rate that suits it, for windows of 35 steps.
+  The published learning rate of 1 and gradient norm of 10 belong to a loss that
+  is summed over the 35 steps of a window. The loss here is the mean, so that
+  they become 35 and 10/35, which is 0.286.
   """
 
-  name: str
-  title: str
-  widths: tuple[int, ...]
-  learning_rate: float = 35.0
+  inner = ('hidden',)
+  fixed_axes = ('embedding', 'classes')
+  inputs = 'tokens'
+  milestones = 'zaremba'
+  other_layers = 0
 
-  fixed_axes: ClassVar[tuple[str, ...]] = ('embedding', 'classes')
-  inputs: ClassVar[str] = 'tokens'
-  milestones: ClassVar[str | None] = 'zaremba'
-
-  def seed(
+  def resolve(
       self,
-      depths: Sequence[int],
-      *,
+      given: dict[str, Any],
       input_shape: Sequence[int],
-      classes: int,
-      options: Mapping[str, Any],
-  ) -> architecture_lib.Architecture:
+      widths: Sequence[int],
+  ) -> tuple[dict[str, Any], dict[str, int]]:
     if tuple(input_shape) != (1,):
       raise ValueError(
           f'{self.title} reads text, not inputs of the shape {input_shape}; '
           'choose --dataset=topics or text:PATH, or another --network.'
       )
-    depths = common.checked_depths(self, depths)
-    given = {name: item for name, item in options.items() if item is not None}
-    widths = common.checked_widths(self, given.pop('widths', self.widths))
-    embedding = given.pop('embedding', widths[0])
     resolved = {
         'keep': float(given.pop('keep', 1)),
         'init_bound': float(given.pop('init_bound', 0.04)),
         'streams': given.pop('streams', 20),
     }
-    if given:
-      raise ValueError(f'{self.title} has no options {sorted(given)}.')
     if not 0 < resolved['keep'] <= 1:
       raise ValueError(
           f'keep is above 0 and at most 1, got {resolved["keep"]}.'
@@ -192,18 +164,9 @@ class StackedLSTM(base.Network):
       raise ValueError(
           f'init_bound is a positive number, got {resolved["init_bound"]}.'
       )
-    blocks = common.name_blocks(depths)
-    hidden = {
-        f'{block}.hidden': width
-        for names, width in zip(blocks, widths, strict=True)
-        for block in names
-    }
-    sizes = {'embedding': embedding, 'classes': classes, **hidden}
-    return common.build(self.name, blocks, sizes, resolved)
+    return resolved, {'embedding': given.pop('embedding', widths[0])}
 
-  def parts(
-      self, architecture: architecture_lib.Architecture
-  ) -> tuple[base.Part, ...]:
+  def parts(self, architecture: base.Architecture) -> common.Parts:
     option, sizes = dict(architecture.options), dict(architecture.sizes)
     dropping = {'keep': option['keep'], 'bound': option['init_bound']}
     words = Words(
@@ -211,23 +174,20 @@ class StackedLSTM(base.Network):
         features=sizes['embedding'],
         bound=option['init_bound'],
     )
-    stream = 'embedding'
-    chain = [base.Part('stem', words, (('out', stream),), (1,))]
-    for block in (name for stage in architecture.stages for name in stage):
+
+    def block_of(block, stage, index):
+      del stage, index
+      axis = f'{block}.hidden'
       module = RecurrentBlock(
-          features=sizes[f'{block}.hidden'],
-          streams=option['streams'],
-          **dropping,
+          features=sizes[axis], streams=option['streams'], **dropping
       )
-      axes = (('in', stream), ('out', f'{block}.hidden'))
-      chain.append(base.Part(block, module, axes, (1, sizes[stream])))
-      stream = f'{block}.hidden'
+      return module, {'out': axis}
+
     head = Softmax(classes=sizes['classes'], **dropping)
-    axes = (('in', stream), ('classes', 'classes'))
-    return (*chain, base.Part('head', head, axes, (1, sizes[stream])))
-
-  def layers(self, depths: Sequence[int]) -> int:
-    return sum(depths)
+    stem = words, {'out': 'embedding'}
+    return common.chain(architecture, stem, block_of, (head, {}))
 
 
-LSTM2 = StackedLSTM('lstm2', 'Two-layer stacked LSTM', (1500, 1500))
+LSTM2 = StackedLSTM(
+    'lstm2', 'Two-layer stacked LSTM', (1500, 1500), learning_rate=35.0
+)

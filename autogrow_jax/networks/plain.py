@@ -9,21 +9,16 @@ import dataclasses
 
 from flax import linen as nn
 
-from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import layers
+from autogrow_jax import ops
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 
 
 class PlainBlock(base.Module):
-  """relu(norm(conv(x))); gated, the block fades into the identity.
+  """relu(norm(conv(x))); a gate fades the block into the identity.
 
   Attributes:
-    features: width.
-    stride: of the convolution.
-    scale_init: see `layers.Norm`.
-    init_scheme: see `layers.Conv`.
-    bias: see `layers.Conv`.
+    bias: give the convolution a bias.
     halve: halve the image before the convolution.
   """
 
@@ -36,17 +31,10 @@ class PlainBlock(base.Module):
 
   @nn.compact
   def __call__(self, x, *, train, gate=None):
-    y = layers.Conv(
-        self.features,
-        3,
-        self.stride,
-        init_scheme=self.init_scheme,
-        plain=self.plain,
-        bias=self.bias,
-        name='conv',
-    )(layers.halve(x) if self.halve else x)
-    y = layers.Norm(scale_init=self.scale_init, name='norm')(y, train=train)
-    y = nn.relu(y)
+    y = common.conv(
+        self, self.features, 3, stride=self.stride, bias=self.bias, name='conv'
+    )(ops.halve(x) if self.halve else x)
+    y = nn.relu(common.norm(self, train, 'out', 'norm')(y))
     return common.faded(x, y, gate)
 
 
@@ -55,48 +43,30 @@ class PlainNet(common.Family):
   """A plain family.
 
   Attributes:
-    name: key of the family.
-    title: name in the paper.
-    widths: width per stage.
-    strides: of the first block per stage.
+    strides: stride of the first block per stage, pixels.
   """
 
-  name: str
-  title: str
-  widths: tuple[int, ...]
   strides: tuple[int, ...]
-  learning_rate: float = 0.01
+  learning_rate: float = dataclasses.field(default=0.01, kw_only=True)
 
   def shared(self, widths: Sequence[int]) -> dict[str, int]:
     return {'stem': widths[0]}
 
-  def parts(
-      self, architecture: architecture_lib.Architecture
-  ) -> tuple[base.Part, ...]:
-    option = dict(architecture.options)
-    stream = 'stem'
-    chain = [common.stem_part(architecture, stream)]
-    for stage, names in enumerate(architecture.stages):
-      for index, block in enumerate(names):
-        chain.append(
-            base.Part(
-                block,
-                PlainBlock(
-                    features=architecture.size(f'{block}.out'),
-                    stride=self.strides[stage] if index == 0 else 1,
-                    scale_init=option['bn_scale_init'],
-                    init_scheme=option['stem'],
-                ),
-                (('in', stream), ('out', f'{block}.out')),
-                base.output_shape(chain[-1]),
-            )
-        )
-        stream = f'{block}.out'
-    chain.append(common.head_part(architecture, stream, chain))
-    return tuple(chain)
+  def parts(self, architecture: base.Architecture) -> common.Parts:
+    def block_of(block, stage, index):
+      module = PlainBlock(
+          features=architecture.size(f'{block}.out'),
+          stride=self.strides[stage] if index == 0 else 1,
+          **common.starts(architecture),
+      )
+      return module, {'out': f'{block}.out'}
 
-  def layers(self, depths: Sequence[int]) -> int:
-    return sum(depths) + 2
+    return common.chain(
+        architecture,
+        common.stem_link(architecture, 'stem'),
+        block_of,
+        common.head_link(architecture),
+    )
 
 
 PLAIN3 = PlainNet('plain3net', 'Plain3Net', (16, 32, 64), (1, 2, 2))

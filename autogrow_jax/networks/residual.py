@@ -14,29 +14,9 @@ from typing import Any, ClassVar
 from flax import linen as nn
 import jax
 
-from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
-
-
-def shortcut(block: Any, x: jax.Array, features: int, train: Any) -> jax.Array:
-  """Identity, option A (selection) or option B (1x1 convolution and norm)."""
-  if block.shortcut == 'identity':
-    return x
-  if block.shortcut == 'A':
-    return layers.Select(features, block.stride, name='shortcut')(x)
-  y = layers.Conv(
-      features,
-      1,
-      block.stride,
-      init_scheme=block.init_scheme,
-      plain=block.plain,
-      name='shortcut_conv',
-  )(x)
-  return layers.Norm(scale_init=block.scale_init, name='shortcut_norm')(
-      y, train=train
-  )
 
 
 class BasicBlock(base.Module):
@@ -53,25 +33,12 @@ class BasicBlock(base.Module):
 
   @nn.compact
   def __call__(self, x, *, train, gate=None):
-    y = layers.Conv(
-        self.mid,
-        3,
-        self.stride,
-        writes='mid',
-        init_scheme=self.init_scheme,
-        plain=self.plain,
-        name='conv1',
-    )(x)
-    y = layers.Norm('mid', self.scale_init, name='norm1')(y, train=train)
-    y = layers.Conv(
-        self.features,
-        3,
-        reads='mid',
-        init_scheme=self.init_scheme,
-        plain=self.plain,
-        name='conv2',
-    )(nn.relu(y))
-    y = layers.Norm(scale_init=self.scale_init, name='norm2')(y, train=train)
+    conv = functools.partial(common.conv, self)
+    norm = functools.partial(common.norm, self, train)
+    y = conv(self.mid, 3, stride=self.stride, writes='mid', name='conv1')(x)
+    y = nn.relu(norm('mid', 'norm1')(y))
+    y = conv(self.features, 3, reads='mid', name='conv2')(y)
+    y = norm('out', 'norm2')(y)
     if gate is not None:
       y = gate.astype(y.dtype) * y
     return nn.relu(y + shortcut(self, x, self.features, train))
@@ -80,7 +47,7 @@ class BasicBlock(base.Module):
 class BottleneckBlock(base.Module):
   """1x1, 3x3 and 1x1 convolutions around a shortcut.
 
-  Stride and dilation are those of the 3x3 convolution.
+  The 3x3 convolution carries stride and dilation.
   """
 
   mid1: int = 64
@@ -97,118 +64,105 @@ class BottleneckBlock(base.Module):
   @nn.compact
   def __call__(self, x, *, train, gate=None):
     conv = functools.partial(common.conv, self)
-    y = conv(self.mid1, 1, 1, 'in', 'mid1', 'conv1')(x)
-    y = layers.Norm('mid1', self.scale_init, name='norm1')(y, train=train)
+    norm = functools.partial(common.norm, self, train)
+    y = conv(self.mid1, 1, writes='mid1', name='conv1')(x)
+    y = nn.relu(norm('mid1', 'norm1')(y))
     y = conv(
         self.mid2,
         3,
-        self.stride,
-        'mid1',
-        'mid2',
-        'conv2',
+        stride=self.stride,
+        reads='mid1',
+        writes='mid2',
         dilation=self.dilation,
-    )(nn.relu(y))
-    y = layers.Norm('mid2', self.scale_init, name='norm2')(y, train=train)
-    y = conv(self.features, 1, 1, 'mid2', 'out', 'conv3')(nn.relu(y))
-    y = layers.Norm(scale_init=self.scale_init, name='norm3')(y, train=train)
+        name='conv2',
+    )(y)
+    y = nn.relu(norm('mid2', 'norm2')(y))
+    y = conv(self.features, 1, reads='mid2', name='conv3')(y)
+    y = norm('out', 'norm3')(y)
     if gate is not None:
       y = gate.astype(y.dtype) * y
     return nn.relu(y + shortcut(self, x, self.features, train))
 
 
+def shortcut(
+    block: Any, x: jax.Array, features: int, train: bool | jax.Array
+) -> jax.Array:
+  """Identity, option A (selection) or option B (1x1 convolution and norm)."""
+  if block.shortcut == 'identity':
+    return x
+  if block.shortcut == 'A':
+    return layers.Select(features, block.stride, name='shortcut')(x)
+  y = common.conv(
+      block, features, 1, stride=block.stride, name='shortcut_conv'
+  )(x)
+  return common.norm(block, train, 'out', 'shortcut_norm')(y)
+
+
 @dataclasses.dataclass(frozen=True)
 class Trunk(common.Family):
-  """What families have in common whose stages are of residual blocks.
+  """Base of families whose stages are residual blocks.
 
   Attributes:
-    name: key of the family.
-    title: name in the paper.
-    widths: base width per stage.
-    strides: of the first block per stage.
-    block: the block's module class; takes the block's private axes, `features`
-      (the stream), stride, shortcut, scale_init, init_scheme and plain.
+    strides: stride of the first block per stage, pixels.
+    block: class of the blocks' modules, with the fields of `BasicBlock`; those
+      of the private axes are named by `inner`.
     inner: private axes of a block, each as wide as the stage.
-    expansion: stream width over base width.
-    convolutions: per block, for the layer count.
-    dilations: of all blocks per stage, if they take any; None for 1.
+    expansion: width of the stream over base width.
+    dilations: dilation of the blocks per stage, pixels; None for blocks
+      without that field.
   """
 
-  name: str
-  title: str
-  widths: tuple[int, ...]
   strides: tuple[int, ...]
   block: type[base.Module] = BasicBlock
   inner: tuple[str, ...] = ('mid',)
   expansion: int = 1
-  convolutions: int = 2
   dilations: tuple[int, ...] | None = None
 
   choices: ClassVar[Mapping[str, Sequence[str]]] = {'shortcut': ('B', 'A')}
+
+  @property
+  def layers_per_block(self) -> int:
+    return len(self.inner) + 1
 
   def shared(self, widths: Sequence[int]) -> dict[str, int]:
     stem = {} if self.expansion == 1 else {'stem': widths[0]}
     return {**stem, **common.streams(widths, self.expansion)}
 
-  def trunk(
-      self, architecture: architecture_lib.Architecture
-  ) -> list[base.Part]:
-    """Stem and blocks; they end in the stream of the last stage."""
-    option = dict(architecture.options)
-    stream = 'stem' if self.expansion != 1 else 's0'
-    chain = [common.stem_part(architecture, stream)]
-    for stage, names in enumerate(architecture.stages):
-      for index, block in enumerate(names):
-        stride = self.strides[stage] if index == 0 else 1
-        features = architecture.size(f's{stage}')
-        same = stride == 1 and architecture.size(stream) == features
-        chain.append(
-            base.Part(
-                block,
-                self.block(
-                    **{
-                        axis: architecture.size(f'{block}.{axis}')
-                        for axis in self.inner
-                    },
-                    **(
-                        {'dilation': self.dilations[stage]}
-                        if self.dilations
-                        else {}
-                    ),
-                    features=features,
-                    stride=stride,
-                    shortcut=(
-                        'identity'
-                        if index or (same and stream == f's{stage}')
-                        else option['shortcut']
-                    ),
-                    scale_init=option['bn_scale_init'],
-                    init_scheme=option['stem'],
-                ),
-                (
-                    ('in', stream),
-                    ('out', f's{stage}'),
-                    *((axis, f'{block}.{axis}') for axis in self.inner),
-                ),
-                base.output_shape(chain[-1]),
-            )
-        )
-        stream = f's{stage}'
-    return chain
+  def chain(
+      self, architecture: base.Architecture, head: common.Link
+  ) -> common.Parts:
+    """Stem, blocks and a head that reads the last stage's stream."""
+    sizes = dict(architecture.sizes)
+    stem = 's0' if self.expansion == 1 else 'stem'
+
+    def block_of(block, stage, index):
+      stride = self.strides[stage] if index == 0 else 1
+      axes = {axis: f'{block}.{axis}' for axis in self.inner}
+      fields = {axis: sizes[name] for axis, name in axes.items()}
+      if self.dilations:
+        fields['dilation'] = self.dilations[stage]
+      enters = stage == 0 and stem == 's0' and stride == 1
+      module = self.block(
+          features=sizes[f's{stage}'],
+          stride=stride,
+          shortcut=(
+              'identity' if index or enters else architecture.option('shortcut')
+          ),
+          **fields,
+          **common.starts(architecture),
+      )
+      return module, {'out': f's{stage}', **axes}
+
+    stem_link = common.stem_link(architecture, stem)
+    return common.chain(architecture, stem_link, block_of, head)
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNet(Trunk):
   """A residual family for classification."""
 
-  def parts(
-      self, architecture: architecture_lib.Architecture
-  ) -> tuple[base.Part, ...]:
-    chain = self.trunk(architecture)
-    stream = f's{len(architecture.stages) - 1}'
-    return (*chain, common.head_part(architecture, stream, chain))
-
-  def layers(self, depths: Sequence[int]) -> int:
-    return self.convolutions * sum(depths) + 2
+  def parts(self, architecture: base.Architecture) -> common.Parts:
+    return self.chain(architecture, common.head_link(architecture))
 
 
 BASIC3 = ResNet('basic3resnet', 'Basic3ResNet', (16, 32, 64), (1, 2, 2))
@@ -223,5 +177,4 @@ BOTTLENECK4 = ResNet(
     BottleneckBlock,
     ('mid1', 'mid2'),
     expansion=4,
-    convolutions=3,
 )

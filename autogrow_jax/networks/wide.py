@@ -1,14 +1,13 @@
 """Wide residual networks (Zagoruyko and Komodakis 2016), pre-activation.
 
-Unlike in the paper, the stride is on a block's second convolution and all
-convolutions have biases, as in https://github.com/meliketoy/wide-resnet.pytorch;
+Unlike the paper, and as in https://github.com/meliketoy/wide-resnet.pytorch,
+the stride is on a block's second convolution and all convolutions have biases;
 there is no dropout, and the first block of every stage has a 1x1 convolution as
 its shortcut, also where stem and first stage are equally wide.
 
-All blocks of a stage write its stream, `s<stage>`, and no norm is in its way.
-What reads it stands behind a norm, for which channels are separate: first
-convolutions of blocks and the head; 1x1 convolutions read it as it is. The
-inner widths are private.
+All blocks of a stage write its stream, `s<stage>`, without a norm behind. First
+convolutions of blocks and the head read it through a norm, for which channels
+are separate; 1x1 shortcuts read it as it is. The inner widths are private.
 """
 
 from collections.abc import Sequence
@@ -19,19 +18,13 @@ from typing import ClassVar
 from flax import linen as nn
 import jax.numpy as jnp
 
-from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 
 
-class Stem(base.Module):
-  """A 3x3 convolution.
-
-  Attributes:
-    features: width.
-    init_scheme: see `layers.Conv`.
-  """
+class ConvStem(base.Module):
+  """A 3x3 convolution with bias."""
 
   features: int = 16
   init_scheme: str = 'small'
@@ -39,14 +32,7 @@ class Stem(base.Module):
   @nn.compact
   def __call__(self, x, *, train, gate=None):
     del train, gate
-    return layers.Conv(
-        self.features,
-        3,
-        init_scheme=self.init_scheme,
-        plain=self.plain,
-        bias=True,
-        name='conv',
-    )(x)
+    return common.conv(self, self.features, 3, bias=True, name='conv')(x)
 
 
 class PreActivationBlock(base.Module):
@@ -54,11 +40,7 @@ class PreActivationBlock(base.Module):
 
   Attributes:
     mid: inner width.
-    features: width of the stream.
-    stride: of the second convolution.
-    projects: whether the shortcut is a 1x1 convolution.
-    scale_init: see `layers.Norm`.
-    init_scheme: see `layers.Conv`.
+    projects: make the shortcut a 1x1 convolution.
   """
 
   mid: int = 160
@@ -73,24 +55,21 @@ class PreActivationBlock(base.Module):
   @nn.compact
   def __call__(self, x, *, train, gate=None):
     conv = functools.partial(common.conv, self, bias=True)
-    y = layers.Norm('in', self.scale_init, name='norm1')(x, train=train)
-    y = conv(self.mid, 3, 1, 'in', 'mid', 'conv1')(nn.relu(y))
-    y = layers.Norm('mid', self.scale_init, name='norm2')(y, train=train)
-    y = conv(self.features, 3, self.stride, 'mid', 'out', 'conv2')(nn.relu(y))
+    norm = functools.partial(common.norm, self, train)
+    y = nn.relu(norm('in', 'norm1')(x))
+    y = conv(self.mid, 3, writes='mid', name='conv1')(y)
+    y = nn.relu(norm('mid', 'norm2')(y))
+    strided = functools.partial(conv, self.features, stride=self.stride)
+    y = strided(3, reads='mid', name='conv2')(y)
     if gate is not None:
       y = gate.astype(y.dtype) * y
     if self.projects:
-      x = conv(self.features, 1, self.stride, 'in', 'out', 'shortcut_conv')(x)
+      x = strided(1, name='shortcut_conv')(x)
     return y + x
 
 
-class Head(base.Module):
-  """Norm, ReLU, average over all positions, a dense layer.
-
-  Attributes:
-    classes: number of logits.
-    scale_init: see `layers.Norm`.
-  """
+class NormHead(base.Module):
+  """Norm, ReLU, average over all positions, a dense layer."""
 
   classes: int = 10
   scale_init: str = 'ones'
@@ -98,66 +77,49 @@ class Head(base.Module):
   @nn.compact
   def __call__(self, x, *, train, gate=None):
     del gate
-    x = layers.Norm('in', self.scale_init, name='norm')(x, train=train)
-    x = jnp.mean(layers.widened(nn.relu(x)), (1, 2))
+    x = nn.relu(common.norm(self, train, 'in', 'norm')(x))
+    x = jnp.mean(layers.widened(x), (1, 2))
     return layers.Dense(self.classes, writes='classes', name='dense')(x)
 
 
 @dataclasses.dataclass(frozen=True)
-class WideResNet(common.Published):
+class WideResNet(common.Family):
   """A wide residual family.
 
+  `widths` are 16, 32 and 64 times the paper's widening factor.
+
   Attributes:
-    name: key of the family.
-    title: name in the paper.
-    depths: blocks per stage.
-    widths: width per stage, 16, 32 and 64 times the factor of the paper.
     stem: width of the stem.
   """
 
-  name: str
-  title: str
-  depths: tuple[int, ...]
-  widths: tuple[int, ...]
   stem: int = 16
 
   inner = ('mid',)
   milestones = 'wide'
+  layers_per_block = 2
 
   def shared(self, widths: Sequence[int]) -> dict[str, int]:
     return {'stem': self.stem, **common.streams(widths)}
 
-  def parts(
-      self, architecture: architecture_lib.Architecture
-  ) -> tuple[base.Part, ...]:
-    option, sizes = dict(architecture.options), dict(architecture.sizes)
-    scale_init, scheme = option['bn_scale_init'], option['stem']
-    stem = Stem(features=sizes['stem'], init_scheme=scheme)
-    stream = 'stem'
-    chain = [common.stem_part(architecture, stream, stem)]
-    for stage, names in enumerate(architecture.stages):
-      for index, block in enumerate(names):
-        module = PreActivationBlock(
-            mid=sizes[f'{block}.mid'],
-            features=sizes[f's{stage}'],
-            stride=2 if stage > 0 and index == 0 else 1,
-            projects=index == 0,
-            scale_init=scale_init,
-            init_scheme=scheme,
-        )
-        axes = (
-            ('in', stream), ('out', f's{stage}'), ('mid', f'{block}.mid')
-        )
-        shape = base.output_shape(chain[-1])
-        chain.append(base.Part(block, module, axes, shape))
-        stream = f's{stage}'
-    head = Head(classes=sizes['classes'], scale_init=scale_init)
-    axes = (('in', stream), ('classes', 'classes'))
-    shape = base.output_shape(chain[-1])
-    return (*chain, base.Part('head', head, axes, shape))
+  def parts(self, architecture: base.Architecture) -> common.Parts:
+    starts, sizes = common.starts(architecture), dict(architecture.sizes)
 
-  def layers(self, depths: Sequence[int]) -> int:
-    return 2 * sum(depths) + 2
+    def block_of(block, stage, index):
+      module = PreActivationBlock(
+          mid=sizes[f'{block}.mid'],
+          features=sizes[f's{stage}'],
+          stride=2 if stage > 0 and index == 0 else 1,
+          projects=index == 0,
+          **starts,
+      )
+      return module, {'out': f's{stage}', 'mid': f'{block}.mid'}
+
+    stem = ConvStem(features=sizes['stem'], init_scheme=starts['init_scheme'])
+    head = NormHead(classes=sizes['classes'], scale_init=starts['scale_init'])
+    stem_link = stem, {'out': 'stem'}
+    return common.chain(architecture, stem_link, block_of, (head, {}))
 
 
-WRN28 = WideResNet('wrn28_10', 'WRN-28-10', (4, 4, 4), (160, 320, 640))
+WRN28 = WideResNet(
+    'wrn28_10', 'WRN-28-10', (160, 320, 640), depths=(4, 4, 4)
+)

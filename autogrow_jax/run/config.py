@@ -10,10 +10,11 @@ from autogrow_jax import data as data_lib
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
-from autogrow_jax.methods import autogrow
 from autogrow_jax.methods import base
 from autogrow_jax.networks import common
 from autogrow_jax.run import settings
+
+NetworkConfig = networks.NetworkConfig
 
 PRECISIONS = ('float32', 'bfloat16')
 GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
@@ -26,93 +27,71 @@ METHODS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-  """Which network a run starts from; None takes the family's default.
+def _setting(default: Any, text: str, **metadata: Any) -> Any:
+  """A field with a default and one line of help."""
+  return dataclasses.field(
+      default=default, metadata={'help': text, **metadata}
+  )
 
-  Attributes:
-    name: key of `networks.FAMILIES`, or 'package.module:attribute'.
-    depths: blocks per stage; None for the family's `seed_depths`, most often
-      one each.
-    stem: 'small' or 'imagenet'; by default small up to 64 pixels.
-    shortcut: 'B' (1x1 convolution and norm) or 'A' (no parameters).
-    bn_scale_init: 'ones', or 'uniform01', which the paper very likely had.
-    widths: base width per stage.
-    embedding: of a language model, length of a word's vector.
-    keep: of a language model, probability with which a unit stays in training.
-    init_bound: of a language model, largest parameter at its start.
-  """
 
-  name: str = 'basic3resnet'
-  depths: tuple[int, ...] | None = None
-  stem: str | None = None
-  shortcut: str | None = None
-  bn_scale_init: str | None = None
-  widths: tuple[int, ...] | None = None
-  embedding: int | None = None
-  keep: float | None = None
-  init_bound: float | None = None
-
-  def options(self) -> dict[str, Any]:
-    """The options for `Network.seed`."""
-    return {
-        'stem': self.stem,
-        'shortcut': self.shortcut,
-        'bn_scale_init': self.bn_scale_init,
-        'widths': self.widths,
-        'embedding': self.embedding,
-        'keep': self.keep,
-        'init_bound': self.init_bound,
-    }
+def _policy(name: str, default: Any) -> Any:
+  """A field that is a setting of policies, with their own help."""
+  text = next(
+      field.metadata['help']
+      for policy in policies.POLICIES.values()
+      for field in dataclasses.fields(policy)
+      if field.name == name
+  )
+  return _setting(default, f'{text[0].upper()}{text[1:]}.')
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-  """When and where to grow.
+  """When and where to grow; each policy uses some of these."""
 
-  Attributes:
-    name: 'periodic', 'convergent', 'sequential', 'oneshot', 'every' (every
-      interval, what the method finds best), or 'fixed' to not grow.
-    interval: K, epochs between checks; None for the paper's rule,
-      `default_interval`.
-    window: J, epochs over which a stage must have helped (periodic and
-      sequential).
-    threshold: tau, percentage points, as a decimal text (periodic and
-      convergent).
-    max_depths: per stage, the deepest allowed; None for 200 each.
-    max_epochs: growing epochs after which growing ends; None for no limit.
-    error_rate: alpha, the probability with which a check finds an improvement
-      where there is none, as a decimal text (sequential).
-    target: depths per stage after the one growth (oneshot).
-  """
-
-  name: str = 'periodic'
-  interval: int | None = None
-  window: int = 100
-  threshold: str = '0.05'
-  max_depths: tuple[int, ...] | None = None
-  max_epochs: int | None = None
-  error_rate: str = '0.05'
-  target: tuple[int, ...] | None = None
+  name: str = _setting(
+      'periodic',
+      'periodic, convergent, sequential (stops when an exact paired test finds '
+      'no improvement), oneshot (all stages at once), every (the method '
+      'decides what) or fixed (nothing grows).',
+  )
+  interval: int | None = _setting(
+      None,
+      "K, epochs between two checks; by default the paper's rule, 3 / the "
+      'fraction of the data.',
+  )
+  window: int = _policy('window', 100)
+  threshold: str = _policy('threshold', '0.05')
+  max_depths: tuple[int, ...] | None = _policy('max_depths', None)
+  max_epochs: int | None = _policy('max_epochs', None)
+  error_rate: str = _policy('error_rate', '0.05')
+  target: tuple[int, ...] | None = _policy('target', None)
 
   def __post_init__(self):
     common.check_choice('policy', self.name, tuple(policies.POLICIES))
 
+  def used(self) -> tuple[str, ...]:
+    """Names of the fields that the chosen policy uses."""
+    cls = policies.POLICIES[self.name]
+    return ('name', *(field.name for field in dataclasses.fields(cls)))
+
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-  """Learning rates.
+  """Learning rates."""
 
-  Attributes:
-    learning_rate: the top rate; None for the network's own.
-    growing: 'constant', 'staircase', 'cosine', or 'whole': as the final phase,
-      over all growing epochs, which have to be limited.
-    finetune_epochs: N, epochs after growing (all of them if nothing grows).
-  """
-
-  learning_rate: float | None = None
-  growing: str = 'constant'
-  finetune_epochs: int = 200
+  learning_rate: float | None = _setting(
+      None,
+      "Top learning rate; the network's own (0.1, plain nets 0.01) by default.",
+  )
+  growing: str = _setting(
+      'constant',
+      'Learning rate while growing: constant, staircase, cosine (within each '
+      'interval), or whole (as the final phase, over all growing epochs).',
+  )
+  finetune_epochs: int = _setting(
+      200, 'N, epochs after growing; all of them if nothing grows.'
+  )
 
   def __post_init__(self):
     common.check_choice('growing schedule', self.growing, GROWING_SCHEDULES)
@@ -130,34 +109,38 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceConfig:
-  """Where and how to compute.
+  """Where and how to compute."""
 
-  Attributes:
-    parallel: 'auto', 'pmap' or 'jit'; see `parallel.py`.
-    num_devices: None for all accelerators, or one CPU.
-    precision: type of activations, 'float32' or 'bfloat16'; parameters,
-      statistics and logits are float32 always.
-    decode_workers: processes that decode streamed images; 0 for threads.
-    depth_buckets: what training steps are compiled for while a network grows
-      deeper, every 'exact' depth or 'powers' of two; results are equal to
-      rounding.
-    compile_ahead: compile for the next growth while the network trains.
-    remat: stages whose blocks the backward pass computes again, so that less
-      memory is needed: 'none', 'all', or their numbers, from 0: '0,1'.
-    steps_per_call: training steps that the devices do in a loop before the host
-      gives them the next ones; at most an epoch, and 1 of a stream. Where they
-      are several, an evaluation of images in memory is one loop. Results are
-      equal to rounding.
-  """
-
-  parallel: str = 'auto'
-  num_devices: int | None = None
-  precision: str = 'float32'
-  decode_workers: int = 0
-  depth_buckets: str = 'powers'
-  compile_ahead: bool = True
-  remat: str = 'none'
-  steps_per_call: int = 1
+  parallel: str = _setting(
+      'auto', 'auto, pmap (batch norm per device) or jit (over the whole batch).'
+  )
+  num_devices: int | None = _setting(
+      None, 'Number of devices; all accelerators, or one CPU, by default.'
+  )
+  precision: str = _setting(
+      'float32',
+      'Type of activations: float32 or bfloat16; parameters stay float32.',
+  )
+  decode_workers: int = _setting(
+      0, 'Processes that decode streamed images; 0 for threads.'
+  )
+  depth_buckets: str = _setting(
+      'powers',
+      'Depths that growing networks are compiled for: exact, or powers of 2.',
+  )
+  compile_ahead: bool = _setting(
+      True, 'Compile for the next growth while the network trains.'
+  )
+  remat: str = _setting(
+      'none',
+      'Stages whose blocks the backward pass computes again, for less memory: '
+      'none, all, or numbers from 0, as 0,1.',
+  )
+  steps_per_call: int = _setting(
+      1,
+      'Training steps between two looks of the host, at most an epoch; 1 of a '
+      'stream. Signals, checkpoints and progress wait for them.',
+  )
 
   def __post_init__(self):
     common.check_choice('parallel', self.parallel, ('auto', 'pmap', 'jit'))
@@ -196,15 +179,10 @@ class DeviceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  """How often to save and how much to keep.
+  """How often to save and how much to keep."""
 
-  Attributes:
-    every: '2' for two epochs, '10m' for ten minutes.
-    keep: number of checkpoints.
-  """
-
-  every: str = '1'
-  keep: int = 2
+  every: str = _setting('1', 'Epochs (2) or minutes (10m) between checkpoints.')
+  keep: int = _setting(2, 'Number of checkpoints to keep.')
 
   def __post_init__(self):
     Cadence.parse(self.every)
@@ -253,48 +231,46 @@ class Cadence:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-  """Everything a run needs.
+  """Everything a run needs; the fields' metadata says what each one is."""
 
-  Attributes:
-    workdir: directory of all results; the same configuration started again in
-      it continues.
-    data: the data set.
-    network: the network.
-    policy: when and where it grows.
-    method: what a growth does.
-    schedule: learning rates.
-    optimizer: the rest of the optimizer.
-    devices: where to compute.
-    checkpoints: how often to save.
-    batch_size: images per step, over all devices.
-    seed: of everything random.
-    init_from: work directory of a run whose final network to start from.
-    reinitialize: of that network take the architecture alone, and draw its
-      weights afresh.
-    paper_compat: the paper's own protocol as a whole, see `in_paper_protocol`;
-      what contradicts it is refused.
-    own: names of the objects that `run` was given in place of these settings.
-  """
-
-  workdir: str
+  workdir: str = dataclasses.field(
+      metadata={
+          'help': 'Directory of all results; the same configuration started '
+          'again in it continues.'
+      }
+  )
   data: data_lib.DataConfig = data_lib.DataConfig()
   network: NetworkConfig = NetworkConfig()
   policy: PolicyConfig = PolicyConfig()
   method: base.Method = dataclasses.field(
-      default=autogrow.AutoGrow(), metadata={'kinds': METHODS}
+      default_factory=lambda: settings.class_of('autogrow', METHODS, 'method')(),
+      metadata={'kinds': METHODS, 'help': 'What a growth does.'},
   )
   schedule: ScheduleConfig = ScheduleConfig()
-  optimizer: optimizers.Optimizer = dataclasses.field(
-      default=optimizers.SGD(), metadata={'kinds': optimizers.OPTIMIZERS}
+  optimizer: optimizers.Optimizer = _setting(
+      optimizers.SGD(),
+      'sgd (coupled weight decay), adamw, lion, adafactor or muon (decoupled).',
+      kinds=optimizers.OPTIMIZERS,
   )
   devices: DeviceConfig = DeviceConfig()
   checkpoints: CheckpointConfig = CheckpointConfig()
-  batch_size: int = 128
-  seed: int = 0
-  init_from: str | None = None
-  reinitialize: bool = False
-  paper_compat: bool = False
-  own: str = ''
+  batch_size: int = _setting(128, 'Images per step, over all devices.')
+  seed: int = _setting(0, 'Seed of everything random.')
+  init_from: str | None = _setting(
+      None, 'Work directory of a run whose final network to start from.'
+  )
+  reinitialize: bool = _setting(
+      False, 'Take only the shape of that network, and draw its weights afresh.'
+  )
+  paper_compat: bool = _setting(
+      False,
+      "The AutoGrow paper's own protocol as a whole: decisions on the test "
+      'set, best test accuracy of any epoch reported, its normalisation and '
+      'batch norm scales. Every output says so.',
+  )
+  own: str = _setting(
+      '', 'Names of objects that `run` was given in place of settings.'
+  )
 
   def __post_init__(self):
     if self.paper_compat and (conflicts := _protocol_conflicts(self)):
@@ -341,12 +317,12 @@ class RunConfig:
     return policies.make(depths=depths, **dataclasses.asdict(policy))
 
   def to_json(self) -> dict[str, Any]:
-    """As plain dictionaries and lists."""
+    """Plain dictionaries and lists."""
     return settings.to_json(self)
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> Self:
-    """The inverse of `to_json`; refuses unknown fields by name."""
+    """Inverts `to_json`; refuses unknown fields by name."""
     return settings.from_json(cls, value)
 
 
@@ -373,7 +349,7 @@ def in_paper_protocol(config: RunConfig) -> RunConfig:
   accuracy of all epochs is reported. Pixels are normalised with the paper's
   constants. Batch norm scales of small-image networks start uniform in [0, 1],
   as they very likely did with the authors' library version; those of ImageNet
-  networks are ones, as their code says, which `train.resolve` finds out.
+  networks are ones, as their code says, which `resolve` finds out.
 
   Args:
     config: any configuration.

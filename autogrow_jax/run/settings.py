@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar('T')
 
@@ -99,22 +99,105 @@ def class_of(kind: str, kinds: Mapping[str, str], where: str) -> type:
     ) from error
 
 
-def paths(value: Any, where: str = '') -> Iterator[tuple[str, Any, Any]]:
-  """All single settings of a dataclass: path, field and value.
+class Setting(NamedTuple):
+  """A single setting of a configuration.
+
+  Attributes:
+    path: path such as 'policy.interval'.
+    hint: type.
+    value: current value; of a choice between classes, the name of the kind.
+    help: one line, with the unit.
+    kinds: table of the choice; None where there is none.
+  """
+
+  path: str
+  hint: Any
+  value: Any
+  help: str
+  kinds: Mapping[str, str] | None = None
+
+
+def list_all(value: Any, where: str = '') -> Iterator[Setting]:
+  """All single settings of a dataclass; its own choices decide which there are.
+
+  A dataclass may have a method `used`, which names the fields that mean
+  something to what is chosen.
 
   Args:
-    value: the dataclass; its own choices decide which paths there are.
+    value: the dataclass.
     where: path of the dataclass with a final dot, or nothing.
-
-  Yields:
-    Paths such as 'policy.interval', their `dataclasses.Field` and their value.
   """
+  hints = typing.get_type_hints(type(value))
+  used = value.used() if hasattr(value, 'used') else None
   for field in dataclasses.fields(value):
-    item = getattr(value, field.name)
+    if used is not None and field.name not in used:
+      continue
+    item, path = getattr(value, field.name), f'{where}{field.name}'
+    text, kinds = field.metadata.get('help', ''), field.metadata.get('kinds')
+    if kinds is not None:
+      yield Setting(path, str, kind_of(item, kinds), text, kinds)
     if dataclasses.is_dataclass(item):
-      yield from paths(item, f'{where}{field.name}.')
-    else:
-      yield f'{where}{field.name}', field, item
+      yield from list_all(item, f'{path}.')
+    elif kinds is None:
+      yield Setting(path, hints[field.name], item, text)
+
+
+def parse(text: str, hint: Any, where: str) -> Any:
+  """Reads a value of a type: 3, 0.1, true, 3-2-2 (integers), none.
+
+  Args:
+    text: what was written.
+    hint: the type.
+    where: name of the setting, for messages.
+
+  Raises:
+    ValueError: the text is of another type.
+  """
+  options = typing.get_args(hint) if _is_union(hint) else (hint,)
+  if type(None) in options and text.lower() in ('', 'none'):
+    return None
+  for option in options:
+    try:
+      if option is bool and text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+      if option in (int, float):
+        return option(text)
+      if typing.get_origin(option) is tuple and text:
+        return tuple(map(int, text.replace(',', '-').split('-')))
+      if option is str:
+        return text
+    except ValueError:
+      continue
+  names = {int: 'an integer', float: 'a number', bool: 'true or false'}
+  wanted = ' or '.join(
+      names.get(option, "integers such as '3-2-2'")
+      for option in options
+      if option is not type(None)
+  )
+  raise ValueError(f'{where} must be {wanted}, got {text!r}.')
+
+
+def with_kind(value: T, path: str, kind: str) -> T:
+  """The dataclass with another kind at a path; equal settings are kept."""
+  name, dot, rest = path.partition('.')
+  inner = getattr(value, name)
+  if dot:
+    return dataclasses.replace(value, **{name: with_kind(inner, rest, kind)})
+  kinds = next(
+      field.metadata['kinds']
+      for field in dataclasses.fields(value)
+      if field.name == name
+  )
+  cls = class_of(kind, kinds, path)
+  if isinstance(inner, cls):
+    return value
+  known = {field.name for field in dataclasses.fields(cls)}
+  kept = {
+      field.name: getattr(inner, field.name)
+      for field in dataclasses.fields(inner)
+      if field.name in known
+  }
+  return dataclasses.replace(value, **{name: cls(**kept)})
 
 
 def replace(value: T, changes: Mapping[str, Any]) -> T:
@@ -160,7 +243,7 @@ def _of_kind(kinds: Mapping[str, str], value: Any, path: str) -> Any:
 
 def _is_of(value: Any, hint: Any) -> bool:
   """Whether a value has a type; ints are floats, but bools are not ints."""
-  if isinstance(hint, types.UnionType):
+  if _is_union(hint):
     return any(_is_of(value, option) for option in typing.get_args(hint))
   if typing.get_origin(hint) is tuple:
     item_hint, _ = typing.get_args(hint)
@@ -168,3 +251,9 @@ def _is_of(value: Any, hint: Any) -> bool:
         _is_of(item, item_hint) for item in value
     )
   return type(value) in ((int, float) if hint is float else (hint,))
+
+
+def _is_union(hint: Any) -> bool:
+  return isinstance(hint, types.UnionType) or typing.get_origin(
+      hint
+  ) is typing.Union

@@ -5,8 +5,8 @@ import dataclasses
 from typing import Any
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import costs
 from autogrow_jax.core import growth as growth_lib
+from autogrow_jax import costs
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import estimates

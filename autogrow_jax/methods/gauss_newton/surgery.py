@@ -161,7 +161,10 @@ class Morph:
       state: canonical state, without leaves of a method.
       key: key of the growth, from which nothing is drawn.
     """
-    state = state_lib.grown_arrays(state, self.change, key=key)
+    return self.changed(state_lib.grown_arrays(state, self.change, key=key))
+
+  def changed(self, state: TrainState) -> TrainState:
+    """Adds splits and compensations to a state with the grown shapes."""
     weights, network = state.params['weights'], state.stats['network']
     moved = self.signs
     kept = {a: np.where(sign, 0.5, 1) for a, sign in self.signs.items()}

@@ -16,6 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from autogrow_jax import layers
+from autogrow_jax import ops
 from autogrow_jax.networks import base
 
 Path = tuple[str, ...]
@@ -57,10 +58,10 @@ class Layer:
   def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Applies the layer with another kernel and without bias.
 
-    It has no forward mode, see `layers.conv`.
+    It has no forward mode, see `ops.conv`.
     """
     if self.kind in ('Conv', 'DepthwiseConv'):
-      return layers.conv(x, kernel, self.stride, self._pad, self.dilation)
+      return ops.conv(x, kernel, self.stride, self._pad, self.dilation)
     return x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[-1])
 
   def transposed(
@@ -77,7 +78,7 @@ class Layer:
       The gradient at the input.
     """
     if self.kind in ('Conv', 'DepthwiseConv'):
-      return layers.conv_input_gradient(
+      return ops.conv_input_gradient(
           dy, kernel, shape, self.stride, self._pad, self.dilation
       )
     return (dy @ kernel.reshape(-1, kernel.shape[-1]).T).reshape(shape)

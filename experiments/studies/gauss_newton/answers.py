@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 from autogrow_jax import data
-from autogrow_jax.run import console as logs
-from experiments import plots
-from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import learning
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import sites
-from experiments import summary
+from autogrow_jax.run import console as logs
+from autogrow_jax.run import trained
+from experiments import plots
 from experiments.studies.gauss_newton import calibration
 from experiments.studies.gauss_newton import costs
 from experiments.studies.gauss_newton import estimates as estimates_lib
 from experiments.studies.gauss_newton import strategies as strategies_lib
 from experiments.studies.gauss_newton import subject as subject_lib
+from experiments import summary
 
 Progress = subject_lib.Progress
 
@@ -65,37 +65,12 @@ def estimates(
       for label, shown in _subsets(kind, points).items()
       for which, pair in _pairs(points, shown).items()
   ]
-  header = (
-      '', 'on', 'count', 'estimated', 'measured', 'Pearson', 'Spearman', 'slope'
-  )
-  rows = [
-      (
-          kind, which, str(one.count), f'{one.estimated:+.2e}',
-          f'{one.measured:+.2e}', f'{one.pearson:.3f}', f'{one.spearman:.3f}',
-          f'{one.slope:.3f}',
-      )
-      for kind, which, one in comparisons
-  ]
-  lines = [
-      f'{subject.architecture}: changes of the loss (nats) by one split or '
-      'prune alone;',
-      f'learned from {subject.examples} training images, estimated on as many '
-      'others.',
-      '',
-      *summary.aligned([header, *rows]),
-      '',
-      '  estimated, measured: means. slope: of the line through the origin, '
-      'measured',
-      '  over estimated; 1 is right, below 1 the estimates promise too much. '
-      'trusted:',
-      '  those that a run may choose.',
-  ]
   logarithmic = {
       which: _on_logarithmic_axes(*pair)
       for kind, points in found.items() if kind == 'prunes'
       for which, pair in _pairs(points, slice(None)).items()
   }
-  lines += [
+  lines = _comparison_lines(subject, comparisons) + [
       f'  prunes on logarithmic axes, {which}: Pearson {pearson:.3f} of the '
       f'{count} that cost by both.'
       for which, (pearson, count) in logarithmic.items()
@@ -133,17 +108,6 @@ def strategies(
   found = strategies_lib.compare(
       subject, site, learn, oracle, units=units, tries=tries, progress=progress
   )
-  rows = []
-  for name, decreases in found.items():
-    cells = [name]
-    for images in ('learning', 'judging'):
-      values = getattr(decreases, images)
-      cells += [
-          f'{np.median(values):+.2e}',
-          f'{values.mean():+.2e}',
-          *_ratios(values, getattr(found['oracle'], images)),
-      ]
-    rows.append(cells)
   steps = oracle.epochs * len(subject.learning)
   lines = [
       f'{subject.architecture}: decrease of the loss (nats) if one of {units} '
@@ -154,7 +118,7 @@ def strategies(
       *summary.aligned([
           ('', 'on these:', '', '', '', 'on others:', '', '', ''),
           ('', *('median', 'mean', 'ratio', 'each') * 2),
-          *rows,
+          *_strategy_rows(found),
       ]),
       '',
       f'  oracle: {steps} steps of Adam on the true loss of each split alone, '
@@ -215,6 +179,76 @@ def cost(
       'this network': steps.learning.bytes,
       'full VGG-19': costs.compiled_bytes(full, batch_size, curvature),
   }
+  lines = [
+      f'{network.architecture}: one step on {batch_size} images, '
+      f'{steps.repeats} times each',
+      '',
+      *_cost_lines(steps, predicted, compiled),
+      '',
+      f'  Learning is a step of Adam on all splits, curvature {curvature}; the '
+      'memory of steps',
+      '  is that of arguments and temporaries, by the compiler.',
+  ]
+  numbers = {
+      'batch_size': batch_size,
+      'curvature': curvature,
+      'ratio': steps.ratio,
+      'steps': dataclasses.asdict(steps),
+      'predicted': {
+          name: dataclasses.asdict(one) for name, one in predicted.items()
+      },
+      'compiled': compiled,
+  }
+  return Answer('\n'.join(lines), numbers, None)
+
+
+def _comparison_lines(subject, comparisons):
+  """Tabulates the agreement of estimates with measurements."""
+  header = (
+      '', 'on', 'count', 'estimated', 'measured', 'Pearson', 'Spearman', 'slope'
+  )
+  rows = [
+      (
+          kind, which, str(one.count), f'{one.estimated:+.2e}',
+          f'{one.measured:+.2e}', f'{one.pearson:.3f}', f'{one.spearman:.3f}',
+          f'{one.slope:.3f}',
+      )
+      for kind, which, one in comparisons
+  ]
+  return [
+      f'{subject.architecture}: changes of the loss (nats) by one split or '
+      'prune alone;',
+      f'learned from {subject.examples} training images, estimated on as many '
+      'others.',
+      '',
+      *summary.aligned([header, *rows]),
+      '',
+      '  estimated, measured: means. slope: of the line through the origin, '
+      'measured',
+      '  over estimated; 1 is right, below 1 the estimates promise too much. '
+      'trusted:',
+      '  those that a run may choose.',
+  ]
+
+
+def _strategy_rows(found):
+  """Formats the decreases of each strategy, beside the oracle's."""
+  rows = []
+  for name, decreases in found.items():
+    cells = [name]
+    for images in ('learning', 'judging'):
+      values = getattr(decreases, images)
+      cells += [
+          f'{np.median(values):+.2e}',
+          f'{values.mean():+.2e}',
+          *_ratios(values, getattr(found['oracle'], images)),
+      ]
+    rows.append(cells)
+  return rows
+
+
+def _cost_lines(steps, predicted, compiled):
+  """Tabulates seconds and bytes."""
   size = lambda count: f'{logs.format_count(count)}B' if count else '-'
   seconds = [('', 'median', 'fastest', 'over plain', 'memory')] + [
       (
@@ -239,29 +273,7 @@ def cost(
       ('learning splits, adam', *map(size, compiled.values())),
       ('channels', *(str(one.channels) for one in predicted.values())),
   ]
-  lines = [
-      f'{network.architecture}: one step on {batch_size} images, '
-      f'{steps.repeats} times each',
-      '',
-      *summary.aligned(seconds),
-      '',
-      *summary.aligned(memory),
-      '',
-      f'  Learning is a step of Adam on all splits, curvature {curvature}; the '
-      'memory of steps',
-      '  is that of arguments and temporaries, by the compiler.',
-  ]
-  numbers = {
-      'batch_size': batch_size,
-      'curvature': curvature,
-      'ratio': steps.ratio,
-      'steps': dataclasses.asdict(steps),
-      'predicted': {
-          name: dataclasses.asdict(one) for name, one in predicted.items()
-      },
-      'compiled': compiled,
-  }
-  return Answer('\n'.join(lines), numbers, None)
+  return [*summary.aligned(seconds), '', *summary.aligned(memory)]
 
 
 def _ratios(decreases: np.ndarray, best: np.ndarray) -> tuple[str, str]:

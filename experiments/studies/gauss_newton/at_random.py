@@ -17,17 +17,17 @@ class Random(ranking.RankingByGain):
   by gain per resource, cheap channels are split more often.
 
   Attributes:
-    step: |u| in units of |w|.
+    length: |u| in units of |w|.
   """
 
-  step: float = 1e-2
+  length: float = 1e-2
 
   def __post_init__(self):
     common.check_positive(self)
 
   def rank(self, architecture, model, trees, batches, key):
     del architecture, batches
-    return _ranked(model, trees, key, self.step)
+    return _ranked(model, trees, key, self.length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,12 +35,12 @@ from autogrow_jax import optimizers
 from autogrow_jax.run import parallel as parallel_lib
 from autogrow_jax.run import programs
 from autogrow_jax.run import steps as steps_lib
+from autogrow_jax.run import trained
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
-from autogrow_jax.run import trained
 from autogrow_jax import view
-from experiments.studies import timing
 from experiments.studies.gauss_newton import joint as joint_lib
+from experiments.studies import timing
 
 Architecture = architecture_lib.Architecture
 

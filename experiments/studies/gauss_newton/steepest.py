@@ -33,15 +33,15 @@ LARGEST_MATRIX = 576
 
 @dataclasses.dataclass(frozen=True)
 class Steepest(ranking.RankingByGain):
-  """Splits by the smallest eigenvalue lambda: gain -lambda (step |w|)^2 / 2.
+  """Splits by the smallest eigenvalue lambda: gain -lambda |u|^2 / 2.
 
   Attributes:
-    step: |u| in units of |w|.
+    length: |u| in units of |w|.
     rayleigh_epochs: epochs of RMSprop where matrices are too large.
     learning_rate: learning rate of RMSprop.
   """
 
-  step: float = 1e-2
+  length: float = 1e-2
   rayleigh_epochs: int = 10
   learning_rate: float = 1e-3
 
@@ -69,10 +69,10 @@ class Steepest(ranking.RankingByGain):
       values, vectors = pairs[site.axis]
       weights = common.incoming_weights(site, trees)
       lengths = np.linalg.norm(weights, axis=-1)
-      u = common.relative(site, trees, vectors, self.step)
+      u = common.relative(site, trees, vectors, self.length)
       found[site.axis] = common.RankedSite(
           common.without_e(site, trees, u),
-          -np.square(self.step * lengths) * values / 2,
+          -np.square(self.length * lengths) * values / 2,
           np.isfinite(values) & (values < 0),
       )
     passes = common.steps(architecture, {

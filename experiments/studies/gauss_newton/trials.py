@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import layers
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
@@ -205,14 +205,13 @@ def split_trees(
         deltas.setdefault(key, []).append((site.axis, delta))
 
   def leaf_after(root, path, leaf):
-    path = state_lib.names(path)
-    axes = table.get((root, *path), ())
+    axes = table.axes.get((root, *path), ())
     gather = lambda leaf: _gather(leaf, axes, sources)
     after = gather(leaf)
     for axis, delta in deltas.get((path, 'writes'), ()):
       after += _along(axes, axis, 'writes', gather(delta), signs[axis])
     for axis in units:
-      if root == 'weights' and layers.Axis(axis, 'reads') in axes:
+      if root == 'weights' and axes_lib.Axis(axis, 'reads') in axes:
         half = jnp.where(signs[axis] == 0, 1, 0.5)
         after = _along(axes, axis, 'reads', after, half)
     for axis, delta in deltas.get((path, 'reads'), ()):
@@ -220,9 +219,7 @@ def split_trees(
     return after
 
   return Trees(*(
-      jax.tree_util.tree_map_with_path(
-          functools.partial(leaf_after, root), tree
-      )
+      axes_lib.map_with_names(functools.partial(leaf_after, root), tree)
       for root, tree in (('weights', trees.weights), ('network', trees.stats))
   ))
 
@@ -245,7 +242,7 @@ def _chunk() -> int:
 
 
 def _gather(
-    leaf: jax.Array, axes: layers.Axes, sources: Mapping[str, jax.Array]
+    leaf: jax.Array, axes: axes_lib.Axes, sources: Mapping[str, jax.Array]
 ) -> jax.Array:
   """Gathers the units of a leaf's axes."""
   for dim, axis in enumerate(axes):
@@ -256,9 +253,8 @@ def _gather(
 
 def _along(axes, name, role, leaf, vector):
   """Multiplies a leaf by a vector along one of its axes."""
-  shape = [1] * leaf.ndim
-  shape[axes.index(layers.Axis(name, role))] = -1
-  return leaf * vector.reshape(shape).astype(leaf.dtype)
+  dim = axes.index(axes_lib.Axis(name, role))
+  return leaf * axes_lib.along(vector, dim, leaf.ndim).astype(leaf.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
