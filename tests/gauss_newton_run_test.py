@@ -246,7 +246,7 @@ class MethodTest(parameterized.TestCase):
     architecture, state = now.architecture, now.state
     for axis in ('s0b0.out', 's1b0.out'):
       units = np.arange(architecture.size(axis))
-      change = tiny.twins(architecture, axis, units)
+      change = tiny_networks.split(architecture, axis, units)
       state, architecture = grow(state, change), change.target
     twins = dataclasses.replace(now, architecture=architecture, state=state)
     grower = method.GaussNewton(
