@@ -17,11 +17,13 @@ from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
 from autogrow_jax import view
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.networks import base
 
 AutoGrow = autogrow.AutoGrow
+Growth = growth_lib.Growth
 SGD = tiny_networks.OPTIMIZERS['sgd']
 PLAIN = tuple(
     name
@@ -133,10 +135,15 @@ class ProposeTest(parameterized.TestCase):
   )
   def test_appends_to_the_stage(self, family, initializer):
     architecture = tiny_networks.seed(family)
+    self.enter_context(
+        mock.patch.object(autogrow, 'adam_last_norms', return_value=Growth())
+    )
     for stage in range(len(architecture.stages)):
-      change = AutoGrow(initializer).propose(
-          policies.Decision('grow', stage),
-          situation(architecture, tiny_networks.state(architecture)),
+      change, _ = grow(
+          AutoGrow(initializer),
+          architecture,
+          tiny_networks.state(architecture),
+          stage,
       )
       self.assertEqual(change.target, architecture.with_block(stage))
       self.assertEqual(change.sources, {})

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import tiny_networks
 
 from autogrow_jax import optimizers
@@ -61,6 +62,26 @@ class UpdateTest(parameterized.TestCase):
     updates, _ = tx.update(gradients(0), tx.init(parameters()), parameters())
     for leaf in jax.tree.leaves(updates):
       np.testing.assert_array_equal(leaf, 0)
+
+  @parameterized.parameters(
+      (optimizers.AdamW(weight_decay=0.3), optax.adamw(0.1, weight_decay=0.3)),
+      (optimizers.Lion(weight_decay=0.3), optax.lion(0.1, weight_decay=0.3)),
+      (
+          optimizers.Adafactor(weight_decay=0.3),
+          optax.adafactor(0.1, weight_decay_rate=0.3),
+      ),
+      (
+          optimizers.Muon(weight_decay=0.3),
+          optax.contrib.muon(0.1, weight_decay=0.3),
+      ),
+  )
+  def test_others_are_those_of_optax(self, optimizer, want):
+    grads, rates = [gradients(n) for n in range(2)], [0.1] * 2
+    tiny_networks.assert_close(
+        run(optimizers.make(optimizer), grads, rates)[1],
+        run(want, grads, rates)[1],
+        1e-6,
+    )
 
   def test_clips_the_global_norm(self):
     config = optimizers.SGD(momentum=0.0, weight_decay=0.0, clip_norm=0.5)
@@ -128,8 +149,8 @@ class UpdateTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(momentum=1.0), 'momentum is in [0, 1), got 1.0'),
-      (dict(momentum=-0.1), 'momentum is in [0, 1), got -0.1'),
-      (dict(momentum=float('nan')), 'momentum is in [0, 1), got nan'),
+      (dict(momentum=-0.1), 'momentum is a number of at least 0, got -0.1'),
+      (dict(momentum=float('nan')), 'momentum is a number of at least 0, got'),
       (dict(weight_decay=-1e-4), 'weight_decay is a number of at least 0'),
       (dict(weight_decay=float('inf')), 'weight_decay is a number'),
       (dict(clip_norm=-1.0), 'clip_norm is a number of at least 0, got -1.0'),
