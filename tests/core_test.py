@@ -127,7 +127,8 @@ class AxesTest(parameterized.TestCase):
 
   def test_readers_of_a_structured_axis(self):
     vectors = {
-        'channels': np.array([1, 0, 2, 1], 'f4'), 'heads': np.array([3, 1], 'f4')
+        'channels': np.array([1, 0, 2, 1], 'f4'),
+        'heads': np.array([3, 1], 'f4'),
     }
     new = axes_lib.scale_readers(fused(), FUSED, vectors)
     np.testing.assert_array_equal(
@@ -256,7 +257,7 @@ class GrowthTest(parameterized.TestCase):
       ({'a': np.zeros(6)}, {}, "'a' must be a vector of integers, got float64"),
       ({'a': np.zeros((6, 1), int)}, {}, 'got int64 of shape (6, 1)'),
       ({'a': np.ones(6, bool)}, {}, 'vector of integers, got bool'),
-      ({'a': np.arange(6)}, {'a': np.ones(5)}, "'a' are for 5 units, its sourc"),
+      ({'a': np.arange(6)}, {'a': np.ones(5)}, "'a' are for 5 units, its so"),
   )
   def test_refuses(self, sources, vectors, message):
     for name in ('scales', 'noise')[: 1 + bool(vectors)]:
@@ -274,7 +275,9 @@ class GrowthTest(parameterized.TestCase):
     self.assertEmpty(fresh.scales)
     twins = growth_lib.split(TABLE, 'hidden', [2, 0], noise=0.5)
     np.testing.assert_array_equal(twins.sources['hidden'], [0, 1, 2, 3, 2, 0])
-    np.testing.assert_array_equal(twins.scales['hidden'], [.5, 1, .5, 1, .5, .5])
+    np.testing.assert_array_equal(
+        twins.scales['hidden'], [.5, 1, .5, 1, .5, .5]
+    )
     np.testing.assert_array_equal(
         twins.noise['hidden'], [.5, 0, .5, 0, -.5, -.5]
     )
@@ -319,7 +322,7 @@ class CarryTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (Growth(), mlp(5), 'first/bias would have shape (4,), but the grown mod'),
-      (Growth({'hidden': np.array([0, 4])}), mlp(2), 'go from 0 to 4, but firs'),
+      (Growth({'hidden': np.array([0, 4])}), mlp(2), 'go from 0 to 4, but'),
       (Growth({'hidden': np.array([-2])}), mlp(1), 'go from -2 to -2, but'),
       (Growth(), jax.tree.map(lambda x: x.astype('f2'), mlp()),
        'first/bias is float32; it should be float16.'),
@@ -327,7 +330,7 @@ class CarryTest(parameterized.TestCase):
        'sets first/bias to shape (3,), but it has (4,)'),
       (Growth(values={('first', 'x'): np.zeros(3), ('y',): 0}), mlp(),
        'sets leaves that are not there: first/x, y.'),
-      (growth_lib.split(TABLE, 'hidden', [0]), mlp(5), 'noise to twins: give a'),
+      (growth_lib.split(TABLE, 'hidden', [0]), mlp(5), 'noise to twins: give'),
       (growth_lib.widen(TABLE, 'hidden', to=5), jax.eval_shape(lambda: mlp(5)),
        'New units of first/bias are to be drawn: give a key'),
       (Growth(), {**mlp(), 'z': jax.ShapeDtypeStruct((1,), 'f4')},
@@ -418,7 +421,7 @@ class MomentsTest(parameterized.TestCase):
     self.assertEqual(
         account.counts, {'kept': 3, 'changed': 6, 'new': 0, 'dropped': 0}
     )
-    mu, nu = (getattr(state[0], name)['first']['kernel'] for name in ('mu', 'nu'))
+    mu, nu = (tree['first']['kernel'] for tree in (state[0].mu, state[0].nu))
     np.testing.assert_array_equal(
         new[0].mu['first']['kernel'], np.pad(mu, [(0, 0), (0, 2)])
     )
@@ -476,7 +479,9 @@ class MomentsTest(parameterized.TestCase):
             for leaf in ('v_row', 'v_col') for layer in ('first', 'second')
         },
     )
-    self.assertStartsWith(str(account), '8 kept, 1 changed, 0 new, 0 dropped, 4')
+    self.assertStartsWith(
+        str(account), '8 kept, 1 changed, 0 new, 0 dropped, 4 refused'
+    )
     self.assertIn(f'\n0/v_row/first/kernel: {why}', str(account))
     chex.assert_trees_all_equal_shapes_and_dtypes(new, fresh)
     for leaf in (new[0].v_row, new[0].v_col):
@@ -521,14 +526,16 @@ class ReceiptsTest(parameterized.TestCase):
     )
     self.assertEqual(receipt.size, (26, 38))
     self.assertEqual(
-        receipt.optimizer.counts, {'kept': 3, 'changed': 6, 'new': 0, 'dropped': 0}
+        receipt.optimizer.counts,
+        {'kept': 3, 'changed': 6, 'new': 0, 'dropped': 0},
     )
     change = receipt.outputs_change['']
     self.assertEqual(
         str(receipt).splitlines(),
         [
             'widen hidden, 4 to 6 units',
-            '  parameters: 26 -> 38; leaves: 1 kept, 3 changed, 0 new, 0 dropped',
+            '  parameters: 26 -> 38; leaves: 1 kept, 3 changed, 0 new, '
+            '0 dropped',
             f'  largest change of the outputs: {change:.2g}',
             '  optimizer: 3 kept, 6 changed, 0 new, 0 dropped',
         ],
@@ -580,8 +587,8 @@ class ReceiptsTest(parameterized.TestCase):
     grow = lambda tree, like, **arguments: receipts.grow(
         growth, TABLE, tree, state, like=like, **arguments
     )
-    message = r'0/v_row/first/kernel of the .* shape \(.,\), its parameter \(3, 4\)'
-    with self.assertRaisesRegex(ValueError, message):
+    message = "0/v_row/first/kernel of the optimizer's state has shape (3,)"
+    with self.assertRaisesRegex(ValueError, re.escape(message)):
       grow(params, mlp(6))
     grown, new, receipt = grow(params, mlp(6), tx=tx)
     chex.assert_trees_all_equal_shapes_and_dtypes(new, tx.init(grown))

@@ -217,7 +217,8 @@ class MasksTest(parameterized.TestCase):
     """Invariants 11, 12."""
     t = {'a': np.array([0, 1, 9, 10])}
     np.testing.assert_allclose(
-        masks.Annealing(100.0, 10).temperatures(t)['a'], [1, 100**0.1, 100**0.9, 100],
+        masks.Annealing(100.0, 10).temperatures(t)['a'],
+        [1, 100**0.1, 100**0.9, 100],
         rtol=1e-6,
     )
 
@@ -338,8 +339,7 @@ class CountersTest(absltest.TestCase):
       total = jax.tree.map(np.zeros_like, state.stats['method']['t'])
       for number in range(4):
         state = state.replace(step=np.int32(number))
-        change = tiny_masks.propose(method, architecture, state)
-        state = tiny_masks.grow(state, change, method)
+        state = dynamics.resampled(method, architecture, state)
         memory = state.stats['method']
         total = jax.tree.map(
             lambda t, q: t + (q if temperature == 'structure' else 1),

@@ -11,7 +11,6 @@ import chex
 import hypothesis
 from hypothesis import strategies as st
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
