@@ -11,12 +11,13 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
+from autogrow_jax import data
+from autogrow_jax.run import parallel
+from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
-from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import space as space_lib
-from autogrow_jax.run import steps
 import tiny_masks
 import tiny_networks
 
@@ -26,7 +27,7 @@ METHOD = tiny_masks.METHOD
 def resampled(architecture, state, method=METHOD, is_last=False):
   """The state after one proposal, and the report."""
   change = tiny_masks.propose(method, architecture, state, is_last=is_last)
-  return change.target, tiny_masks.grow(state, change, method), change.report
+  return change.architecture, *tiny_masks.grow(state, change, method)
 
 
 class GrowthTest(parameterized.TestCase):
@@ -68,14 +69,18 @@ class GrowthTest(parameterized.TestCase):
     active = METHOD.execution.active(architecture, state.stats['method'])
     active = dataclasses.replace(active, compact=compact)
     layout = view.layout(architecture, computed=active.computed)
-    computation = tiny_networks.computation(tiny_masks.TX, method=METHOD)
+    task = programs.Task(
+        METHOD, tiny_masks.TX,
+        data.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3), np.float32,
+        parallel.make(),
+    )
     step = jax.jit(
-        functools.partial(steps.train_step, computation, layout),
+        functools.partial(programs.train_step, task, layout),
         compiler_options=tiny_networks.FAST_COMPILE,
     )
     packed, _ = step(
         view.pack(active.take(state), layout),
-        steps.new_meters(), np.zeros((6, *tiny_networks.IMAGE), np.uint8),
+        programs.new_meters(), np.zeros((6, *tiny_networks.IMAGE), np.uint8),
         tiny_masks.LABELS, None, np.float32(0.1),
     )
     after = active.put(view.unpack(packed, layout), state).params['aux']
@@ -209,8 +214,9 @@ class GrowthTest(parameterized.TestCase):
           self.assertEqual(report['widths'][axis], len(kept))
           self.assertEqual(small.size(axis), len(kept))
     table = state_lib.axis_table(small, METHOD.extra)
-    for path, leaf in axes_lib.by_path(pruned).items():
-      for axis, size in zip(table.find(path) or (), leaf.shape):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(pruned):
+      axes = state_lib.find_axes(state_lib.names(path), table)
+      for axis, size in zip(axes or (), leaf.shape):
         if axis is not None:
           self.assertEqual(small.size(axis.name), size, path)
     self.assertIsNone(METHOD.execution.active(small, pruned.stats['method']))
@@ -304,9 +310,9 @@ class GrowthTest(parameterized.TestCase):
     other = tiny_masks.logits(method, architecture, flat, compact=False)
     self.assertGreater(np.abs(other[0] - whole[0]).max(), 1e-3)
     change = method.conclude(architecture, state)
-    pruned = tiny_masks.grow(state, change, method)
+    pruned, _ = tiny_masks.grow(state, change, method)
     tiny_masks.same(
-        tiny_masks.logits(method, change.target, pruned, compact=False),
+        tiny_masks.logits(method, change.architecture, pruned, compact=False),
         whole,
     )
 

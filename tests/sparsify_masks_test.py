@@ -163,7 +163,7 @@ class SpaceTest(parameterized.TestCase):
     method = sparsify.Sparsify()
     state, _ = dynamics.start(dynamics.Setting(method, architecture), 0)
     state = tiny_masks.masked(state, q={'channels': channels, 'layers': {}})
-    pruned = method.conclude(architecture, state).target
+    pruned = method.conclude(architecture, state).architecture
     active = method.execution.active(architecture, state.stats['method'])
     self.assertEqual(
         costs.params(architecture, active.counts), costs.params(pruned)
@@ -217,8 +217,7 @@ class MasksTest(parameterized.TestCase):
     """Invariants 11, 12."""
     t = {'a': np.array([0, 1, 9, 10])}
     np.testing.assert_allclose(
-        masks.Annealing(100.0, 10).temperatures(t)['a'],
-        [1, 100**0.1, 100**0.9, 100],
+        masks.Annealing(100.0, 10).temperatures(t)['a'], [1, 100**0.1, 100**0.9, 100],
         rtol=1e-6,
     )
 
@@ -339,7 +338,7 @@ class CountersTest(absltest.TestCase):
       total = jax.tree.map(np.zeros_like, state.stats['method']['t'])
       for number in range(4):
         state = state.replace(step=np.int32(number))
-        state = dynamics.resampled(method, architecture, state)
+        state, _ = tiny_masks.propose(method, architecture, state).patch(state, None)
         memory = state.stats['method']
         total = jax.tree.map(
             lambda t, q: t + (q if temperature == 'structure' else 1),

@@ -33,13 +33,11 @@ class RandomMasksTest(absltest.TestCase):
     p = method.sparsify.annealing.probabilities(extra.trainable, extra.other)
     self.assertTrue(all(np.all(p == 1) for p in jax.tree.leaves(p)))
     self.assertEqual(extra.optimizer.learning_rate, 0)
-    state, _ = dynamics.start(
-        dynamics.Setting(method.sparsify, architecture), 0
-    )
+    state = dynamics.start(dynamics.Setting(method.sparsify, architecture), 0)[0]
     seen = set()
     for number in range(4):
       state = state.replace(step=np.int32(number))
-      state = dynamics.resampled(method, architecture, state)
+      state, _ = tiny_masks.propose(method, architecture, state).patch(state, None)
       report = method.report(
           architecture, state.params['aux'], state.stats['method']
       )

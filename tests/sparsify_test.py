@@ -46,8 +46,8 @@ class EquivalenceTest(parameterized.TestCase):
     )
     tiny_masks.same(part, whole)
     change = METHOD.conclude(architecture, state)
-    pruned = tiny_masks.grow(state, change)
-    small = change.target
+    pruned, _ = tiny_masks.grow(state, change)
+    small = change.architecture
     sliced = tiny_masks.logits(METHOD, small, pruned, compact=False)
     tiny_masks.same(sliced, whole)
     q = state.stats['method']['q']
@@ -146,9 +146,9 @@ class EquivalenceTest(parameterized.TestCase):
     state = tiny_masks.sampled(architecture)
     soft = tiny_masks.logits(METHOD, architecture, state, compact=False)
     change = METHOD.conclude(architecture, state)
-    pruned = tiny_masks.grow(state, change)
+    pruned, _ = tiny_masks.grow(state, change)
     sliced = tiny_masks.logits(
-        METHOD, change.target, pruned, compact=False
+        METHOD, change.architecture, pruned, compact=False
     )
     self.assertGreater(np.abs(sliced[1] - soft[1]).max(), 1e-3)
     layers = {tiny_masks.OFF: -40.0, tiny_masks.ON: 40.0}
@@ -172,9 +172,9 @@ class EquivalenceTest(parameterized.TestCase):
     readers = tiny_masks.logits(METHOD, architecture, state, compact=False)
     self.assertGreater(np.abs(readers[0] - whole[0]).max(), 1e-3)
     change = method.conclude(architecture, state)
-    pruned = tiny_masks.grow(state, change, method)
+    pruned, _ = tiny_masks.grow(state, change, method)
     tiny_masks.same(
-        tiny_masks.logits(method, change.target, pruned, compact=False),
+        tiny_masks.logits(method, change.architecture, pruned, compact=False),
         whole,
     )
 

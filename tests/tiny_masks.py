@@ -8,10 +8,10 @@ from unittest import mock
 import jax
 import numpy as np
 
+from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
-from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.sparsify import compact as compact_lib
@@ -126,9 +126,8 @@ def propose(method, architecture, state, *, is_last=False):
   return method.propose(
       policies.grow(),
       methods_base.Situation(
-          architecture, state, key=jax.random.key(1), task=tasks.Classes(),
-          batches=None, batches_per_epoch=1, train_accuracy=0.0,
-          weight_decay=0.0, is_last=is_last,
+          architecture, state, batches=None, batches_per_epoch=1,
+          train_accuracy=0.0, weight_decay=0.0, is_last=is_last,
       ),
   )
 
@@ -273,8 +272,12 @@ def _forward(method, layout):
 
 
 def grow(state, change, method=METHOD):
-  """The grown state."""
-  return tiny_networks.grow(state, change, TX, extra=method.extra)[0]
+  """`growth.grow` without compiling initialisers."""
+  with mock.patch.object(base, 'init', tiny_networks.draw):
+    grown, carried = growth.grow(
+        state, change, TX, key=jax.random.key(1), extra=method.extra
+    )
+  return grown, carried.report
 
 
 def attached(architecture, method, state):

@@ -18,8 +18,6 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
-from autogrow_jax import tasks
-from autogrow_jax.core import carry as carry_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import method as method_lib
@@ -146,27 +144,13 @@ def simulate(setting: Setting, seed: int = 0) -> list[Query]:
     steps = method.run.steps // queries
     state = state_lib.to_host(train(setting, steps, state, worth, rate))
     course.append(_seen(setting, state))
-    if query + 1 < queries:
-      state = resampled(method, architecture, state)
+    change = method.propose(
+        policies.grow(),
+        base.Situation(architecture, state, iter, steps, 0.0, 0.0),
+    )
+    if change is not None and query + 1 < queries:
+      state, _ = change.patch(state, jax.random.key(0))
   return course
-
-
-def resampled(
-    method: Any,
-    architecture: architecture_lib.Architecture,
-    state: state_lib.TrainState,
-) -> state_lib.TrainState:
-  """Returns a state without weights under the method's next sample, if any."""
-  change = method.propose(
-      policies.grow(),
-      base.Situation(
-          architecture, state, jax.random.key(0), tasks.Classes(), iter, 1,
-          0.0, 0.0,
-      ),
-  )
-  if change is None:
-    return state
-  return carry_lib.with_values(state, change.values)
 
 
 def _seen(setting: Setting, state: state_lib.TrainState) -> Query:
