@@ -144,7 +144,9 @@ class Settings:
       if (kind := table.get(_early(arguments, flag) or '')) is not None:
         config = settings.with_kind(config, path, kind)
     for item in list(settings.list_all(config)):
-      if item.kinds is not None and (kind := _early(arguments, item.path)):
+      if item.kinds is None or item.path in self.kinds:
+        continue
+      if kind := _early(arguments, item.path):
         config = settings.with_kind(config, item.path, kind)
     return config
 
