@@ -24,7 +24,7 @@ from autogrow_jax import policies
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import settings
 from autogrow_jax.run import train
-from experiments import presets
+from . import presets
 
 FLAGS = flags.FLAGS
 USER_ERROR = 2  # Exit status.
@@ -180,19 +180,20 @@ def use_compilation_cache() -> None:
 def run(
     main: Callable[[], int | None],
     doc: str,
-    define: Callable[[Sequence[str]], None],
+    define: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
   """Runs a binary: one line and status 2 for what a user did wrong.
 
   Args:
     main: called after flags are parsed.
     doc: what the binary does, for --help.
-    define: defines its flags, given the arguments.
+    define: defines its flags, given the arguments; None if they are defined.
   """
   arguments = sys.argv[1:]
   foreign = set(FLAGS)
   try:
-    define(arguments)
+    if define is not None:
+      define(arguments)
   except ValueError as error:
     sys.exit(_report(error))
   if {'-h', '-help', '--help', '--helpfull', '--helpshort'} & set(arguments):

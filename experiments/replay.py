@@ -35,9 +35,9 @@ from absl import flags as absl_flags
 from autogrow_jax import policies
 from autogrow_jax.run import config
 from autogrow_jax.run import settings
-from experiments import flags
-from experiments.studies import null_model
-from experiments.studies import replay
+from . import flags
+from .studies import null_model
+from .studies import replay
 
 NAMES = ('periodic', 'convergent', 'sequential')
 FLAGS = absl_flags.FLAGS

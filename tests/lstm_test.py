@@ -206,7 +206,6 @@ class AxesTest(parameterized.TestCase):
     kept = np.array([0, 2, 3])
     gate = np.zeros(architecture.size(axis), np.float32)
     gate[kept] = 1
-    table = state_lib.axis_table(architecture)
     gated = state.replace(
         params=axes_lib.scale_readers(
             state.params, state_lib.axis_table(architecture), {axis: gate}
