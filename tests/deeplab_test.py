@@ -11,7 +11,6 @@ from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
 from autogrow_jax.core import axes as axes_lib
-from autogrow_jax.core import growth
 from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.networks import base
 from autogrow_jax.networks import deeplab
@@ -87,16 +86,18 @@ class HeadTest(parameterized.TestCase):
     kept = np.arange(2, architecture.size(axis))
     gate = np.ones(architecture.size(axis), 'f4')
     gate[:2] = 0
-    table = state_lib.axis_table(architecture)
-    gated = axes_lib.scale_readers(state, table, {axis: gate})
-    change = growth.prune(table, axis, keep=kept)
-    pruned, target = tiny_networks.grow(state, architecture, change)
+    gated = axes_lib.scale_readers(
+        state, state_lib.axis_table(architecture), {axis: gate}
+    )
+    change = tiny_networks.prune(architecture, axis, kept)
+    pruned, _ = tiny_networks.grow(state, change)
     run = lambda architecture, state: tiny_networks.forward(
         architecture, state, x, train=False
     )[0]
     got = run(architecture, gated)
-    want = run(target, pruned)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        got, run(change.target, pruned), rtol=1e-5, atol=1e-5
+    )
     self.assertGreater(np.abs(got - run(architecture, state)).max(), 1e-3)
 
   def test_equals_one_kernel_of_the_concatenation(self):

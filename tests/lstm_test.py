@@ -14,7 +14,6 @@ from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.core import axes as axes_lib
-from autogrow_jax.core import growth
 from autogrow_jax.networks import base
 
 WORDS = 7
@@ -209,13 +208,15 @@ class AxesTest(parameterized.TestCase):
     gate[kept] = 1
     table = state_lib.axis_table(architecture)
     gated = state.replace(
-        params=axes_lib.scale_readers(state.params, table, {axis: gate})
+        params=axes_lib.scale_readers(
+            state.params, state_lib.axis_table(architecture), {axis: gate}
+        )
     )
-    change = growth.prune(table, axis, keep=kept)
-    sliced, pruned = tiny_networks.grow(state, architecture, change)
+    pruned = tiny_networks.prune(architecture, axis, kept)
+    sliced, _ = tiny_networks.grow(state, pruned, draw=base.init)
     x = tokens(STREAMS, 5)
     want, _ = run(architecture, gated, x, train=bool(train))
-    got, _ = run(pruned, sliced, x, train=bool(train))
+    got, _ = run(pruned.target, sliced, x, train=bool(train))
     np.testing.assert_allclose(got, want, atol=1e-6)
     ungated, _ = run(architecture, state, x, train=bool(train))
     self.assertGreater(np.abs(ungated - want).max(), 1e-3)
@@ -223,9 +224,8 @@ class AxesTest(parameterized.TestCase):
   def test_new_units_have_no_past(self):
     architecture = build()
     state = tiny_networks.state(architecture)
-    table = state_lib.axis_table(architecture)
-    change = growth.widen(table, 's0b0.hidden', to=6)
-    grown, _ = tiny_networks.grow(state, architecture, change)
+    change = tiny_networks.widen(architecture, 's0b0.hidden', 2)
+    grown, _ = tiny_networks.grow(state, change, draw=base.init)
     for name in base.CARRIED:
       leaf = grown.stats['network']['s0b0'][name]
       np.testing.assert_array_equal(leaf[:, 4:], np.zeros((STREAMS, 2)))

@@ -13,9 +13,7 @@ import tiny_networks
 
 from autogrow_jax import costs
 from autogrow_jax import networks
-from autogrow_jax import state as state_lib
 from autogrow_jax import view
-from autogrow_jax.core import growth
 from autogrow_jax.networks import base
 from autogrow_jax.networks import residual
 
@@ -311,9 +309,8 @@ class MobileNetTest(parameterized.TestCase):
   def test_channels_are_carried_through_the_depthwise_convolution(self):
     architecture = tiny_networks.seed('mobilenet1')
     state = tiny_networks.state(architecture)
-    table = state_lib.axis_table(architecture)
-    change = growth.split(table, 's1b0.out', [1, 4], noise=0)
-    grown, _ = tiny_networks.grow(state, architecture, change)
+    change = tiny_networks.split(architecture, 's1b0.out', [1, 4])
+    grown, _ = tiny_networks.grow(state, change)
     units = [0, 1, 2, 3, 4, 5, 1, 4]
     old, new = (s.params['weights']['s1b1'] for s in (state, grown))
     np.testing.assert_array_equal(
@@ -509,7 +506,7 @@ class ApplyTest(parameterized.TestCase):
     # A residual network's logits don't notice them, a plain network's do.
     architecture = tiny_networks.seed(family)
     state, x = tiny_networks.state(architecture), tiny_networks.images()
-    deeper = state_lib.append(architecture, [1, 2]).target
+    deeper = architecture.with_block(1).with_block(2)
     padded = tiny_networks.state(deeper)
     new = ('s1b2', 's2b1')
     weights = dict(padded.params['weights'])
