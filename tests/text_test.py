@@ -14,7 +14,6 @@ import runs
 
 from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax import tasks
 from autogrow_jax.run import feeds
 from autogrow_jax.run import console
 from autogrow_jax.run import parallel
@@ -203,11 +202,6 @@ class WindowsTest(parameterized.TestCase):
   def test_options(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
       data.DataConfig('topics', **options)
-
-  def test_perplexity(self):
-    metrics = tasks.Text().metrics
-    self.assertAlmostEqual(metrics(math.log(50), 1, 4)['perplexity'], 50)
-    self.assertEqual(metrics(1e6, 1, 4)['perplexity'], math.inf)
 
 
 STEPS = 10  # Of an epoch: 105 windows in batches of ten.
