@@ -1,21 +1,20 @@
 """Tests of the criteria by which rivals prune a dense network."""
 
 import functools
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import tiny_masks
 import tiny_networks
 
 from autogrow_jax import costs
-from autogrow_jax import growth
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods import base
-from autogrow_jax.networks import base as networks_base
 from experiments.studies.sparsify import pruning
 
 SGD = tiny_networks.OPTIMIZERS['sgd']
@@ -133,7 +132,7 @@ class CriteriaTest(parameterized.TestCase):
     )
     # 2 and 2 are left: half as much again, one of them new.
     got = kept('morphnet', state, architecture, (3, 3), threshold=0.1)
-    self.assertEqual(got, ([0, 2, 3], [0, 1, growth.NEW]))
+    self.assertEqual(got, ([0, 2, 3], [0, 1, axes_lib.NEW]))
     # With 3 left of the first, its widths are 3/2 of the other's.
     got = kept('morphnet', state, architecture, (3, 2), threshold=0.015)
     self.assertEqual(got, ([0, 2, 3], [0, 1]))
@@ -188,7 +187,7 @@ class BudgetTest(parameterized.TestCase):
     state = tiny_networks.state(architecture)
     for strategy in pruning.STRATEGIES:
       method = pruning.Pruned(strategy, 0.999)
-      pruned = method.conclude(architecture, state).architecture
+      pruned = method.conclude(architecture, state).target
       sizes = dict(pruned.sizes)
       for axis in ('image', 'classes'):
         self.assertEqual(sizes.pop(axis), architecture.size(axis))
@@ -221,14 +220,10 @@ class SoftTest(absltest.TestCase):
     state = state.replace(
         stats={**state.stats, 'method': method.extra(architecture).other}
     )
-    situation = base.Situation(architecture, state, None, 1, 0.0, 0.0)
-    change = method.propose(policies.grow(), situation)
-    self.assertEqual(change.architecture, architecture)
-    with mock.patch.object(networks_base, 'init', tiny_networks.draw):
-      after, carried = growth.grow(
-          state, change, SGD, key=jax.random.key(0), extra=method.extra
-      )
-    self.assertEqual(carried.report, {'zeroed': {FIRST: 2, SECOND: 1}})
+    change = tiny_masks.propose(method, architecture, state)
+    self.assertEqual(change.target, architecture)
+    after, report = tiny_masks.grow(state, change, method, SGD)
+    self.assertEqual(report, {'zeroed': {FIRST: 2, SECOND: 1}})
     old, new = state.params['weights'], after.params['weights']
     got = new['s0b0']['dense']['kernel']
     np.testing.assert_array_equal(
@@ -249,10 +244,12 @@ class SoftTest(absltest.TestCase):
     for strategy in pruning.STRATEGIES:
       method = pruning.Pruned(strategy)
       state = tiny_networks.state(architecture, extra=method.extra)
-      situation = base.Situation(architecture, state, None, 1, 0.0, 0.0)
-      self.assertIsNone(method.propose(policies.KEEP, situation))
+      propose = functools.partial(
+          tiny_masks.propose, method, architecture, state
+      )
+      self.assertIsNone(propose(decision=policies.KEEP))
       if strategy != 'soft':
-        self.assertIsNone(method.propose(policies.grow(), situation))
+        self.assertIsNone(propose())
 
 
 class PenaltyTest(absltest.TestCase):
@@ -320,12 +317,12 @@ class FunctionTest(parameterized.TestCase):
         for axis in half
     }
     tree = {
-        'weights': growth.scale_filters(
+        'weights': axes_lib.scale_filters(
             state.params, table, {a: 1e-3 + on for a, on in stays.items()}
         )['weights'],
         'network': state.stats['network'],
     }
-    tree = growth.scale_readers(tree, table, stays)
+    tree = axes_lib.scale_readers(tree, table, stays)
     state = state.replace(
         params={**state.params, 'weights': tree['weights']},
         stats={**state.stats, 'network': tree['network']},
@@ -333,17 +330,14 @@ class FunctionTest(parameterized.TestCase):
     change = method.conclude(architecture, state)
     for axis, source in change.sources.items():
       np.testing.assert_array_equal(source, np.flatnonzero(stays[axis]))
-    with mock.patch.object(networks_base, 'init', tiny_networks.draw):
-      pruned, _ = growth.grow(
-          state, change, SGD, key=jax.random.key(1), extra=method.extra
-      )
+    pruned, _ = tiny_masks.grow(state, change, method, SGD)
     self.assertEqual(pruned.stats['method']['open'], 0)
     for is_training in (False, True):
       before, _ = tiny_networks.forward(
           architecture, state, tiny_networks.images(), train=is_training
       )
       after, _ = tiny_networks.forward(
-          change.architecture, pruned, tiny_networks.images(),
+          change.target, pruned, tiny_networks.images(),
           train=is_training,
       )
       np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)

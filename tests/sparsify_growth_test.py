@@ -12,12 +12,14 @@ import jax
 import numpy as np
 
 from autogrow_jax import data
-from autogrow_jax.run import parallel
-from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import space as space_lib
+from autogrow_jax.run import parallel
+from autogrow_jax.run import steps
 import tiny_masks
 import tiny_networks
 
@@ -27,7 +29,7 @@ METHOD = tiny_masks.METHOD
 def resampled(architecture, state, method=METHOD, is_last=False):
   """The state after one proposal, and the report."""
   change = tiny_masks.propose(method, architecture, state, is_last=is_last)
-  return change.architecture, *tiny_masks.grow(state, change, method)
+  return change.target, *tiny_masks.grow(state, change, method)
 
 
 class GrowthTest(parameterized.TestCase):
@@ -69,18 +71,18 @@ class GrowthTest(parameterized.TestCase):
     active = METHOD.execution.active(architecture, state.stats['method'])
     active = dataclasses.replace(active, compact=compact)
     layout = view.layout(architecture, computed=active.computed)
-    task = programs.Task(
-        METHOD, tiny_masks.TX,
+    computation = steps.Computation(
+        METHOD, tasks.Classes(), tiny_masks.TX,
         data.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3), np.float32,
         parallel.make(),
     )
     step = jax.jit(
-        functools.partial(programs.train_step, task, layout),
+        functools.partial(steps.train_step, computation, layout),
         compiler_options=tiny_networks.FAST_COMPILE,
     )
     packed, _ = step(
         view.pack(active.take(state), layout),
-        programs.new_meters(), np.zeros((6, *tiny_networks.IMAGE), np.uint8),
+        steps.new_meters(), np.zeros((6, *tiny_networks.IMAGE), np.uint8),
         tiny_masks.LABELS, None, np.float32(0.1),
     )
     after = active.put(view.unpack(packed, layout), state).params['aux']
@@ -215,7 +217,7 @@ class GrowthTest(parameterized.TestCase):
           self.assertEqual(small.size(axis), len(kept))
     table = state_lib.axis_table(small, METHOD.extra)
     for path, leaf in jax.tree_util.tree_leaves_with_path(pruned):
-      axes = state_lib.find_axes(state_lib.names(path), table)
+      axes = table.find(axes_lib.names(path))
       for axis, size in zip(axes or (), leaf.shape):
         if axis is not None:
           self.assertEqual(small.size(axis.name), size, path)

@@ -163,7 +163,7 @@ class SpaceTest(parameterized.TestCase):
     method = sparsify.Sparsify()
     state, _ = dynamics.start(dynamics.Setting(method, architecture), 0)
     state = tiny_masks.masked(state, q={'channels': channels, 'layers': {}})
-    pruned = method.conclude(architecture, state).architecture
+    pruned = method.conclude(architecture, state).target
     active = method.execution.active(architecture, state.stats['method'])
     self.assertEqual(
         costs.params(architecture, active.counts), costs.params(pruned)
@@ -338,7 +338,8 @@ class CountersTest(absltest.TestCase):
       total = jax.tree.map(np.zeros_like, state.stats['method']['t'])
       for number in range(4):
         state = state.replace(step=np.int32(number))
-        state, _ = tiny_masks.propose(method, architecture, state).patch(state, None)
+        change = tiny_masks.propose(method, architecture, state)
+        state = dynamics.after(change, state)
         memory = state.stats['method']
         total = jax.tree.map(
             lambda t, q: t + (q if temperature == 'structure' else 1),

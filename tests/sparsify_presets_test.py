@@ -7,11 +7,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from autogrow_jax import data
-from autogrow_jax.run import session
-from autogrow_jax.run import train
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import method as sparsify
 from autogrow_jax.methods.sparsify import space as space_lib
+from autogrow_jax.run import resolve
 from experiments import presets
 
 NAMES = tuple(
@@ -27,8 +26,8 @@ def distances(name):
   """(how far off is off, of channels; steps of the run; the method)."""
   config = presets.get(name)
   dataset = data.stand_in(config.data, seed=0)
-  architecture = session.seed_architecture(
-      train.resolve(config, dataset), dataset
+  architecture = resolve.seed_architecture(
+      resolve.resolve(config, dataset), dataset
   )
   epochs = config.policy.max_epochs
   steps = epochs * (len(dataset.train.labels) // config.batch_size)

@@ -37,7 +37,8 @@ class RandomMasksTest(absltest.TestCase):
     seen = set()
     for number in range(4):
       state = state.replace(step=np.int32(number))
-      state, _ = tiny_masks.propose(method, architecture, state).patch(state, None)
+      change = tiny_masks.propose(method, architecture, state)
+      state = dynamics.after(change, state)
       report = method.report(
           architecture, state.params['aux'], state.stats['method']
       )

@@ -47,7 +47,7 @@ class EquivalenceTest(parameterized.TestCase):
     tiny_masks.same(part, whole)
     change = METHOD.conclude(architecture, state)
     pruned, _ = tiny_masks.grow(state, change)
-    small = change.architecture
+    small = change.target
     sliced = tiny_masks.logits(METHOD, small, pruned, compact=False)
     tiny_masks.same(sliced, whole)
     q = state.stats['method']['q']
@@ -148,7 +148,7 @@ class EquivalenceTest(parameterized.TestCase):
     change = METHOD.conclude(architecture, state)
     pruned, _ = tiny_masks.grow(state, change)
     sliced = tiny_masks.logits(
-        METHOD, change.architecture, pruned, compact=False
+        METHOD, change.target, pruned, compact=False
     )
     self.assertGreater(np.abs(sliced[1] - soft[1]).max(), 1e-3)
     layers = {tiny_masks.OFF: -40.0, tiny_masks.ON: 40.0}
@@ -174,7 +174,7 @@ class EquivalenceTest(parameterized.TestCase):
     change = method.conclude(architecture, state)
     pruned, _ = tiny_masks.grow(state, change, method)
     tiny_masks.same(
-        tiny_masks.logits(method, change.architecture, pruned, compact=False),
+        tiny_masks.logits(method, change.target, pruned, compact=False),
         whole,
     )
 

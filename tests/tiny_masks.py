@@ -8,10 +8,11 @@ from unittest import mock
 import jax
 import numpy as np
 
-from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
+from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.sparsify import compact as compact_lib
@@ -121,13 +122,16 @@ def resnet20():
   return full_size('basic3resnet', (3, 3, 3), shortcut='A')
 
 
-def propose(method, architecture, state, *, is_last=False):
-  """What a method proposes where it may grow."""
+def propose(
+    method, architecture, state, *, decision=policies.grow(), is_last=False
+):
+  """What a method proposes, by default where it may grow."""
   return method.propose(
-      policies.grow(),
+      decision,
       methods_base.Situation(
-          architecture, state, batches=None, batches_per_epoch=1,
-          train_accuracy=0.0, weight_decay=0.0, is_last=is_last,
+          architecture, state, key=jax.random.key(0), task=tasks.Classes(),
+          batches=None, batches_per_epoch=1, train_accuracy=0.0,
+          weight_decay=0.0, is_last=is_last,
       ),
   )
 
@@ -271,13 +275,13 @@ def _forward(method, layout):
   return run
 
 
-def grow(state, change, method=METHOD):
-  """`growth.grow` without compiling initialisers."""
+def grow(state, change, method=METHOD, tx=TX):
+  """`state.grow` without compiling initialisers; and the growth's report."""
   with mock.patch.object(base, 'init', tiny_networks.draw):
-    grown, carried = growth.grow(
-        state, change, TX, key=jax.random.key(1), extra=method.extra
+    grown, _ = state_lib.grow(
+        state, change, tx, key=jax.random.key(1), extra=method.extra
     )
-  return grown, carried.report
+  return grown, change.report
 
 
 def attached(architecture, method, state):

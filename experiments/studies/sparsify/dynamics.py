@@ -18,6 +18,9 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
+from autogrow_jax.core import carry
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import method as method_lib
@@ -104,8 +107,8 @@ def train(
 
   tx = _optimizer(setting)
 
-  def step(carry, _):
-    params, opt_state = carry
+  def step(now, _):
+    params, opt_state = now
     updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
     updates = method.execution.applied(
         setting.architecture, updates, state.stats
@@ -144,13 +147,30 @@ def simulate(setting: Setting, seed: int = 0) -> list[Query]:
     steps = method.run.steps // queries
     state = state_lib.to_host(train(setting, steps, state, worth, rate))
     course.append(_seen(setting, state))
-    change = method.propose(
-        policies.grow(),
-        base.Situation(architecture, state, iter, steps, 0.0, 0.0),
+    situation = base.Situation(
+        architecture=architecture,
+        state=state,
+        key=jax.random.key(0),
+        task=tasks.Classes(),
+        batches=iter,
+        batches_per_epoch=steps,
+        train_accuracy=0.0,
+        weight_decay=0.0,
     )
+    change = method.propose(policies.grow(), situation)
     if change is not None and query + 1 < queries:
-      state, _ = change.patch(state, jax.random.key(0))
+      state = after(change, state)
   return course
+
+
+def after(
+    sample: growth_lib.Growth, state: state_lib.TrainState
+) -> state_lib.TrainState:
+  """Puts a new sample in place, in a state that may have no weights."""
+  return state.replace(
+      stats=carry.with_values(state.stats, sample.values),
+      opt_state=carry.with_values(state.opt_state, sample.moments),
+  )
 
 
 def _seen(setting: Setting, state: state_lib.TrainState) -> Query:
