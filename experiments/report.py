@@ -15,7 +15,7 @@ from autogrow_jax import tasks
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import results
-from experiments import plots
+from . import plots
 
 Result = Mapping[str, Any]
 Records = Sequence[history_lib.Record]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.datasets
+import tiny_morphisms as tiny
 import tiny_networks
 
 from autogrow_jax.core import growth as growth_lib

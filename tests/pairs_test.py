@@ -352,7 +352,7 @@ class RunTest(PairsTestCase):
 
   @parameterized.parameters(
       ({'network': {}}, 'basic3resnet predicts one class for each example'),
-      ({'data': {}}, 'but digits has one class for each example: choose anoth'),
+      ({'data': {}}, 'but the data have one class for each example: choose'),
   )
   def test_networks_and_data_that_do_not_fit(self, changes, message):
     self.fill()

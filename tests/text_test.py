@@ -217,7 +217,9 @@ def tiny(workdir, **changes):
       },
       'policy': {'name': 'fixed'},
       'schedule': {'finetune_epochs': 2},
-      'optimizer': {'momentum': 0.0, 'weight_decay': 0.0, 'clip_norm': 10.0},
+      'optimizer': {
+          'kind': 'sgd', 'momentum': 0.0, 'weight_decay': 0.0, 'clip_norm': 10.0
+      },
       'batch_size': 10,
   }
   return config_lib.RunConfig.from_json(value | changes)
