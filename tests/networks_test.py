@@ -365,7 +365,7 @@ class RefusalTest(parameterized.TestCase):
       ('basic3resnet', None, {'widths': (1, 2)}, '3 positive widths, got 1-2'),
       ('basic3resnet', None, {'widths': (1, 2, 0)}, 'positive widths'),
       ('basic3resnet', None, {'width': 3}, "has no options ['width']"),
-      ('vgg16', None, {'widths': (4,) * 4}, '5 positive widths, got 4-4-4-4'),
+      ('vgg16', None, {'widths': (4,) * 4}, '5 positive widths, and one'),
       ('vgg16', None, {'widths': (4,) * 7}, 'one more for head.hidden, got'),
       ('vgg19', None, {'widths': (4,) * 5 + (0,)}, 'got 4-4-4-4-4-0'),
       ('vgg19', None, {'shortcut': 'A'}, "leave out shortcut='A'"),
