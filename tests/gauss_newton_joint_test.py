@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-import tiny_morphisms as morphisms
+import tiny_networks
 
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import learned_splits
@@ -124,7 +124,7 @@ class JointTest(absltest.TestCase):
   def test_growth_finds_its_axes(self):
     """It has the shapes of any architecture, also through `growth.carry`."""
     grower = joint.JointGaussNewton(timing=joint.Timing(4, 0, 8))
-    change = morphisms.twins(self.architecture, 's0', [1])
+    change = tiny_networks.split(self.architecture, 's0', [1])
     state, _ = state_lib.grow(
         self.state, change, SGD, key=jax.random.key(1), extra=grower.extra
     )

@@ -11,14 +11,11 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 
-from autogrow_jax import data
 from autogrow_jax import state as state_lib
-from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods.sparsify import masks
 from autogrow_jax.methods.sparsify import space as space_lib
-from autogrow_jax.run import parallel
 from autogrow_jax.run import steps
 import tiny_masks
 import tiny_networks
@@ -71,11 +68,7 @@ class GrowthTest(parameterized.TestCase):
     active = METHOD.execution.active(architecture, state.stats['method'])
     active = dataclasses.replace(active, compact=compact)
     layout = view.layout(architecture, computed=active.computed)
-    computation = steps.Computation(
-        METHOD, tasks.Classes(), tiny_masks.TX,
-        data.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3), np.float32,
-        parallel.make(),
-    )
+    computation = tiny_networks.computation(tiny_masks.TX, method=METHOD)
     step = jax.jit(
         functools.partial(steps.train_step, computation, layout),
         compiler_options=tiny_networks.FAST_COMPILE,

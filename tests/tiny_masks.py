@@ -11,7 +11,6 @@ import numpy as np
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
-from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
@@ -277,10 +276,7 @@ def _forward(method, layout):
 
 def grow(state, change, method=METHOD, tx=TX):
   """`state.grow` without compiling initialisers; and the growth's report."""
-  with mock.patch.object(base, 'init', tiny_networks.draw):
-    grown, _ = state_lib.grow(
-        state, change, tx, key=jax.random.key(1), extra=method.extra
-    )
+  grown, _ = tiny_networks.grow(state, change, tx, extra=method.extra)
   return grown, change.report
 
 
