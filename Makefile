@@ -24,7 +24,7 @@ ifneq ($(HAS_GPU),0)
 	@echo 'NVIDIA GPU found: installing the CUDA 12 build of JAX'
 	@$(BIN)/python -m pip install -qq -r requirements.txt
 endif
-	@$(BIN)/python -m pip install -qq -e '.[test]'
+	@$(BIN)/python -m pip install -qq -e '.[test]' --config-settings editable_mode=compat
 	@touch $@
 
 demo: .venv/ready

@@ -13,13 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# How the values of metrics are shown.
-FORMATS = {
-    'accuracy': '{:.2f}%', 'miou': '{:.2f}%', 'perplexity': '{:.4g}'
-}
-LABELS = {'accuracy': 'acc', 'miou': 'mIoU'}
-
-
 class Split(Protocol):
   """Inputs and labels, as `data.Split` has them."""
 
@@ -250,14 +243,6 @@ def exact_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def with_penalty(loss: jax.Array, penalty: jax.Array) -> jax.Array:
   """A loss with the gradient of a penalty, which does not show in its value."""
   return loss + (penalty - jax.lax.stop_gradient(penalty))
-
-
-def format_metrics(metrics: Mapping[str, float]) -> str:
-  """Metrics in words, such as 'accuracy 97.20%, miou 40.11%'."""
-  return ', '.join(
-      f'{name} {FORMATS.get(name, "{:.4g}").format(value)}'
-      for name, value in metrics.items()
-  )
 
 
 @jax.jit

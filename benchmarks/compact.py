@@ -88,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  run_flags.run_main(main)
+  run_flags.run(main, __doc__)

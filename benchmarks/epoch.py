@@ -117,4 +117,4 @@ def _pace(
 
 
 if __name__ == '__main__':
-  run_flags.run_main(main)
+  run_flags.run(main, __doc__)

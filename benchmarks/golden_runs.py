@@ -38,19 +38,12 @@ PATHS = {
     'initializer': 'method.initializer',
     'growing_schedule': 'schedule.growing',
     'holdout': 'data.holdout',
-    'data_fraction': 'data.fraction',
+    'data_fraction': 'data.data_fraction',
     'stream': 'data.stream',
     'unroll': 'data.unroll',
-    'parallel': 'devices.parallel',
-    'num_devices': 'devices.num_devices',
     'compile_ahead': 'devices.compile_ahead',
-    'epochs': 'policy.max_epochs',
-    'query_epochs': 'policy.interval',
-    'target_sparsity': 'method.target_sparsity',
     'grow': 'method.grow',
     'clip_norm': 'optimizer.clip_norm',
-    'epochs_per_phase': 'policy.interval',
-    'examples': 'method.examples',
     'image_size': 'data.image_size',
 }
 
@@ -155,14 +148,12 @@ def make_data(folder):
 def command(checkout, binary, flags, data, workdir):
   """The command line of a run."""
   is_old = not (checkout / 'autogrow_jax' / 'core').exists()
-  source = (checkout / 'experiments' / f'{binary}.py').read_text()
-  source += (checkout / 'experiments' / 'flags.py').read_text()
   arguments = []
   for name, value in flags.items():
     if value is None:
       continue
     value = value.replace('DATA', str(data))
-    if not is_old and f"'{name}'" not in source:
+    if not is_old:
       name = PATHS.get(name, name)
     arguments.append(f'--{name}={value}')
   return [

@@ -148,4 +148,4 @@ def _figures(workdir: str) -> dict[str, object]:
 
 
 if __name__ == '__main__':
-  run_flags.run_main(main)
+  run_flags.run(main, __doc__)

@@ -86,4 +86,4 @@ def _measure(architecture, batch, *, spare):
 
 
 if __name__ == '__main__':
-  run_flags.run_main(main)
+  run_flags.run(main, __doc__)

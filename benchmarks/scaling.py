@@ -251,4 +251,4 @@ def _predict(
 
 
 if __name__ == '__main__':
-  run_flags.run_main(main)
+  run_flags.run(main, __doc__)

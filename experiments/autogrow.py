@@ -19,12 +19,12 @@ from autogrow_jax.methods import autogrow
 from autogrow_jax.run import config
 from autogrow_jax.run import results
 from autogrow_jax.run import train
-from experiments import compare
-from experiments import dry_run
-from experiments import flags
-from experiments import report
-from experiments import summary
-from experiments.studies import null_model
+from . import compare
+from . import dry_run
+from . import flags
+from . import report
+from . import summary
+from .studies import null_model
 
 COMPARED = ('seed', 'found')
 NEXT = """

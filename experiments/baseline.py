@@ -4,10 +4,10 @@
 """
 
 from autogrow_jax.run import train
-from experiments import flags
-from experiments import presets
-from experiments import report
-from experiments import summary
+from . import flags
+from . import presets
+from . import report
+from . import summary
 
 SETTINGS = flags.Settings(
     {**flags.PLAIN, **flags.DEPTHS, 'epochs': 'schedule.finetune_epochs'},

@@ -18,8 +18,8 @@ from autogrow_jax.run import console
 from autogrow_jax.run import resolve
 from autogrow_jax.run import results
 from autogrow_jax.run import train
-from experiments import presets
-from experiments import report
+from . import presets
+from . import report
 
 # Name -> what the network is, for people.
 NETWORKS = {

@@ -20,8 +20,8 @@ from autogrow_jax.run import config
 from autogrow_jax.run import console
 from autogrow_jax.run import settings
 from autogrow_jax import networks
-from experiments import flags
-from experiments import presets
+from . import flags
+from . import presets
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from autogrow_jax import policies
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import settings
 from autogrow_jax.run import train
-from experiments import presets
+from . import presets
 
 FLAGS = flags.FLAGS
 USER_ERROR = 2  # Exit status.
@@ -92,8 +92,7 @@ class Settings:
     )
     define_cache()
     preset = self.base(presets.get(_early(arguments, 'preset') or 'digits'))
-    preset = self._with_kinds(preset, arguments)
-    known = {item.path: item for item in settings.list_all(preset)}
+    known = self._known(self._with_kinds(preset, arguments), arguments)
     for name, path in self.plain.items():
       item = known.get(path)
       help_text = item.help if item else _help_of(path)
@@ -115,14 +114,14 @@ class Settings:
     preset = self._with_kinds(
         self.base(presets.get(FLAGS.preset)), sys.argv[1:]
     )
-    known = {item.path: item for item in settings.list_all(preset)}
+    known = self._known(preset, sys.argv[1:])
     changes = {}
     for flag, path in {**{path: path for path in known}, **self.plain}.items():
       if flag not in FLAGS or not FLAGS[flag].present:
         continue
       item = known.get(path)
       if item is None:
-        _unused(flag, path, preset)
+        _unused(flag, path)
       elif item.kinds is None:
         text = str(FLAGS[flag].value)
         changes[path] = settings.parse(text, item.hint, f'--{flag}')
@@ -144,13 +143,25 @@ class Settings:
     for flag, (path, table) in self.kinds.items():
       if (kind := table.get(_early(arguments, flag) or '')) is not None:
         config = settings.with_kind(config, path, kind)
-    name = _early(arguments, 'policy') if 'policy' in self.plain else None
-    if name is not None:
-      config = settings.replace(config, {'policy.name': name})
     for item in list(settings.list_all(config)):
-      if item.kinds is not None and (kind := _early(arguments, item.path)):
+      if item.kinds is None or item.path in self.kinds:
+        continue
+      if kind := _early(arguments, item.path):
         config = settings.with_kind(config, item.path, kind)
     return config
+
+
+  def _known(
+      self, config: config_lib.RunConfig, arguments: Sequence[str]
+  ) -> dict[str, settings.Setting]:
+    """All settings that there are, for the policy that the arguments choose."""
+    items = {item.path: item for item in settings.list_all(config)}
+    if 'policy' in self.plain and (name := _early(arguments, 'policy')):
+      policy = dataclasses.replace(config.policy, name=name)
+      items = {p: i for p, i in items.items() if not p.startswith('policy.')}
+      for item in settings.list_all(policy, 'policy.'):
+        items[item.path] = item
+    return items
 
 
 def define_cache() -> None:
@@ -171,19 +182,20 @@ def use_compilation_cache() -> None:
 def run(
     main: Callable[[], int | None],
     doc: str,
-    define: Callable[[Sequence[str]], None],
+    define: Callable[[Sequence[str]], None] | None = None,
 ) -> None:
   """Runs a binary: one line and status 2 for what a user did wrong.
 
   Args:
     main: called after flags are parsed.
     doc: what the binary does, for --help.
-    define: defines its flags, given the arguments.
+    define: defines its flags, given the arguments; None if they are defined.
   """
   arguments = sys.argv[1:]
   foreign = set(FLAGS)
   try:
-    define(arguments)
+    if define is not None:
+      define(arguments)
   except ValueError as error:
     sys.exit(_report(error))
   if {'-h', '-help', '--help', '--helpfull', '--helpshort'} & set(arguments):
@@ -282,12 +294,12 @@ def _report(error: BaseException) -> int:
   return USER_ERROR
 
 
-def _unused(flag: str, path: str, config: config_lib.RunConfig) -> None:
+def _unused(flag: str, path: str) -> None:
   """Says that a flag means nothing here, or refuses it."""
   if not path.startswith('policy.'):
     raise ValueError(f'--{flag} means nothing to this preset; leave it out.')
   print(
-      f'ignored: --{flag} means nothing to the policy {config.policy.name}',
+      f'ignored: --{flag} means nothing to the policy that is chosen',
       file=sys.stderr,
   )
 

@@ -33,14 +33,14 @@ from autogrow_jax.run import parallel
 from autogrow_jax.run import resolve
 from autogrow_jax.run import results
 from autogrow_jax.run import train
-from experiments import compare
-from experiments import flags
-from experiments import presets
-from experiments import report
-from experiments.studies.gauss_newton import calibration
-from experiments.studies.gauss_newton import joint
-from experiments.studies.gauss_newton import rivals
-from experiments import summary
+from . import compare
+from . import flags
+from . import presets
+from . import report
+from .studies.gauss_newton import calibration
+from .studies.gauss_newton import joint
+from .studies.gauss_newton import rivals
+from . import summary
 
 STRATEGIES = ('gauss_newton', *rivals.RIVALS)
 CHOICES = {

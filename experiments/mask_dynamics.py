@@ -14,8 +14,8 @@ from absl import flags as absl_flags
 from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax.methods.sparsify import method
-from experiments import flags
-from experiments.studies.sparsify import dynamics
+from . import flags
+from .studies.sparsify import dynamics
 
 # Network, sparsity, and differences from the defaults.
 _SETTINGS = (

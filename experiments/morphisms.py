@@ -36,13 +36,13 @@ from autogrow_jax.methods.gauss_newton import learning as learning_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history as history_lib
-from experiments import flags
-from experiments import plots
-from experiments import presets
-from experiments.studies.gauss_newton import answers
-from experiments.studies.gauss_newton import joint
-from experiments.studies.gauss_newton import strategies as strategies_lib
-from experiments.studies.gauss_newton import subject as subject_lib
+from . import flags
+from . import plots
+from . import presets
+from .studies.gauss_newton import answers
+from .studies.gauss_newton import joint
+from .studies.gauss_newton import strategies as strategies_lib
+from .studies.gauss_newton import subject as subject_lib
 
 STUDIES = ('estimates', 'strategies', 'cost')
 

@@ -15,8 +15,8 @@ from autogrow_jax.methods import autogrow
 from autogrow_jax.methods.gauss_newton import method as gauss_newton
 from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.sparsify import method as sparsify
-from experiments import paper
-from experiments.studies import null_model
+from . import paper
+from .studies import null_model
 
 RunConfig = config.RunConfig
 

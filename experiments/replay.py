@@ -32,23 +32,15 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from autogrow_jax.run import config
 from autogrow_jax import policies
-from experiments import flags
-from experiments.studies import null_model
-from experiments.studies import replay
+from autogrow_jax.run import config
+from autogrow_jax.run import settings
+from . import flags
+from .studies import null_model
+from .studies import replay
 
-# Flag -> setting of the policy.
-SETTINGS = {
-    'grow_interval': 'interval',
-    'stop_window': 'window',
-    'threshold': 'threshold',
-    'error_rate': 'error_rate',
-    'max_depths': 'max_depths',
-    'max_growing_epochs': 'max_epochs',
-    'seed_depths': 'depths',
-}
 NAMES = ('periodic', 'convergent', 'sequential')
+FLAGS = absl_flags.FLAGS
 
 
 def main() -> None:
@@ -80,55 +72,55 @@ def _define(arguments: Sequence[str]) -> None:
       'Policy; by default periodic with --curve, and all three with --noise. A '
       'curve has no single images, which sequential compares.',
   )
-  defaults = {
-      **dataclasses.asdict(config.PolicyConfig()), 'interval': 3,
-      'depths': '1-1-1',
-  }
-  texts = {
-      field.name: field.metadata['help']
-      for name in NAMES
-      for field in dataclasses.fields(policies.POLICIES[name])
-      if field.metadata
-  }
-  for flag, name in SETTINGS.items():
-    is_count = name in ('interval', 'window', 'max_epochs')
-    define = absl_flags.DEFINE_integer if is_count else absl_flags.DEFINE_string
-    define(flag, defaults[name], f'{texts[name]}.')
+  absl_flags.DEFINE_string(
+      'seed_depths', '1-1-1', 'Blocks per stage to start from.'
+  )
+  for name in NAMES:
+    for flag, item in policy_flags(name).items():
+      if flag not in FLAGS:
+        default = None if item.value is None else str(item.value)
+        absl_flags.DEFINE_string(flag, default, item.help)
 
 
 def _main() -> None:
-  if (flags.FLAGS.curve is None) == (flags.FLAGS.noise is None):
+  if (FLAGS.curve is None) == (FLAGS.noise is None):
     raise ValueError('Give either --curve=FILE or --noise=PERCENT.')
-  names = NAMES if flags.FLAGS.curve is None else ('periodic',)
-  if flags.FLAGS.policy:
-    names = (flags.FLAGS.policy,)
+  names = NAMES if FLAGS.curve is None else ('periodic',)
+  if FLAGS.policy:
+    names = (FLAGS.policy,)
+  used = {flag for name in names for flag in policy_flags(name)}
+  for flag in sorted({f for name in NAMES for f in policy_flags(name)} - used):
+    if FLAGS[flag].present:
+      text = f'ignored: --{flag} means nothing to {" and ".join(names)}'
+      print(text, file=sys.stderr)
   chosen = {name: make_policy(name) for name in names}
-  used = {
-      field.name
-      for policy in chosen.values()
-      for field in dataclasses.fields(policy)
-  }
-  for flag, name in SETTINGS.items():
-    if flags.FLAGS[flag].present and name not in used:
-      unused = f'--{flag} means nothing to {", ".join(chosen)}: ignored.'
-      print(unused, file=sys.stderr)
-  if flags.FLAGS.curve is None:
+  if FLAGS.curve is None:
     answers = noise(chosen)
   else:
     (policy,) = chosen.values()
-    answers = replay.events(policy, replay.read_curve(flags.FLAGS.curve))
+    answers = replay.events(policy, replay.read_curve(FLAGS.curve))
   for answer in list(answers):  # All or none.
     print(json.dumps(answer))
 
 
+def policy_flags(name: str) -> dict[str, settings.Setting]:
+  """Returns the settings of a policy by their flags."""
+  plain = {path: flag for flag, path in flags.GROWING.items()}
+  return {
+      plain.get(f'policy.{item.path}', item.path): item
+      for item in settings.list_all(config.PolicyConfig(name, interval=3))
+      if item.path != 'name'
+  }
+
+
 def make_policy(name: str) -> policies.RoundRobin:
   """Makes a policy from the flags."""
-  values = {}
-  for flag, setting in SETTINGS.items():
-    values[setting] = value = flags.FLAGS[flag].value
-    if setting.endswith('depths') and value is not None:
-      values[setting] = flags.parse_depths(flag, value)
-  return policies.make(name, **values)
+  values = {
+      item.path: settings.parse(FLAGS[flag].value or '', item.hint, f'--{flag}')
+      for flag, item in policy_flags(name).items()
+  }
+  depths = flags.parse_depths('seed_depths', FLAGS.seed_depths)
+  return policies.make(name, depths=depths, **values)
 
 
 def noise(chosen: Mapping[str, policies.RoundRobin]) -> Iterator[Any]:
@@ -137,8 +129,8 @@ def noise(chosen: Mapping[str, policies.RoundRobin]) -> Iterator[Any]:
     # Only one of them knows whether it starts from a trained network.
     for trained in (False, True) if name == 'sequential' else (False,):
       band = null_model.null_band(
-          policy, total=flags.FLAGS.total, accuracy=flags.FLAGS.noise / 100,
-          runs=flags.FLAGS.runs, common_sigma=flags.FLAGS.common_sigma, trained=trained,
+          policy, total=FLAGS.total, accuracy=FLAGS.noise / 100,
+          runs=FLAGS.runs, common_sigma=FLAGS.common_sigma, trained=trained,
       )
       end = null_model.floor(policy, trained=trained)
       yield {

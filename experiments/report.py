@@ -11,11 +11,10 @@ import os
 import pathlib
 from typing import Any
 
-from autogrow_jax import tasks
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import results
-from experiments import plots
+from . import plots
 
 Result = Mapping[str, Any]
 Records = Sequence[history_lib.Record]
@@ -172,7 +171,7 @@ def metric_words(result: Result) -> dict[str, str]:
 
 def shown(key: str, value: float) -> str:
   """Text of a metric; `key` ends with its name."""
-  form = tasks.FORMATS.get(key.rpartition('_')[2], '{:.4g}')
+  form = console.FORMATS.get(key.rpartition('_')[2], '{:.4g}')
   return form.format(float(value)).replace('%', ' %')
 
 

@@ -31,13 +31,13 @@ from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import resolve
 from autogrow_jax.run import train
-from experiments import compare
-from experiments import flags
-from experiments import presets
-from experiments import report
-from experiments import summary
-from experiments.studies.sparsify import pruning
-from experiments.studies.sparsify import random_masks
+from . import compare
+from . import flags
+from . import presets
+from . import report
+from . import summary
+from .studies.sparsify import pruning
+from .studies.sparsify import random_masks
 
 # Method -> its class, whose fields say which settings it has.
 _KINDS = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from autogrow_jax.run import console
 from autogrow_jax import policies
-from experiments import report
+from . import report
 
 Result = Mapping[str, Any]
 

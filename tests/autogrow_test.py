@@ -12,16 +12,18 @@ import numpy as np
 import tiny_networks
 
 from autogrow_jax import costs
-from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.networks import base
 
 AutoGrow = autogrow.AutoGrow
+Growth = growth_lib.Growth
 SGD = tiny_networks.OPTIMIZERS['sgd']
 PLAIN = tuple(
     name
@@ -35,6 +37,8 @@ def situation(architecture, state, batches=None, **changes):
   arguments = dict(
       architecture=architecture,
       state=state,
+      key=jax.random.key(0),
+      task=tasks.Classes(),
       batches=batches or unexpected,
       batches_per_epoch=2,
       train_accuracy=0.5,
@@ -61,16 +65,19 @@ def batches_of(count=8, classes=tiny_networks.CLASSES):
 
 
 def grow(method, architecture, state, stage, number=0, **changes):
-  """The grown architecture and state, and what the receipt gets."""
-  change = method.propose(
-      policies.Decision('grow', stage),
-      situation(architecture, state, **changes),
-  )
+  """The growth, and the grown state."""
+  key = jax.random.key(number)
   with mock.patch.object(base, 'init', tiny_networks.draw):
-    grown, carried = growth.grow(
-        state, change, SGD, key=jax.random.key(number), extra=method.extra
+    change = method.propose(
+        policies.Decision('grow', stage),
+        situation(architecture, state, key=key, **changes),
     )
-  return change, grown, carried
+  return change, tiny_networks.grow(state, change, number=number)[0]
+
+
+def appended(architecture, state, *stages):
+  """The state with fresh blocks."""
+  return tiny_networks.grow(state, state_lib.append(architecture, stages))[0]
 
 
 def trained_state(architecture, number=0):
@@ -87,7 +94,7 @@ def trained_state(architecture, number=0):
 
 
 def new_block(change, stage):
-  return change.architecture.stages[stage][-1]
+  return change.target.stages[stage][-1]
 
 
 class ProposeTest(parameterized.TestCase):
@@ -110,9 +117,9 @@ class ProposeTest(parameterized.TestCase):
         policies.Decision('grow', target=(3, 2, 2)),
         situation(architecture, state),
     )
-    self.assertEqual(change.architecture.depths, (3, 2, 2))
+    self.assertEqual(change.target.depths, (3, 2, 2))
     self.assertStartsWith(change.note, 'append s0b1, s0b2, s2b1, ')
-    grown, _ = growth.grow(state, change, SGD, key=jax.random.key(0))
+    grown, _ = state_lib.grow(state, change, SGD, key=jax.random.key(0))
     if family not in PLAIN:
       weights = grown.params['weights']
       scales = [
@@ -128,12 +135,17 @@ class ProposeTest(parameterized.TestCase):
   )
   def test_appends_to_the_stage(self, family, initializer):
     architecture = tiny_networks.seed(family)
+    self.enter_context(
+        mock.patch.object(autogrow, 'adam_last_norms', return_value=Growth())
+    )
     for stage in range(len(architecture.stages)):
-      change = AutoGrow(initializer).propose(
-          policies.Decision('grow', stage),
-          situation(architecture, tiny_networks.state(architecture)),
+      change, _ = grow(
+          AutoGrow(initializer),
+          architecture,
+          tiny_networks.state(architecture),
+          stage,
       )
-      self.assertEqual(change.architecture, architecture.with_block(stage))
+      self.assertEqual(change.target, architecture.with_block(stage))
       self.assertEqual(change.sources, {})
       self.assertIn(f'append {new_block(change, stage)}, ', change.note)
       if family in PLAIN:
@@ -155,7 +167,7 @@ class ProposeTest(parameterized.TestCase):
           'lstm': 8 * width**2 + 4 * width,
       }
       self.assertEqual(
-          costs.params(change.architecture) - costs.params(architecture),
+          costs.params(change.target) - costs.params(architecture),
           next(n for name, n in formula.items() if family.startswith(name)),
       )
 
@@ -194,7 +206,7 @@ class CarryTest(parameterized.TestCase):
   def test_old_leaves_are_untouched(self, family, initializer):
     architecture = tiny_networks.seed(family)
     state = trained_state(architecture)
-    change, grown, _ = grow(AutoGrow(initializer), architecture, state, 1)
+    change, grown = grow(AutoGrow(initializer), architecture, state, 1)
     old, new = tiny_networks.leaves(state), tiny_networks.leaves(grown)
     for path, leaf in old.items():
       np.testing.assert_array_equal(new[path], leaf, path)
@@ -205,7 +217,7 @@ class CarryTest(parameterized.TestCase):
     self.assertEqual(
         tiny_networks.described(grown),
         tiny_networks.described(
-            state_lib.abstract_state(change.architecture, SGD)
+            state_lib.abstract_state(change.target, SGD)
         ),
     )
 
@@ -243,9 +255,9 @@ class CarryTest(parameterized.TestCase):
         grow(AutoGrow(initializer), architecture, state, stage)
         for initializer in autogrow.INITIALIZERS
     ]
-    for _, other, carried in grown[1:]:
+    for change, other in grown[1:]:
       tiny_networks.assert_same(other, grown[0][1])
-      self.assertEqual(carried.report, {})
+      self.assertEqual(change.report, {})
 
 
 class DrawTest(parameterized.TestCase):
@@ -254,13 +266,18 @@ class DrawTest(parameterized.TestCase):
     """Scales and biases of many growths of a stage of width 64."""
     architecture = tiny_networks.seed('basic3resnet', widths=(4, 4, 64))
     state = trained_state(architecture)
-    change, grown, _ = grow(method, architecture, state, 2)
-    leaves = {'scale': [], 'bias': []}
-    for number in range(count):
-      patched, _ = change.patch(grown, jax.random.key(number))
-      for leaf, values in leaves.items():
-        values.append(patched.params['weights']['s2b1']['norm2'][leaf])
-    return {leaf: np.stack(values) for leaf, values in leaves.items()}
+    changes = [
+        method.propose(
+            policies.Decision('grow', 2),
+            situation(architecture, state, key=jax.random.key(number)),
+        )
+        for number in range(count)
+    ]
+    path = 'weights', 's2b1', 'norm2'
+    return {
+        leaf: np.stack([change.values[*path, leaf] for change in changes])
+        for leaf in ('scale', 'bias')
+    }
 
   @parameterized.parameters(1.0, 0.25)
   def test_gauss(self, scale):
@@ -299,10 +316,7 @@ class DrawTest(parameterized.TestCase):
         )[1].params['weights']['s1b2']
         for random_bias in (False, True)
     )
-    with mock.patch.object(base, 'init', tiny_networks.draw):
-      fresh, _ = growth.grow(
-          state, growth.append(architecture, 1), SGD, key=jax.random.key(0)
-      )
+    fresh = appended(architecture, state, 1)
     fresh = fresh.params['weights']['s1b2']
     np.testing.assert_array_equal(
         default['norm2']['bias'], fresh['norm2']['bias']
@@ -320,7 +334,7 @@ class DrawTest(parameterized.TestCase):
   )
   def test_zero(self, family, norm):
     architecture = tiny_networks.seed(family)
-    _, grown, _ = grow(
+    _, grown = grow(
         AutoGrow('zero'), architecture, trained_state(architecture), 0
     )
     block = grown.params['weights']['s0b1']
@@ -335,7 +349,7 @@ class DrawTest(parameterized.TestCase):
     change = AutoGrow('gauss').propose(
         policies.Decision('grow', 1), situation(architecture, state)
     )
-    grown, _ = growth.grow(state, change, SGD, key=jax.random.key(0))
+    grown, _ = state_lib.grow(state, change, SGD, key=jax.random.key(0))
     block = grown.params['weights']['s1b1']
     np.testing.assert_array_equal(block['norm1']['scale'], 1)
     np.testing.assert_array_equal(block['norm1']['bias'], 0)
@@ -359,13 +373,13 @@ class ZeroTest(parameterized.TestCase):
     architecture = tiny_networks.seed(family, (1,) * stages)
     state, x = trained_state(architecture), tiny_networks.images()
     for stage in range(len(architecture.stages)):
-      change, grown, _ = grow(AutoGrow('zero'), architecture, state, stage)
+      change, grown = grow(AutoGrow('zero'), architecture, state, stage)
       for train in (False, True):
         want, stats = tiny_networks.forward(
             architecture, state, x, train=train
         )
         got, new_stats = tiny_networks.forward(
-            change.architecture, grown, x, train=train
+            change.target, grown, x, train=train
         )
         np.testing.assert_array_equal(got, want)
         del new_stats[new_block(change, stage)]
@@ -375,9 +389,9 @@ class ZeroTest(parameterized.TestCase):
   def test_others_do_not(self, initializer):
     architecture = tiny_networks.seed('basic3resnet')
     state, x = trained_state(architecture), tiny_networks.images()
-    change, grown, _ = grow(AutoGrow(initializer), architecture, state, 1)
+    change, grown = grow(AutoGrow(initializer), architecture, state, 1)
     want, _ = tiny_networks.forward(architecture, state, x, train=False)
-    got, _ = tiny_networks.forward(change.architecture, grown, x, train=False)
+    got, _ = tiny_networks.forward(change.target, grown, x, train=False)
     self.assertGreater(np.abs(got - want).max(), 1e-2)
 
   @parameterized.parameters(
@@ -388,7 +402,7 @@ class ZeroTest(parameterized.TestCase):
     architecture = tiny_networks.seed(family, (1,) * stages)
     state, x = trained_state(architecture), tiny_networks.images()
     labels = np.arange(len(x), dtype='i4') % tiny_networks.CLASSES
-    change, grown, _ = grow(AutoGrow('zero'), architecture, state, 1)
+    change, grown = grow(AutoGrow('zero'), architecture, state, 1)
 
     def gradient(architecture, state):
       bucket = view.layout(architecture, fuse=False).bucket
@@ -397,14 +411,14 @@ class ZeroTest(parameterized.TestCase):
         logits, _ = base.apply(
             bucket, weights, state.stats['network'], x, train=True
         )
-        return jnp.mean(methods_base.cross_entropy(logits, labels))
+        return jnp.mean(tasks.cross_entropy(logits, labels))
 
       return jax.jit(
           jax.grad(loss), compiler_options=tiny_networks.FAST_COMPILE
       )(state.params['weights'])
 
     old = gradient(architecture, state)
-    new = gradient(change.architecture, grown)
+    new = gradient(change.target, grown)
     block = new.pop('s1b1')
     tiny_networks.assert_close(new, old, 1e-6)
     for layer, leaves in block.items():
@@ -424,12 +438,9 @@ class AdamTest(parameterized.TestCase):
     stages = len(networks.get(family).widths)
     architecture = tiny_networks.seed(family, (1,) * stages)
     state = trained_state(architecture)
-    with mock.patch.object(base, 'init', tiny_networks.draw):
-      fresh, _ = growth.grow(
-          state, growth.append(architecture, 1), SGD, key=jax.random.key(0)
-      )
+    fresh = appended(architecture, state, 1)
     batches, drawn = batches_of()
-    _, grown, carried = grow(
+    change, grown = grow(
         AutoGrow('adam'),
         architecture,
         state,
@@ -454,13 +465,12 @@ class AdamTest(parameterized.TestCase):
       else:
         np.testing.assert_array_equal(leaf, old[path], path)
     self.assertEqual(
-        {**carried.report, 'adam_accuracy': None},
+        {**change.report, 'adam_accuracy': None},
         {
             'adam_epochs': 1,
             'adam_accuracy': None,
             'adam_target': -0.5,
             'adam_success': True,
-            'images': 8,
         },
     )
     # The first step's accuracy is that of the fresh block, in train mode.
@@ -469,19 +479,14 @@ class AdamTest(parameterized.TestCase):
         architecture.with_block(1), fresh, x, train=True
     )
     accuracy = 100 * np.mean(logits.argmax(-1) == labels)
-    self.assertAlmostEqual(carried.report['adam_accuracy'], accuracy, 2)
+    self.assertAlmostEqual(change.report['adam_accuracy'], accuracy, 2)
     tiny_networks.assert_close(grown.stats['network'], stats, 1e-5)
 
   def test_trains_the_norms_of_all_new_blocks_together(self):
     architecture = tiny_networks.seed('basic3resnet', (1, 1, 1))
     state = trained_state(architecture)
+    fresh = appended(architecture, state, 0, 0, 2)
     with mock.patch.object(base, 'init', tiny_networks.draw):
-      fresh, _ = growth.grow(
-          state,
-          growth.append_all(architecture, [0, 0, 2]),
-          SGD,
-          key=jax.random.key(0),
-      )
       change = AutoGrow('adam').propose(
           policies.Decision('grow', target=(3, 1, 2)),
           situation(
@@ -493,7 +498,7 @@ class AdamTest(parameterized.TestCase):
               weight_decay=0.0,
           ),
       )
-      grown, carried = growth.grow(state, change, SGD, key=jax.random.key(0))
+    grown, _ = tiny_networks.grow(state, change)
     old, new = tiny_networks.leaves(fresh), tiny_networks.leaves(grown)
     moved = {
         path
@@ -512,17 +517,14 @@ class AdamTest(parameterized.TestCase):
       np.testing.assert_allclose(
           np.abs(new[path] - old[path]), 1e-3, rtol=0.02, err_msg=path
       )
-    self.assertEqual(carried.report['images'], 8)  # One batch for all.
+    self.assertEqual(change.examples, 8)  # One batch for all.
 
   @parameterized.parameters(1, 5, 10)
   def test_stops_when_it_succeeds_or_after_ten_epochs(self, epochs):
     # The labels decide from which epoch on the network is right.
     architecture = tiny_networks.seed('basic3resnet', (1, 1, 1))
     state = trained_state(architecture)
-    with mock.patch.object(base, 'init', tiny_networks.draw):
-      fresh, _ = growth.grow(
-          state, growth.append(architecture, 1), SGD, key=jax.random.key(0)
-      )
+    fresh = appended(architecture, state, 1)
     x = tiny_networks.images(8)
     logits, _ = tiny_networks.forward(
         architecture.with_block(1), fresh, x, train=True
@@ -539,7 +541,7 @@ class AdamTest(parameterized.TestCase):
 
     # A learning rate of zero keeps the predictions as they are.
     with mock.patch.object(autogrow, 'ADAM_LEARNING_RATE', 0.0):
-      _, _, carried = grow(
+      change, _ = grow(
           AutoGrow('adam'),
           architecture,
           state,
@@ -547,20 +549,20 @@ class AdamTest(parameterized.TestCase):
           batches=batches,
           train_accuracy=1.0,
       )
-    self.assertEqual(carried.report['adam_epochs'], epochs)
-    self.assertEqual(carried.report['adam_success'], epochs < 10)
+    self.assertEqual(change.report['adam_epochs'], epochs)
+    self.assertEqual(change.report['adam_success'], epochs < 10)
     self.assertEqual(
-        carried.report['adam_accuracy'], 100.0 if epochs < 10 else 0.0
+        change.report['adam_accuracy'], 100.0 if epochs < 10 else 0.0
     )
-    self.assertEqual(carried.report['adam_target'], 99.5)
-    self.assertEqual(carried.report['images'], 8 * 2 * epochs)
+    self.assertEqual(change.report['adam_target'], 99.5)
+    self.assertEqual(change.examples, 8 * 2 * epochs)
     self.assertLen(drawn, 2 * epochs)
 
   def test_weight_decay_is_coupled(self):
     # Decay so strong that it decides the sign of Adam's first step.
     architecture = tiny_networks.seed('basic3resnet', (1, 1, 1))
     state = trained_state(architecture)
-    _, grown, _ = grow(
+    _, grown = grow(
         AutoGrow('adam'),
         architecture,
         state,
@@ -570,10 +572,7 @@ class AdamTest(parameterized.TestCase):
         train_accuracy=0.0,
         weight_decay=1e6,
     )
-    with mock.patch.object(base, 'init', tiny_networks.draw):
-      fresh, _ = growth.grow(
-          state, growth.append(architecture, 2), SGD, key=jax.random.key(0)
-      )
+    fresh = appended(architecture, state, 2)
     for leaf in ('scale', 'bias'):
       before = fresh.params['weights']['s2b1']['norm2'][leaf]
       after = grown.params['weights']['s2b1']['norm2'][leaf]

@@ -1,7 +1,5 @@
 """Tests of DeepLab-v3: its shapes, its head, and the roles of its axes."""
 
-from unittest import mock
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -10,12 +8,12 @@ import numpy as np
 import tiny_networks
 
 from autogrow_jax import costs
-from autogrow_jax import growth
-from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax import networks
+from autogrow_jax import state as state_lib
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.networks import base
 from autogrow_jax.networks import deeplab
-from autogrow_jax import state as state_lib
 
 AXES = (*deeplab.BRANCHES, 'project')
 
@@ -88,20 +86,17 @@ class HeadTest(parameterized.TestCase):
     kept = np.arange(2, architecture.size(axis))
     gate = np.ones(architecture.size(axis), 'f4')
     gate[:2] = 0
-    gated = growth.scale_readers(
+    gated = axes_lib.scale_readers(
         state, state_lib.axis_table(architecture), {axis: gate}
     )
-    change = growth.prune(architecture, axis, kept)
-    with mock.patch.object(base, 'init', tiny_networks.draw):
-      pruned, _ = growth.grow(
-          state, change, tiny_networks.OPTIMIZERS['sgd'], key=jax.random.key(0)
-      )
+    change = tiny_networks.prune(architecture, axis, kept)
+    pruned, _ = tiny_networks.grow(state, change)
     run = lambda architecture, state: tiny_networks.forward(
         architecture, state, x, train=False
     )[0]
     got = run(architecture, gated)
     np.testing.assert_allclose(
-        got, run(change.architecture, pruned), rtol=1e-5, atol=1e-5
+        got, run(change.target, pruned), rtol=1e-5, atol=1e-5
     )
     self.assertGreater(np.abs(got - run(architecture, state)).max(), 1e-3)
 

@@ -15,8 +15,8 @@ from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 
 TINY = (
-    '--widths=4-8-16', '--grow_interval=1', '--stop_window=2',
-    '--max_depths=2-1-1', '--finetune_epochs=1', '--batch_size=64',
+    '--network.widths=4-8-16', '--grow_interval=1', '--stop_window=2',
+    '--policy.max_depths=2-1-1', '--finetune_epochs=1', '--batch_size=64',
     f'--compilation_cache={runs.CACHE}',
 )
 
@@ -29,12 +29,12 @@ BAD_AUTOGROW = (
     ('--preset=paper', "Unknown preset 'paper'; there are digits"),
     ('--policy=random', "policy is one of periodic, .*got 'random'"),
     ('--policy=no:where', 'no:where is one of your own'),
-    ('--policy=sequential --error_rate=0.5', 'error_rate .* below 0.5'),
+    ('--policy=sequential --policy.error_rate=0.5', 'error_rate .* below 0.5'),
     ('--policy=oneshot', 'target is None'),
-    ('--policy=oneshot --target_depths=1-1-1', 'must differ from'),
-    ('--policy=oneshot --target_depths=x', "target_depths.*'x' must be"),
-    ('--error_rate=0.1', 'rate means nothing .*policy=periodic, only to seq'),
-    ('--target_depths=3-3-3', 'target_depths .*=periodic, only to oneshot;'),
+    ('--policy=oneshot --policy.target=1-1-1', 'must differ from'),
+    ('--policy=oneshot --policy.target=x', "target_depths.*'x' must be"),
+    ('--policy.error_rate=0.1', 'rate means nothing .*policy=periodic, only to seq'),
+    ('--policy.target=3-3-3', 'target_depths .*=periodic, only to oneshot;'),
     (
         '--policy=sequential --threshold=0.1',
         'threshold .*=sequential, only to periodic and convergent; leave it',
@@ -42,16 +42,16 @@ BAD_AUTOGROW = (
     ('--policy=every --dry_run=shapes', 'every so many epochs is experiments'),
     ('--policy=convergent --stop_window=9', 'window means nothing .*=converg'),
     (
-        '--policy=oneshot --target_depths=2-2-2 --stop_window=9',
+        '--policy=oneshot --policy.target=2-2-2 --stop_window=9',
         'stop_window means nothing .*=oneshot, only to periodic and seq',
     ),
-    ('--initializer=he', 'one of gauss, zero, uniform, adam, got'),
-    ('--growing_schedule=linear', 'one of constant, staircase, cosine, whole'),
-    ('--select_on=train', "must be 'holdout' or 'test', got 'train'"),
-    ('--stem=big', "stem is one of .*small.*got 'big'"),
-    ('--shortcut=C', "shortcut is one of B, A, got 'C'"),
-    ('--bn_scale_init=zeros', "one of .*uniform01.*got 'zeros'"),
-    ('--precision=float64', "one of float32, bfloat16, got 'float64'"),
+    ('--method.initializer=he', 'one of gauss, zero, uniform, adam, got'),
+    ('--schedule.growing=linear', 'one of constant, staircase, cosine, whole'),
+    ('--data.select_on=train', "select_on must be one of .*got 'train'"),
+    ('--network.stem=big', "stem is one of .*small.*got 'big'"),
+    ('--network.shortcut=C', "shortcut is one of B, A, got 'C'"),
+    ('--network.bn_scale_init=zeros', "one of .*uniform01.*got 'zeros'"),
+    ('--devices.precision=float64', "one of float32, bfloat16, got 'float64'"),
     ('--parallel=xmap', "one of auto, pmap, jit, got 'xmap'"),
     ('--compare=best', 'compare names some of seed, found, not best'),
     ('--seed_depths=1-1', '3 stages, but depths 1-1 name 2'),
@@ -59,11 +59,11 @@ BAD_AUTOGROW = (
     ('--seed_depths=1--1-1', "'1--1-1' must be positive"),
     ('--seed_depths=one', "'one' must be positive"),
     ('--seed_depths=', "'' must be positive"),
-    ('--max_depths=2-2', 'same number of stages'),
-    ('--max_depths=2-2-0', "max_depths.*'2-2-0' must be positive"),
-    ('--seed_depths=3-3-3 --max_depths=2-2-2', 'max_depths is .* at least'),
-    ('--widths=4-8', 'takes 3 positive widths, got 4-8'),
-    ('--widths=x', "widths.*'x' must be positive"),
+    ('--policy.max_depths=2-2', 'same number of stages'),
+    ('--policy.max_depths=2-2-0', "max_depths.*'2-2-0' must be positive"),
+    ('--seed_depths=3-3-3 --policy.max_depths=2-2-2', 'max_depths is .* at least'),
+    ('--network.widths=4-8', 'takes 3 positive widths, got 4-8'),
+    ('--network.widths=x', "widths.*'x' must be positive"),
     ('--grow_interval=0', 'K is 0, .* 1 is the least'),
     ('--grow_interval=5 --stop_window=4', 'J is 4 epochs; .*at least K, 5'),
     ('--threshold=abc', 'threshold is abc; it must be a number'),
@@ -72,41 +72,41 @@ BAD_AUTOGROW = (
     ('--max_growing_epochs=0', 'max_epochs 0; 1 is the least'),
     ('--batch_size=0', 'batch_size is at least 1, got 0'),
     ('--batch_size=1078', r'larger than .* \(1077 .*; take at most 1077'),
-    ('--holdout=0', 'holdout must be a whole number >= 1, got 0'),
-    ('--holdout=1437', 'holdout must be below 1437.*got 1437'),
-    ('--holdout=9 --select_on=test', "no use with select_on='test'"),
-    ('--data_fraction=0', 'above 0 and at most 1'),
-    ('--data_fraction=half', "text such as '0.25' or '1/4', got 'half'"),
+    ('--data.holdout=0', 'holdout must be a whole number >= 1, got 0'),
+    ('--data.holdout=1437', 'holdout must be below 1437.*got 1437'),
+    ('--data.holdout=9 --data.select_on=test', "no use with select_on='test'"),
+    ('--data.data_fraction=0', 'above 0 and at most 1'),
+    ('--data.data_fraction=half', "text such as '0.25' or '1/4', got 'half'"),
     ('--seed=-1', r'seed is from 0 to 2\*\*32 - 1, got -1'),
     ('--seed=4294967296', 'seed is from 0 to'),
     ('--learning_rate=nan', 'learning_rate is a positive number, got nan'),
     ('--learning_rate=0', 'learning_rate is a positive number, got 0'),
     ('--learning_rate=-1', 'learning_rate is a positive number, got -1'),
-    ('--weight_decay=-1', 'weight_decay is a number of at least 0'),
-    ('--momentum=1', 'momentum is in'),
-    ('--clip_norm=nan', 'clip_norm is a number of at least 0'),
-    ('--accumulate=0', 'accumulate is at least 1'),
+    ('--optimizer.weight_decay=-1', 'weight_decay is a number of at least 0'),
+    ('--optimizer.momentum=1', 'momentum is in'),
+    ('--optimizer.clip_norm=nan', 'clip_norm is a number of at least 0'),
+    ('--optimizer.accumulate=0', 'accumulate is at least 1'),
     ('--finetune_epochs=-1', 'finetune_epochs is at least 0, got -1'),
     ('--num_devices=0', 'num_devices is at least 1'),
     ('--num_devices=4096', 'num_devices is 1 to .* got 4096'),
     ('--num_devices=2 --batch_size=65', 'cannot be split evenly among 2'),
-    ('--checkpoint_every=x', "epochs .* or minutes .*got 'x'"),
-    ('--keep=0', 'keep is at least 1, got 0'),
+    ('--checkpoints.every=x', "epochs .* or minutes .*got 'x'"),
+    ('--checkpoints.keep=0', 'keep is at least 1, got 0'),
     ('--dataset=mnist --data_dir={cwd}', 'mnist is not prepared .*Prepare it'),
     ('--init_from={cwd}', 'holds no run'),
     ('digits', "Unknown argument 'digits'; flags begin with --"),
-    ('--image_size=0', 'image_size must be a whole number >= 1, got 0'),
-    ('--channels=2', 'channels must be one of .*got 2'),
+    ('--data.image_size=0', 'image_size must be a whole number >= 1, got 0'),
+    ('--data.channels=2', 'channels must be one of .*got 2'),
     ('--normalization=none', "normalization must be one of .*got 'none'"),
-    ('--stream=some', "stream must be one of .*got 'some'"),
+    ('--data.stream=some', "stream must be one of .*got 'some'"),
     (
         '--paper_compat --normalization=pixels '
-        '--holdout=9 --select_on=holdout',
-        'paper_compat is .*it excludes --select_on=holdout, --holdout=9, '
+        '--data.holdout=9 --data.select_on=holdout',
+        'paper_compat is .*it excludes --data.select_on=holdout, --data.holdout=9, '
         r'--normalization=pixels\. Leave out',
     ),
     (
-        '--paper_compat --stem=imagenet --bn_scale_init=uniform01',
+        '--paper_compat --network.stem=imagenet --network.bn_scale_init=uniform01',
         'paper_compat is .*it excludes bn_scale_init=uniform01',
     ),
     (
@@ -118,7 +118,7 @@ BAD_AUTOGROW = (
         'cifar10 is not prepared .*Prepare it',
     ),
     (
-        '--preset=mnist --data_fraction=0.01 --data_dir={cwd}',
+        '--preset=mnist --data.data_fraction=0.01 --data_dir={cwd}',
         'K is 300 epochs, by the rule',
     ),
 )
@@ -201,8 +201,8 @@ class DescribeTest(parameterized.TestCase):
         ('--input_shape=axbxc', 'height x width x channels'),
         ('--input_shape=32x32x0', 'input shape'),
         ('--classes=0', 'classes is at least 1'),
-        ('--stem=big', 'stem is one of'),
-        ('--widths=1-2', '3 positive widths'),
+        ('--network.stem=big', 'stem is one of'),
+        ('--network.widths=1-2', '3 positive widths'),
         ('more', "Unknown argument 'more'"),
     )
     check_refused(
@@ -285,17 +285,17 @@ class AutogrowTest(parameterized.TestCase):
         ((*TINY[:3], '--policy=sequential'), None),
         (
             ('--preset=table2/basic3resnet-cifar10-3to5-adam',
-             '--widths=4-4-4', '--batch_size=8'),
+             '--network.widths=4-4-4', '--batch_size=8'),
             ['3-3-3', '5-5-5'],
         ),
         (
             ('--preset=table10/plain4net-imagenet2012-k5', '--paper_compat',
-             '--widths=4-4-4-4', '--max_depths=2-1-1-1'),
+             '--network.widths=4-4-4-4', '--policy.max_depths=2-1-1-1'),
             ['1-1-1-1', '2-1-1-1'],
         ),
         (
             ('--preset=table9/basic3resnet-cifar10-scratch',
-             '--widths=4-4-4', '--batch_size=8'),
+             '--network.widths=4-4-4', '--batch_size=8'),
             ['6-6-5'],
         ),
     )
@@ -368,7 +368,7 @@ class AutogrowTest(parameterized.TestCase):
         runs.start(
             'replay',
             f'--curve={self.workdir / "history.jsonl"}',
-            '--grow_interval=1', '--stop_window=2', '--max_depths=2-1-1',
+            '--grow_interval=1', '--stop_window=2', '--policy.max_depths=2-1-1',
         )
     )
     self.assertEqual((outcome.status, outcome.stderr), (0, ''))
@@ -410,12 +410,12 @@ class BaselineTest(parameterized.TestCase):
         [
             [
                 f'--workdir={workdir}', '--depths=2-1-1', '--epochs=2',
-                '--widths=4-8-16', '--select_on=test', '--batch_size=64',
+                '--network.widths=4-8-16', '--data.select_on=test', '--batch_size=64',
                 f'--compilation_cache={runs.CACHE}',
             ],
             [
-                f'--workdir={compat}', '--epochs=2', '--widths=4-8-16',
-                '--paper_compat', '--data_fraction=1/2', '--batch_size=64',
+                f'--workdir={compat}', '--epochs=2', '--network.widths=4-8-16',
+                '--paper_compat', '--data.data_fraction=1/2', '--batch_size=64',
                 f'--compilation_cache={runs.CACHE}',
             ],
             *(

@@ -15,34 +15,34 @@ TINY = (
 )
 
 BAD = (
-    ('--curvature=hessian', 'curvature is one of mc, rank1, got .hessian'),
+    ('--method.ranking.learn.curvature=hessian', 'curvature is one of mc, rank1, got .hessian'),
     ('--strategy=magic', 'strategy is one of gauss_newton, random, .*magic'),
     ('--learn=later', 'learn is one of frozen, joint, got .later'),
     ('--final=never', 'final is one of continue, scratch, both, got .never'),
     ('--compare=found', 'compare names some of seed, uniform, not found'),
     ('--preset=table4/nothing', 'Unknown preset'),
-    ('--resource=watts', 'resource is one of params, macs, got .watts'),
-    ('--compensation=magic', 'compensation is one of off, least_sq.*magic'),
+    ('--method.limits.resource=watts', 'resource is one of params, macs, got .watts'),
+    ('--method.ranking.compensation=magic', 'compensation is one of off, least_sq.*magic'),
     ('--seed_width=0', 'seed_width is at least 1, got 0'),
     ('--phases=0', 'phases is at least 1, got 0'),
     ('--epochs_per_phase=0', 'is 0; it must be an int, at least 1'),
-    ('--growth_cap=0', 'growth_cap is positive, got 0'),
-    ('--damping=0', 'damping is positive, got 0'),
-    ('--sweeps=0', 'sweeps is at least 1, got 0'),
+    ('--method.limits.growth_cap=0', 'growth_cap is positive, got 0'),
+    ('--method.ranking.learn.damping=0', 'damping is positive, got 0'),
+    ('--method.ranking.learn.sweeps=0', 'sweeps is at least 1, got 0'),
     ('--budget=50', 'budget is 50 params, but .* has 247 already'),
     ('--examples=1000', 'more than the 1077 training images; .* 512'),
     ('--examples=520', 'more than the 1077 training images; .* 512'),
     ('--morphism_epochs=2', 'epochs means .*learn=frozen, only to joint'),
-    ('--strategy=random --curvature=mc', 'curvature means .*strategy=random'),
+    ('--strategy=random --method.ranking.learn.curvature=mc', 'curvature means .*strategy=random'),
     ('--strategy=random --prune=off', 'prune means nothing .*strategy=random'),
-    ('--strategy=random --price=1', 'price means nothing .*strategy=random'),
+    ('--strategy=random --method.limits.price=1', 'price means nothing .*strategy=random'),
     ('--strategy=random --learn=joint', 'learn means .*strategy=random'),
     ('--prune=no', 'prune is one of on, off, got .no'),
     ('--batch_size=600', 'an epoch of 1077 training images has 1 of 600'),
     ('--learn=joint --parallel=pmap --num_devices=2', 'use --parallel=jit'),
     ('--network=deeplab', 'predicts a class for each pixel, but digits has'),
     ('--dataset=topics --network=lstm2', 'a label for each word or pixel'),
-    ('--learn=joint --damping=1', 'damping means .*learn=joint, only to froz'),
+    ('--learn=joint --method.ranking.learn.damping=1', 'damping means .*learn=joint, only to froz'),
     ('--finetune_epochs=1 --final=scratch', 'nothing for --finetune_epochs'),
 )
 
@@ -55,7 +55,7 @@ class BinaryTest(absltest.TestCase):
           *TINY, f'--workdir={workdir}', '--final=both', '--compare=uniform'
       ]
       first, again, other = runs.call(
-          'gauss_newton', [given, given, [*given, '--sweeps=1']]
+          'gauss_newton', [given, given, [*given, '--method.ranking.learn.sweeps=1']]
       )
       self.assertEqual(first.status, 0, first.stderr)
       self.assertIn(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import tiny_morphisms as tiny
+import tiny_networks
 
 from autogrow_jax.core import growth as growth_lib
 from autogrow_jax import costs
@@ -246,7 +247,7 @@ class MethodTest(parameterized.TestCase):
     architecture, state = now.architecture, now.state
     for axis in ('s0b0.out', 's1b0.out'):
       units = np.arange(architecture.size(axis))
-      change = tiny.twins(architecture, axis, units)
+      change = tiny_networks.split(architecture, axis, units)
       state, architecture = grow(state, change), change.target
     twins = dataclasses.replace(now, architecture=architecture, state=state)
     grower = method.GaussNewton(

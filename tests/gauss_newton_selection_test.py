@@ -111,7 +111,7 @@ class PrunesTest(parameterized.TestCase):
     """A twin takes over all of it, and nothing changes."""
     architecture = seed('plain3net')
     state = tiny_networks.state(architecture)
-    change = tiny.twins(architecture, 's0b0.out', [1])
+    change = tiny_networks.split(architecture, 's0b0.out', [1])
     twins = tiny.grow(state, change)
     x, labels = tiny.batch()
     model, trees = signals.model_of(change.target), tiny.trees_of(twins)
@@ -217,7 +217,7 @@ class PrunesTest(parameterized.TestCase):
     """After a twin, whose removal changes nothing; its half is taken over."""
     architecture, axis = seed('plain3net'), 's0b0.out'
     state = tiny_networks.state(architecture)
-    change = tiny.twins(architecture, axis, [1])
+    change = tiny_networks.split(architecture, axis, [1])
     model = signals.model_of(change.target)
     trees = tiny.trees_of(tiny.grow(state, change))
     settings = {'compensation': 'least_squares', 'curvature': 'rank1'}

@@ -321,7 +321,7 @@ class PruneTest(parameterized.TestCase):
   @parameterized.parameters(('basic3resnet', 's0'), ('mobilenet1', 'stem'))
   def test_a_twin_takes_over_at_every_reader(self, family, axis):
     architecture, state, _ = network(family)
-    twins = tiny.grow(state, tiny.twins(architecture, axis, [1]))
+    twins = tiny.grow(state, tiny_networks.split(architecture, axis, [1]))
     units = architecture.size(axis) + 1
     doubled = architecture.resized({axis: units})
     model, trees = signals.model_of(doubled), tiny.trees_of(twins)

@@ -13,6 +13,7 @@ from absl.testing import parameterized
 import numpy as np
 
 from autogrow_jax.run import console
+from autogrow_jax.run import tensorboard
 from autogrow_jax.run import history as history_lib
 
 _EPOCH = {
@@ -23,6 +24,7 @@ _EPOCH = {
     'macs': 12_500_000, 'train_macs': 3_100_000_000_000,
     'eval_macs': 90_000_000_000, 'wall_seconds': 61.5,
     'compile_seconds': 12.25, 'compile_count': 3, 'images_per_second': 5321.0,
+    'train_metrics': {'accuracy': 86.42}, 'metrics': {'accuracy': 85.0},
 }
 _GROW = {
     'event': 'grow', 'epoch': 12, 'step': 420, 'depths': [3, 3, 2],
@@ -37,7 +39,7 @@ _GROW = {
 
 _APPEND_FOR_EVER = '''
 import sys
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import history as history_lib
 history = history_lib.History(sys.argv[1])
 for i in range(1_000_000):
   history.append({'event': 'epoch', 'epoch': i, 'text': 'x' * 1000})
@@ -86,19 +88,26 @@ class HistoryTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'history.jsonl, line 2: '):
       history_lib.read(self.path)
 
-  def test_truncate_to(self):
+  def test_truncate(self):
     history = history_lib.History(self.path)
-    for record in (_EPOCH, _GROW, _EPOCH):
+    for record in (_EPOCH, _GROW):
       history.append(record)
+    digest = history.digest(2)
+    history.append(_EPOCH)
+    history.close()
     with open(self.path, 'ab') as file:
       file.write(b'{"event": "ep')
-    history.truncate_to([_EPOCH, _GROW])
+    history = history_lib.History(self.path)
+    history.truncate(2, digest)
     self.assertEqual(history_lib.read(self.path), [_EPOCH, _GROW])
+    self.assertEqual(history.records, [_EPOCH, _GROW])
     history.append({'event': 'end'})
     self.assertEqual(history_lib.read(self.path)[2:], [{'event': 'end'}])
-    history.truncate_to([])
+    for length, other in ((2, 'x'), (9, digest)):
+      with self.assertRaisesRegex(ValueError, 'was changed or replaced'):
+        history.truncate(length, other)
+    history.truncate(0, history.digest(0))
     self.assertEqual(self.path.read_bytes(), b'')
-    self.assertLen(list(self.path.parent.iterdir()), 1)
 
   def test_survives_a_kill(self):
     process = subprocess.Popen(
@@ -167,7 +176,6 @@ class FormatTest(parameterized.TestCase):
       ({'depths': [42, 42, 42, 42]},),
       ({'epoch': 12345, 'train_loss': 'nan', 'loss': 1e30},),
       ({'learning_rate': 1.23456e-5, 'params': 123_456_789},),
-      ({'train_correct': None, 'total': 0},),
       ({'shape': '28-21-23-17-51', 'estimated_change': -0.0704,
         'actual_change': -0.0431},),
       ({'shape': '28-21-23-17-51', 'estimated_change': -0.0704,
@@ -243,7 +251,7 @@ class ProgressTest(absltest.TestCase):
 class TensorBoardTest(absltest.TestCase):
 
   def test_scalars(self):
-    scalars = console.scalars(_EPOCH)
+    scalars = tensorboard.scalars(_EPOCH)
     self.assertAlmostEqual(scalars['accuracy/selection'], 85.0)
     self.assertAlmostEqual(scalars['accuracy/best'], 86.1)
     self.assertEqual(scalars['depth/stage0'], 3.0)
@@ -252,7 +260,7 @@ class TensorBoardTest(absltest.TestCase):
   def test_a_protocol_on_the_test_set_is_a_text(self):
     for select_on, texts in (('holdout', []), ('test', ['paper_compat: '])):
       folder = self.enterContext(tempfile.TemporaryDirectory())
-      board = console.TensorBoard(folder)
+      board = tensorboard.TensorBoard(folder)
       with mock.patch.object(board._writer, 'add_text') as add_text:
         for epoch in (1, 2):
           board.write({
@@ -267,19 +275,19 @@ class TensorBoardTest(absltest.TestCase):
 
   def test_no_step_appears_twice(self):
     folder = self.enterContext(tempfile.TemporaryDirectory())
-    board = console.TensorBoard(folder)
+    board = tensorboard.TensorBoard(folder)
     for step in (10, 20, 30):
       board.write({**_EPOCH, 'step': step})
     board.write(_GROW)
     board.close()
-    board = console.TensorBoard(folder, resume_step=20)
+    board = tensorboard.TensorBoard(folder, resume_step=20)
     board.write({**_EPOCH, 'step': 30, 'loss': 'nan'})
     board.close()
     self.assertEqual(_purge_steps(folder), {21})
 
   def test_not_imported_while_unused(self):
     code = (
-        'import sys; from autogrow_jax.run import console as logs;'
+        'import sys; from autogrow_jax.run import console, tensorboard;'
         ' sys.exit("tensorboardX" in sys.modules or "jax" in sys.modules)'
     )
     root = pathlib.Path(__file__).parent.parent

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_networks
 
-from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.networks import base
 
 WORDS = 7
@@ -207,17 +207,15 @@ class AxesTest(parameterized.TestCase):
     gate = np.zeros(architecture.size(axis), np.float32)
     gate[kept] = 1
     gated = state.replace(
-        params=growth.scale_readers(
+        params=axes_lib.scale_readers(
             state.params, state_lib.axis_table(architecture), {axis: gate}
         )
     )
-    pruned = growth.prune(architecture, axis, kept)
-    sliced, _ = growth.grow(
-        state, pruned, tiny_networks.OPTIMIZERS['sgd'], key=jax.random.key(1)
-    )
+    pruned = tiny_networks.prune(architecture, axis, kept)
+    sliced, _ = tiny_networks.grow(state, pruned, draw=base.init)
     x = tokens(STREAMS, 5)
     want, _ = run(architecture, gated, x, train=bool(train))
-    got, _ = run(pruned.architecture, sliced, x, train=bool(train))
+    got, _ = run(pruned.target, sliced, x, train=bool(train))
     np.testing.assert_allclose(got, want, atol=1e-6)
     ungated, _ = run(architecture, state, x, train=bool(train))
     self.assertGreater(np.abs(ungated - want).max(), 1e-3)
@@ -225,10 +223,8 @@ class AxesTest(parameterized.TestCase):
   def test_new_units_have_no_past(self):
     architecture = build()
     state = tiny_networks.state(architecture)
-    change = growth.widen(architecture, 's0b0.hidden', 2)
-    grown, _ = growth.grow(
-        state, change, tiny_networks.OPTIMIZERS['sgd'], key=jax.random.key(1)
-    )
+    change = tiny_networks.widen(architecture, 's0b0.hidden', 2)
+    grown, _ = tiny_networks.grow(state, change, draw=base.init)
     for name in base.CARRIED:
       leaf = grown.stats['network']['s0b0'][name]
       np.testing.assert_array_equal(leaf[:, 4:], np.zeros((STREAMS, 2)))

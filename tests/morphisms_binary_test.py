@@ -38,8 +38,8 @@ BAD = (
     ('--study=strategies --layer=stem', "'stem' .*; there are s0b0.out, s1b0"),
     ('--study=cost --tries=2', 'tries means nothing to .*cost, only to strat'),
     ('--study=cost --examples=8', 'examples means nothing to .*study=cost'),
-    ('--study=cost --sweeps=1', 'sweeps means nothing to .*study=cost'),
-    ('--study=strategies --compensation=off', 'only to estimates; leave it'),
+    ('--study=cost --method.ranking.learn.sweeps=1', 'sweeps means nothing to .*study=cost'),
+    ('--study=strategies --method.ranking.compensation=off', 'only to estimates; leave it'),
     ('--study=estimates --morphism_epochs=2', 'epochs means .*estimates'),
     ('--study=cost --run=/nowhere', '/nowhere holds no run'),
 )
@@ -175,11 +175,11 @@ class BinaryTest(absltest.TestCase):
   def test_studies(self):
     outcomes = self.call(
         [
-            '--study=estimates', '--scale=0.05', '--sweeps=1',
+            '--study=estimates', '--scale=0.05', '--method.ranking.learn.sweeps=1',
             f'--examples={runs.HOLDOUT}', '--batch_size=90',
         ],
         [
-            '--study=strategies', '--channels=2', '--tries=2',
+            '--study=strategies', '--data.channels=2', '--tries=2',
             '--examples=100', '--batch_size=50',
         ],
         ['--study=cost', '--repeats=2', '--batch_size=8'],

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import re
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,7 +12,6 @@ import numpy as np
 import tiny_networks
 
 from autogrow_jax import costs
-from autogrow_jax import growth
 from autogrow_jax import networks
 from autogrow_jax import view
 from autogrow_jax.networks import base
@@ -311,14 +309,8 @@ class MobileNetTest(parameterized.TestCase):
   def test_channels_are_carried_through_the_depthwise_convolution(self):
     architecture = tiny_networks.seed('mobilenet1')
     state = tiny_networks.state(architecture)
-    change = growth.split(architecture, 's1b0.out', np.array([1, 4]))
-    with mock.patch.object(base, 'init', tiny_networks.draw):
-      grown, _ = growth.grow(
-          state,
-          change,
-          tiny_networks.OPTIMIZERS['sgd'],
-          key=jax.random.key(0),
-      )
+    change = tiny_networks.split(architecture, 's1b0.out', [1, 4])
+    grown, _ = tiny_networks.grow(state, change)
     units = [0, 1, 2, 3, 4, 5, 1, 4]
     old, new = (s.params['weights']['s1b1'] for s in (state, grown))
     np.testing.assert_array_equal(
@@ -514,8 +506,7 @@ class ApplyTest(parameterized.TestCase):
     # A residual network's logits don't notice them, a plain network's do.
     architecture = tiny_networks.seed(family)
     state, x = tiny_networks.state(architecture), tiny_networks.images()
-    deeper = growth.append(growth.append(architecture, 1).architecture, 2)
-    deeper = deeper.architecture
+    deeper = architecture.with_block(1).with_block(2)
     padded = tiny_networks.state(deeper)
     new = ('s1b2', 's2b1')
     weights = dict(padded.params['weights'])

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import tiny_networks
 
 from autogrow_jax import optimizers
-
-OptimizerConfig = optimizers.SGD
 
 
 def parameters():
@@ -47,7 +46,7 @@ class UpdateTest(parameterized.TestCase):
   def test_coupled_weight_decay_momentum(self):
     # As PyTorch's SGD: the rate is outside the buffer, the decay inside, and
     # norms decay like everything else.
-    tx = optimizers.make(OptimizerConfig(momentum=0.9, weight_decay=0.01))
+    tx = optimizers.make(optimizers.SGD(momentum=0.9, weight_decay=0.01))
     grads, rates = [gradients(n) for n in range(3)], (0.1, 0.1, 0.01)
     history = run(tx, grads, rates)
     for path in (('conv', 'kernel'), ('norm', 'scale'), ('norm', 'bias')):
@@ -59,13 +58,33 @@ class UpdateTest(parameterized.TestCase):
         np.testing.assert_allclose(got[path[0]][path[1]], value, rtol=1e-5)
 
   def test_starts_with_rate_zero(self):
-    tx = optimizers.make(OptimizerConfig())
+    tx = optimizers.make(optimizers.SGD())
     updates, _ = tx.update(gradients(0), tx.init(parameters()), parameters())
     for leaf in jax.tree.leaves(updates):
       np.testing.assert_array_equal(leaf, 0)
 
+  @parameterized.parameters(
+      (optimizers.AdamW(weight_decay=0.3), optax.adamw(0.1, weight_decay=0.3)),
+      (optimizers.Lion(weight_decay=0.3), optax.lion(0.1, weight_decay=0.3)),
+      (
+          optimizers.Adafactor(weight_decay=0.3),
+          optax.adafactor(0.1, weight_decay_rate=0.3),
+      ),
+      (
+          optimizers.Muon(weight_decay=0.3),
+          optax.contrib.muon(0.1, weight_decay=0.3),
+      ),
+  )
+  def test_others_are_those_of_optax(self, optimizer, want):
+    grads, rates = [gradients(n) for n in range(2)], [0.1] * 2
+    tiny_networks.assert_close(
+        run(optimizers.make(optimizer), grads, rates)[1],
+        run(want, grads, rates)[1],
+        1e-6,
+    )
+
   def test_clips_the_global_norm(self):
-    config = OptimizerConfig(momentum=0.0, weight_decay=0.0, clip_norm=0.5)
+    config = optimizers.SGD(momentum=0.0, weight_decay=0.0, clip_norm=0.5)
     (got,) = run(optimizers.make(config), [gradients(0)], [1.0])
     grads = gradients(0)
     norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
@@ -77,7 +96,7 @@ class UpdateTest(parameterized.TestCase):
     )
 
   def test_clips_before_the_decay(self):
-    config = OptimizerConfig(momentum=0.0, weight_decay=0.1, clip_norm=1e-9)
+    config = optimizers.SGD(momentum=0.0, weight_decay=0.1, clip_norm=1e-9)
     (got,) = run(optimizers.make(config), [gradients(0)], [1.0])
     tiny_networks.assert_close(
         got, jax.tree.map(lambda p: 0.9 * p, parameters()), 1e-5
@@ -85,7 +104,7 @@ class UpdateTest(parameterized.TestCase):
 
   def test_small_gradients_are_not_clipped(self):
     configs = [
-        OptimizerConfig(clip_norm=clip_norm) for clip_norm in (0.0, 1e3)
+        optimizers.SGD(clip_norm=clip_norm) for clip_norm in (0.0, 1e3)
     ]
     one, other = (
         run(optimizers.make(config), [gradients(0)], [0.1])[0]
@@ -102,11 +121,11 @@ class UpdateTest(parameterized.TestCase):
         for start in (0, 3)
     ]
     small = run(
-        optimizers.make(OptimizerConfig(accumulate=3, **config)),
+        optimizers.make(optimizers.SGD(accumulate=3, **config)),
         grads,
         [0.1] * 6,
     )
-    large = run(optimizers.make(OptimizerConfig(**config)), means, [0.1] * 2)
+    large = run(optimizers.make(optimizers.SGD(**config)), means, [0.1] * 2)
     tiny_networks.assert_same(small[1], parameters())
     tiny_networks.assert_close(small[2], large[0], 1e-5)
     tiny_networks.assert_same(small[4], small[2])
@@ -130,8 +149,8 @@ class UpdateTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (dict(momentum=1.0), 'momentum is in [0, 1), got 1.0'),
-      (dict(momentum=-0.1), 'momentum is in [0, 1), got -0.1'),
-      (dict(momentum=float('nan')), 'momentum is in [0, 1), got nan'),
+      (dict(momentum=-0.1), 'momentum is a number of at least 0, got -0.1'),
+      (dict(momentum=float('nan')), 'momentum is a number of at least 0, got'),
       (dict(weight_decay=-1e-4), 'weight_decay is a number of at least 0'),
       (dict(weight_decay=float('inf')), 'weight_decay is a number'),
       (dict(clip_norm=-1.0), 'clip_norm is a number of at least 0, got -1.0'),
@@ -140,7 +159,7 @@ class UpdateTest(parameterized.TestCase):
   )
   def test_refuses(self, arguments, message):
     with self.assertRaisesRegex(ValueError, re.escape(message)):
-      OptimizerConfig(**arguments)
+      optimizers.SGD(**arguments)
 
 
 def schedule(**changes):

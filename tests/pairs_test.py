@@ -11,7 +11,6 @@ from PIL import Image
 
 from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax import tasks
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
 from experiments import report
@@ -309,40 +308,6 @@ class AugmentTest(absltest.TestCase):
 
 class ScoreTest(absltest.TestCase):
 
-  def test_mean_iou_by_hand(self):
-    labels = np.array([[[0, 0], [1, -1]], [[2, 2], [1, 0]]], np.int16)
-    predicted = np.array([[[0, 1], [1, 3]], [[2, 0], [1, 0]]])
-    images = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1)
-    logits = 3 * np.eye(5, dtype='f4')[predicted]
-    score = tasks.Masks().score(
-        lambda x: logits[x.reshape(-1)], data.Split(images, labels), 1
-    )
-    # Class 3 is predicted in void only, class 4 never: neither counts.
-    miou = 100 * (2 / 4 + 2 / 3 + 1 / 2) / 3
-    self.assertAlmostEqual(score.metrics['miou'], miou)
-    self.assertEqual((score.correct, score.total), (5, 7))
-    shift = np.log(np.exp(3) + 4)
-    self.assertAlmostEqual(score.loss_sum, 7 * shift - 5 * 3, places=4)
-    batched = tasks.Masks().score(
-        lambda x: logits[x.reshape(-1)], data.Split(images, labels), 4
-    )
-    self.assertEqual(batched.metrics, score.metrics)
-
-  def test_a_class_that_is_only_predicted_counts(self):
-    split = data.Split(
-        np.zeros((1, 1, 3, 1), np.uint8), np.array([[[0, 0, -1]]], np.int16)
-    )
-    logits = np.eye(2, dtype='f4')[np.array([[[0, 1, 1]]])]
-    score = tasks.Masks().score(lambda x: logits, split, 1)
-    self.assertEqual(score.metrics['miou'], 25)  # Of 1/2 and 0/1.
-
-  def test_void_alone(self):
-    split = data.Split(
-        np.zeros((1, 2, 2, 1), np.uint8), np.full((1, 2, 2), -1, np.int16)
-    )
-    with self.assertRaisesRegex(ValueError, 'are void; there is nothing'):
-      tasks.Masks().score(lambda x: np.zeros((1, 2, 2, 3), 'f4'), split, 1)
-
   def test_few_large_examples_at_once(self):
     self.assertEqual(trained.examples_at_once(256, 10), 256)
     self.assertEqual(trained.examples_at_once(256, 513 * 513 * 21), 12)
@@ -387,7 +352,7 @@ class RunTest(PairsTestCase):
 
   @parameterized.parameters(
       ({'network': {}}, 'basic3resnet predicts one class for each example'),
-      ({'data': {}}, 'but digits has one class for each example: choose anoth'),
+      ({'data': {}}, 'but the data have one class for each example: choose'),
   )
   def test_networks_and_data_that_do_not_fit(self, changes, message):
     self.fill()

@@ -1,6 +1,4 @@
-"""Tests of data parallelism on 8 simulated devices, also across a growth."""
-
-from unittest import mock
+"""Tests of data placement on 8 simulated devices, also across a growth."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -11,15 +9,14 @@ import optax
 import tiny_networks
 
 from autogrow_jax import data
-from autogrow_jax import growth
 from autogrow_jax import optimizers
-from autogrow_jax.run import parallel
-from autogrow_jax.run import programs
 from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
-from autogrow_jax.methods import base as methods_base
 from autogrow_jax.networks import base
+from autogrow_jax.run import parallel
+from autogrow_jax.run import programs
+from autogrow_jax.run import steps
 
 DEVICES = 8
 BATCH = 32
@@ -38,93 +35,90 @@ def training_set():
   return images, labels, order
 
 
-def compiler_for(parallelism, on_compile=lambda compiling: None):
-  task = programs.Task(
-      method=methods_base.FixedArchitecture(),
-      tx=TX,
-      preprocessing=PREPROCESSING,
-      dtype=jnp.float32,
-      parallel=parallelism,
+def compiler_for(placement):
+  return programs.Programs(
+      tiny_networks.computation(
+          TX, preprocessing=PREPROCESSING, parallel=placement
+      )
   )
-  return programs.Programs(task, on_compile)
 
 
-def steps(parallelism, state, architecture, *, spare=False, ahead=False):
+def grow_between_steps(
+    placement, state, architecture, *, spare=False, ahead=False
+):
   """One step, a growth and another step; (state, meters) after either step.
 
   `ahead` compiles for the second network before it is there.
   """
-  waited = []
-  compiler = compiler_for(
-      parallelism, lambda compiling: waited.append(compiling.waited)
-  )
+  compiler = compiler_for(placement)
   images, labels, order = training_set()
   results = []
   for _ in range(2):
     layout = view.layout(architecture, spare=spare)
     arguments = (
-        parallelism.replicate(view.pack(state, layout)),
-        parallelism.replicate(programs.new_meters()),
-        parallelism.replicate(images),
-        parallelism.replicate(labels),
-        parallelism.shard(order),
-        parallelism.replicate(RATE),
-        parallelism.replicate(layout.depths),
+        placement.replicate(view.pack(state, layout)),
+        placement.replicate(steps.new_meters()),
+        placement.replicate(images),
+        placement.replicate(labels),
+        placement.shard(order),
+        placement.replicate(RATE),
+        placement.replicate(layout.depths),
     )
     packed, meters = compiler.train_step(layout, arguments)(*arguments)
-    state = view.unpack(parallelism.fetch(packed), layout)
-    results.append((state, parallelism.fetch(meters)))
+    state = view.unpack(placement.fetch(packed), layout)
+    results.append((state, placement.fetch(meters)))
     if ahead:
-      deeper = growth.append(architecture, 1).architecture
+      deeper = architecture.with_block(1)
       compiler.prepare(view.layout(deeper, spare=spare))
     state, architecture = grown(state, architecture)
-  assert [waiting is not None for waiting in waited] == [False, ahead]
   compiler.close()
   # What was never needed is told; spare room serves the third network, too.
-  assert len(waited) == 2 + (ahead and not spare), waited
+  waited = [compilation.waited for compilation in compiler.drain()]
+  want = [False, ahead, *[True] * (ahead and not spare)]
+  assert [seconds is not None for seconds in waited] == want, waited
   return results
 
 
-def epoch(parallelism, state, architecture, *, at_once):
+def epoch(placement, state, architecture, *, at_once):
   """(state, meters) after three steps, in one call or one by one."""
-  compiler = compiler_for(parallelism)
+  compiler = compiler_for(placement)
   images, labels, _ = training_set()
   rows = np.random.default_rng(1).permutation(40).astype('i4')
   rows = np.stack([rows[:BATCH], rows[-BATCH:], rows[1 : BATCH + 1]])
   layout = view.layout(architecture)
-  place = parallelism.replicate
-  now = place((view.pack(state, layout), programs.new_meters()))
-  indices = [parallelism.shard(row) for row in rows]
+  place = placement.replicate
+  now = place((view.pack(state, layout), steps.new_meters()))
+  indices = [placement.shard(row) for row in rows]
   if at_once:
     none = np.full_like(rows[:2], -1)
-    indices = [parallelism.shard(np.concatenate([rows, none]), dim=1)]
+    indices = [placement.shard(np.concatenate([rows, none]), dim=1)]
   for index in indices:
     arguments = (
         *now, *place((images, labels)), index, *place((RATE, layout.depths))
     )
     now = compiler.train_step(layout, arguments)(*arguments)
   compiler.close()
-  packed, meters = parallelism.fetch(now)
+  packed, meters = placement.fetch(now)
   return view.unpack(packed, layout), meters
 
 
-def logits_of(parallelism, state, architecture, *, at_once):
+def logits_of(placement, state, architecture, *, at_once):
   """Of the first two batches of three, in one call or one by one."""
-  compiler = compiler_for(parallelism)
+  compiler = compiler_for(placement)
   shape = 3, BATCH, *tiny_networks.IMAGE
   batches = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   layout = view.layout(architecture)
-  packed = parallelism.replicate(view.pack(state, layout))
+  packed = placement.replicate(view.pack(state, layout))
 
   def forward(images, count):
     arguments = (
         packed.params,
         packed.stats,
-        parallelism.shard(images, dim=int(count is not None)),
-        *parallelism.replicate((np.bool_(False), count, layout.depths)),
+        placement.shard(images, dim=int(count is not None)),
+        *placement.replicate((np.bool_(False), count, layout.depths)),
     )
     program = compiler.forward(layout, arguments)
-    return parallelism.gather(program(*arguments))
+    return placement.gather(program(*arguments))
 
   if at_once:
     logits = np.moveaxis(forward(batches, np.int32(2)), 1, 0)
@@ -137,14 +131,12 @@ def logits_of(parallelism, state, architecture, *, at_once):
 
 
 def grown(state, architecture):
-  change = growth.append(architecture, 1)
-  with mock.patch.object(base, 'init', tiny_networks.draw):
-    state, _ = growth.grow(state, change, TX, key=jax.random.key(1))
-  return state, change.architecture
+  change = state_lib.append(architecture, [1])
+  return tiny_networks.grow(state, change, TX, number=1)[0], change.target
 
 
 def device_norm_steps(state, architecture):
-  """What `pmap` mode should do, on one device, without `programs`.
+  """What `pmap` mode should do, on one device, without `steps`.
 
   The batch is augmented as a whole; then every share has its own batch norm,
   and gradients, losses and running statistics are averaged.
@@ -215,8 +207,8 @@ class StepTest(parameterized.TestCase):
     self.assertIn('s1b1', got[-1][0].params['weights'])
 
   def test_jit_equals_one_device(self):
-    one = steps(parallel.make(), self.state, self.architecture)
-    many = steps(
+    one = grow_between_steps(parallel.make(), self.state, self.architecture)
+    many = grow_between_steps(
         parallel.make('jit', DEVICES),
         self.state,
         self.architecture,
@@ -250,14 +242,14 @@ class StepTest(parameterized.TestCase):
     self.assertGreater(np.abs(want[0] - want[1]).max(), 0.01)
 
   def test_nothing_changes_by_compiling_ahead(self):
-    run = lambda ahead: steps(
+    run = lambda ahead: grow_between_steps(
         parallel.make(), self.state, self.architecture, ahead=ahead
     )
     for got, want in zip(run(True), run(False), strict=True):
       tiny_networks.assert_same(got, want)
 
   def test_pmap_has_batch_norm_per_device(self):
-    many = steps(
+    many = grow_between_steps(
         parallel.make('pmap', DEVICES),
         self.state,
         self.architecture,

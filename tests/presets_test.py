@@ -31,8 +31,9 @@ from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax.run import parallel
 from autogrow_jax import policies
-from autogrow_jax.run import programs
-from autogrow_jax.run import session
+from autogrow_jax import tasks
+from autogrow_jax.run import steps
+from autogrow_jax.run import resolve
 from autogrow_jax.run import train
 from autogrow_jax.methods import autogrow
 from autogrow_jax.methods import base
@@ -104,12 +105,12 @@ def resolved(name: str) -> config_lib.RunConfig:
   config = presets.get(name)
   if config.data.dataset not in data.SOURCES:
     return config  # What depends on a text of one's own stays open.
-  return train.resolve(config, stand_in(config.data))
+  return resolve.resolve(config, stand_in(config.data))
 
 
 def seed_of(name: str) -> architecture_lib.Architecture:
   config = resolved(name)
-  return session.seed_architecture(config, stand_in(config.data))
+  return resolve.seed_architecture(config, stand_in(config.data))
 
 
 def course(name: str) -> Course:
@@ -413,25 +414,25 @@ class PaperProtocolTest(parameterized.TestCase):
   def test_on_top_of_a_row(self, name, scales, std):
     config = config_lib.in_paper_protocol(presets.get(name))
     dataset = stand_in(config.data)
-    config = train.resolve(config, dataset)
+    config = resolve.resolve(config, dataset)
     self.assertEqual(config.protocol, 'paper_compat')
     self.assertEqual(config.network.bn_scale_init, scales)
     self.assertEqual(dataset.preprocessing.std, std)
     self.assertEqual(len(dataset.holdout.labels), 0)
     self.assertIsNone(config.data.holdout)
-    option = dict(session.seed_architecture(config, dataset).options)
+    option = dict(resolve.seed_architecture(config, dataset).options)
     self.assertEqual(option['bn_scale_init'], scales)
     # Resolving again changes nothing, so that config.json is a fixed point.
     again = config_lib.RunConfig.from_json(
         json.loads(json.dumps(config.to_json()))
     )
-    self.assertEqual(train.resolve(again, dataset), config)
+    self.assertEqual(resolve.resolve(again, dataset), config)
 
 
   def test_not_on_data_with_a_hold_out(self):
     config = presets.get('cifar10')
     with self.assertRaisesRegex(ValueError, 'on holdout, but .*=test'):
-      train.resolve(
+      resolve.resolve(
           config_lib.in_paper_protocol(config), stand_in(config.data)
       )
 
@@ -488,8 +489,9 @@ def _trace(name: str, architecture: architecture_lib.Architecture) -> None:
   config = resolved(name)
   dataset = stand_in(config.data)
   dry_run.trace_step(
-      programs.Task(
+      steps.Computation(
           method=config.method,
+          task=tasks.of_labels(dataset.train.labels),
           tx=optimizers.make(config.optimizer),
           preprocessing=dataset.preprocessing,
           dtype=jnp.float32,

@@ -147,8 +147,8 @@ class BinaryTest(CurveTest):
       answers.append(list(map(json.loads, outcome.stdout.splitlines())))
     self.assertEqual(
         [outcome.stderr for outcome in outcomes],
-        ['--error_rate means nothing to periodic: ignored.\n', '', '',
-         '--stop_window means nothing to convergent: ignored.\n'],
+        ['ignored: --error_rate means nothing to periodic\n', '', '',
+         'ignored: --stop_window means nothing to convergent\n'],
     )
     self.assertEqual(summary(answers[0])[-1], (30, 'end', None, '3-5-4'))
     self.assertEqual(

@@ -150,7 +150,7 @@ class ReportTest(parameterized.TestCase):
     self.assertIn('The protocol of the paper (--paper_compat).', text)
     self.assertIn('96.88 %best test accuracy of any epoch', text)
     self.assertIn('Protocolpaper_compat', text)
-    self.assertNotIn('(--select_on=test)', text)
+    self.assertNotIn('(--data.select_on=test)', text)
     clean = _check(_render(result={**_RESULT, 'protocol': 'holdout'})).text
     self.assertNotIn('of the paper', clean)
     self.assertIn('95.40 %validation accuracy', clean)

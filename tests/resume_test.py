@@ -102,8 +102,8 @@ def setUpModule():
 def flags_of(workdir):
   """The command of the tiny run."""
   return [
-      f'--workdir={workdir}', '--widths=4-8-16', '--grow_interval=1',
-      '--stop_window=2', '--max_depths=2-2-1', '--learning_rate=0.05',
+      f'--workdir={workdir}', '--network.widths=4-8-16', '--grow_interval=1',
+      '--stop_window=2', '--policy.max_depths=2-2-1', '--learning_rate=0.05',
       '--finetune_epochs=2', '--batch_size=64', '--compare=',
       f'--compilation_cache={runs.CACHE}',
   ]

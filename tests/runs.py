@@ -53,7 +53,8 @@ for arguments in calls:
     sys.argv = [module.__name__, *arguments]
     status = 1
     try:
-      module.flags.run_main(module.main)
+      module.main()
+      status = 0
     except SystemExit as error:
       status = error.code or 0
     except BaseException:

@@ -265,7 +265,7 @@ class AnyTfdsTest(parameterized.TestCase):
 
   def test_varying_size(self):
     # Beside its image it has another one, a mask, and a box.
-    with self.assertRaisesRegex(ValueError, 'differ in size.*--image_size'):
+    with self.assertRaisesRegex(ValueError, 'differ in size.*--data.image_size'):
       load('oxford_iiit_pet')
     dataset = load('oxford_iiit_pet', image_size=40)
     splits = SETS['oxford_iiit_pet']()
@@ -538,7 +538,7 @@ class FolderTest(parameterized.TestCase):
     )
     files['class1/b.png'] = tiny_images.pixels(2, (50, 20, 4))
     with self.assertRaisesRegex(
-        ValueError, r'differ in size: .* has \d+x\d+ pixels.*--image_size'
+        ValueError, r'differ in size: .* has \d+x\d+ pixels.*--data.image_size'
     ):
       self.load(files)
     dataset = self.load(image_size=24)

@@ -12,7 +12,7 @@ from autogrow_jax.run import train
 from autogrow_jax.run import trained
 
 TINY = (
-    '--network=mlp', '--depths=1-1', '--widths=8-8', '--epochs=2',
+    '--network=mlp', '--depths=1-1', '--network.widths=8-8', '--epochs=2',
     '--target_sparsity=0.4', f'--compilation_cache={runs.CACHE}',
 )
 
@@ -21,15 +21,15 @@ BAD = (
     ('--target_sparsity=1', 'above 0 and below 1, got 1'),
     ('--target_sparsity=0.999', 'smallest network.* at most 0.8724'),
     ('--budget=watts', 'budget is one of params, macs, got .watts'),
-    ('--grow=depth', 'grow is one of channels, layers, both, got .depth'),
-    ('--grow=layers', 'no layers that may be missing.*--depths'),
-    ('--gate=input', 'gate is one of readers, filter, got .input'),
-    ('--temperature=warm', 'temperature is one of structure, global'),
-    ('--beta_final=0.5', 'beta_final is from 1 to 1000000.0, got 0.5'),
-    ('--freeze=2', 'freeze is from 0 to 1, got 2'),
+    ('--method.grow=depth', 'grow is one of channels, layers, both, got .depth'),
+    ('--method.grow=layers', 'no layers that may be missing.*--depths'),
+    ('--method.gate=input', 'gate is one of readers, filter, got .input'),
+    ('--method.temperature=warm', 'temperature is one of structure, global'),
+    ('--method.beta_final=0.5', 'beta_final is from 1 to 1000000.0, got 0.5'),
+    ('--method.freeze=2', 'freeze is from 0 to 1, got 2'),
     ('--compare=seed', 'compare names some of full, direct, cost, not seed'),
     ('--epochs=0', 'at least 1'),
-    ('--method=l1 --lambda1=1', 'lambda1 means nothing to --method=l1'),
+    ('--method=l1 --method.lambda1=1', 'lambda1 means nothing to --method=l1'),
     ('--method=direct', 'name that run with --init_from'),
     ('--init_from=nothing', 'init_from means nothing to --method=sparsify'),
     ('--method=morphnet', 'has no norms, whose scales morphnet needs'),
@@ -42,10 +42,10 @@ class BinaryTest(absltest.TestCase):
     with tempfile.TemporaryDirectory() as workdir:
       given = [
           *TINY, f'--workdir={workdir}', '--compare=full,direct,cost',
-          '--accumulate=2',
+          '--optimizer.accumulate=2',
       ]
       first, again, other = runs.call(
-          'sparsify', [given, given, [*given, '--lambda1=1']]
+          'sparsify', [given, given, [*given, '--method.lambda1=1']]
       )
       self.assertEqual(first.status, 0, first.stderr)
       self.assertIn('mlp-1-1 in full: 682 parameters', first.stderr)

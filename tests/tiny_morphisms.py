@@ -1,11 +1,8 @@
 """Shared pieces of the tests of learned morphisms."""
 
-import dataclasses
-
 import jax
 import numpy as np
 
-from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import steps
 from autogrow_jax.methods.gauss_newton import surgery
@@ -71,14 +68,6 @@ def output_changes(site, trees, signal, split):
           strict=True,
       )
   )
-
-
-def twins(architecture, axis, units):
-  """Splits units into equal children, each read with half the weight."""
-  table = state_lib.axis_table(architecture)
-  change = growth_lib.split(table, axis, units, noise=0)
-  target = state_lib.target_of(change, architecture)
-  return dataclasses.replace(change, target=target)
 
 
 def grow(state, change):

@@ -1,19 +1,31 @@
-"""Small networks for tests, their states and their forward pass."""
+"""Small networks for tests: their states, growths and forward pass."""
 
+from collections.abc import Callable
+import dataclasses
 import functools
+from typing import Any
+from unittest import mock
 import zlib
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import data
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
+from autogrow_jax.methods import base as methods_base
 from autogrow_jax.networks import base
+from autogrow_jax.run import parallel
+from autogrow_jax.run import steps
 
 WIDTHS = (4, 6, 8, 8, 8)
 IMAGE = (8, 8, 3)
@@ -136,6 +148,73 @@ def state(
   )
 
 
+def targeted(
+    architecture: architecture_lib.Architecture, growth: growth_lib.Growth
+) -> growth_lib.Growth:
+  """A growth that names the architecture it leads to."""
+  return dataclasses.replace(
+      growth, target=state_lib.target_of(growth, architecture)
+  )
+
+
+def widen(
+    architecture: architecture_lib.Architecture, axis: str, more: int
+) -> growth_lib.Growth:
+  """Adds fresh units to an axis."""
+  table = state_lib.axis_table(architecture)
+  size = architecture.size(axis) + more
+  return targeted(
+      architecture, growth_lib.widen(table, axis, to=size, start='fresh')
+  )
+
+
+def split(
+    architecture: architecture_lib.Architecture, axis: str, units: list[int]
+) -> growth_lib.Growth:
+  """Splits units of an axis into equal twins."""
+  table = state_lib.axis_table(architecture)
+  return targeted(architecture, growth_lib.split(table, axis, units, noise=0))
+
+
+def prune(
+    architecture: architecture_lib.Architecture, axis: str, keep: list[int]
+) -> growth_lib.Growth:
+  """Keeps some units of an axis."""
+  table = state_lib.axis_table(architecture)
+  return targeted(architecture, growth_lib.prune(table, axis, keep=keep))
+
+
+def grow(
+    state: state_lib.TrainState,
+    growth: growth_lib.Growth,
+    tx: optax.GradientTransformation = OPTIMIZERS['sgd'],
+    *,
+    number: int = 0,
+    extra: state_lib.ExtraOf = state_lib.no_extra,
+    draw: Callable[..., Any] = draw,
+) -> tuple[state_lib.TrainState, state_lib.Account]:
+  """`state.grow` without compiling initialisers."""
+  with mock.patch.object(base, 'init', draw):
+    return state_lib.grow(
+        state, growth, tx, key=jax.random.key(number), extra=extra
+    )
+
+
+def computation(
+    tx: optax.GradientTransformation, **changes: Any
+) -> steps.Computation:
+  """A fixed network on one device, for `steps.train_step`."""
+  arguments = dict(
+      method=methods_base.FixedArchitecture(),
+      task=tasks.Classes(),
+      tx=tx,
+      preprocessing=data.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3),
+      dtype=jnp.float32,
+      parallel=parallel.make(),
+  )
+  return steps.Computation(**(arguments | changes))
+
+
 def images(count: int = 6, number: int = 0) -> np.ndarray:
   """Network inputs."""
   generator = np.random.default_rng(number)
@@ -177,10 +256,7 @@ def _program(bucket):
 
 def leaves(tree) -> dict[str, np.ndarray]:
   """All leaves by their path, 'params/weights/stem/conv/kernel'."""
-  return {
-      '/'.join(axes_lib.names(path)): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  return {'/'.join(path): leaf for path, leaf in axes_lib.by_path(tree).items()}
 
 
 def described(tree) -> dict[str, str]:
@@ -193,18 +269,9 @@ def described(tree) -> dict[str, str]:
 
 def assert_same(got, want) -> None:
   """Trees are equal: paths, types, shapes and values, bit for bit."""
-  got, want = leaves(got), leaves(want)
-  assert got.keys() == want.keys(), got.keys() ^ want.keys()
-  for path, leaf in want.items():
-    assert np.asarray(got[path]).dtype == np.asarray(leaf).dtype, path
-    np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+  chex.assert_trees_all_equal(got, want, strict=True)
 
 
 def assert_close(got, want, tolerance: float) -> None:
   """Trees have the same paths and nearly the same values."""
-  got, want = leaves(got), leaves(want)
-  assert got.keys() == want.keys(), got.keys() ^ want.keys()
-  for path, leaf in want.items():
-    np.testing.assert_allclose(
-        got[path], leaf, rtol=tolerance, atol=tolerance, err_msg=path
-    )
+  chex.assert_trees_all_close(got, want, rtol=tolerance, atol=tolerance)

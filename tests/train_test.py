@@ -24,13 +24,14 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax.run import config as config_lib
 from autogrow_jax import costs
 from autogrow_jax import data
-from autogrow_jax import evaluation
+from autogrow_jax import tasks
 from autogrow_jax.run import history as history_lib
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.run import programs
 from autogrow_jax import randomness
-from autogrow_jax.run import session
+from autogrow_jax.run import prepare
+from autogrow_jax.run import resolve
 from autogrow_jax.run import train
 from autogrow_jax.run import trained
 from experiments import report
@@ -191,7 +192,7 @@ class ResultTest(RunTest):
     self.assertEqual(value['data']['holdout'], runs.HOLDOUT)
     config = config_lib.RunConfig.from_json(value)
     dataset = data.load(config.data, seed=config.seed)
-    self.assertEqual(train.resolve(config, dataset), config)
+    self.assertEqual(resolve.resolve(config, dataset), config)
     again = runs.quietly(
         dataclasses.replace(config, workdir=str(self.workdir))
     )
@@ -717,7 +718,7 @@ class StopTest(RunTest):
         self.run_tiny(**fixed, **several)
     several['devices']['steps_per_call'] = 4  # From step 10 of an epoch.
     forward = programs.Programs.forward
-    with mock.patch.object(session, 'MAX_EVAL_BATCH', 16), mock.patch.object(
+    with mock.patch.object(prepare, 'MAX_EVAL_BATCH', 16), mock.patch.object(
         programs.Programs, 'forward', autospec=True, side_effect=forward
     ) as forward:
       got = self.run_tiny(**fixed, **several)
@@ -744,7 +745,7 @@ class StopTest(RunTest):
       write(path, value)
 
     changes = {'policy': {'name': 'fixed'}, 'schedule': {'finetune_epochs': 1}}
-    with mock.patch.object(logs, 'write_json', write_json):
+    with mock.patch.object(history_lib, 'write_json', write_json):
       with self.assertRaises(train.Interrupted):
         self.run_tiny(**changes)
     self.assertEqual(self.run_tiny(**changes)['epochs'], 1)
@@ -789,10 +790,8 @@ class StopTest(RunTest):
       self.assertTrue(np.all(np.isfinite(leaf)))
 
   def test_diverges_in_evaluation(self):
-    score = evaluation.Score(
-        correct=1, total=360, loss_sum=float('nan'), hits=b''
-    )
-    with mock.patch.object(evaluation, 'score', lambda *_: score):
+    score = tasks.Score(1, 360, float('nan'), {'accuracy': 1.0})
+    with mock.patch.object(tasks.Task, 'score', lambda *_: score):
       with self.assertRaisesRegex(train.Diverged, 'epoch 1'):
         self.run_tiny()
 

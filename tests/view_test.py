@@ -15,13 +15,12 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax.run import parallel
-from autogrow_jax.run import programs
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
-from autogrow_jax.methods import base as methods_base
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.networks import base
 from autogrow_jax.networks import loops
+from autogrow_jax.run import steps
 
 # Seldom reached by other tests: the norm over all stacks limits every step.
 CLIPPED = optimizers.make(optimizers.SGD(clip_norm=0.1))
@@ -206,7 +205,7 @@ class SpareTest(parameterized.TestCase):
     found = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(packed):
       for key, depth in layout.depths.items():
-        if key in state_lib.names(path):
+        if key in axes_lib.names(path):
           found += 1
           np.testing.assert_array_equal(leaf[depth:], 0)
           self.assertTrue(np.any(leaf[depth - 1]) or 'mu' in str(path), path)
@@ -217,7 +216,7 @@ class SpareTest(parameterized.TestCase):
     state, x = tiny_networks.state(architecture), tiny_networks.images()
     spare = view.layout(architecture, spare=True)
     unrolled = view.layout(architecture, fuse=False)
-    programs_and_gates = (
+    runs_and_gates = (
         (derivatives(spare, state, x), {'stage1.1': [0.7, 0.4, 9, 9]}),
         (derivatives(unrolled, state, x), {'s1b1': 0.7, 's1b2': 0.4}),
     )
@@ -226,7 +225,7 @@ class SpareTest(parameterized.TestCase):
           state_lib.to_host(
               run({k: np.float32(v) for k, v in gates.items()}, np.bool_(train))
           )
-          for run, gates in programs_and_gates
+          for run, gates in runs_and_gates
       )
       trees = [view.unpack(tree, spare) for tree in (weights, stats, new)]
       tiny_networks.assert_close(
@@ -307,10 +306,10 @@ def derivatives(layout, state, x):
 
 
 def batch(depths):
-  """What `programs.train_step` gets besides the state."""
+  """What `steps.train_step` gets besides the state."""
   generator = np.random.default_rng(0)
   return (
-      programs.new_meters(),
+      steps.new_meters(),
       generator.integers(0, 256, (12, 8, 8, 3), np.uint8),
       generator.integers(0, 5, 12).astype('i4'),
       np.array([3, 1, 4, 11, 5, 9, 2, 6], 'i4'),
@@ -320,17 +319,15 @@ def batch(depths):
 
 
 def compile_step(layout, tx, dtype, packed, rest):
-  """`programs.train_step` for arguments like these."""
-  task = programs.Task(
-      method=methods_base.FixedArchitecture(),
-      tx=tx,
+  """`steps.train_step` for arguments like these."""
+  computation = tiny_networks.computation(
+      tx,
       preprocessing=data.Preprocessing(
           mean=(0.5,) * 3, std=(0.2,) * 3, crop=1, flip=True
       ),
       dtype=jnp.dtype(dtype),
-      parallel=parallel.make(),
   )
-  step = functools.partial(programs.train_step, task, layout)
+  step = functools.partial(steps.train_step, computation, layout)
   return (
       jax.jit(step)
       .lower(packed, *rest)

@@ -271,7 +271,10 @@ def scale(
   """
 
   def scaled(path, leaf):
-    for dim, axis in enumerate(table.find(path) or ()):
+    axes = table.find(path) or ()
+    if len(axes) != leaf.ndim:  # A factored moment.
+      return leaf
+    for dim, axis in enumerate(axes):
       if axis is None or not is_meant(path, axis):
         continue
       vector = vector_of(axis, vectors, table.sizes)
@@ -322,6 +325,6 @@ def vector_of(
     piece = np.ones(1, np.float32)
     for name in segment:
       vector = vectors.get(name, np.ones(sizes[name], np.float32))
-      piece = (piece[:, None] * vector).ravel()
+      piece = (piece[:, None] * vector[None]).ravel()
     pieces.append(piece)
   return pieces[0] if len(pieces) == 1 else jax.numpy.concatenate(pieces)

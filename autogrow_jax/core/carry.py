@@ -3,8 +3,8 @@
 Everything happens by path and axis name; no optimizer is known by its type.
 Parameters, statistics and moments of units that stay are gathered bit for bit.
 New units of a moment start at zero, which is neutral for a momentum. Squares of
-gradients start at the mean over the old units instead: zero would make the first
-update of a new unit several times that of an old one.
+gradients start at the mean over the old units instead: zero would make the
+first update of a new unit several times that of an old one.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,8 @@ class Account:
     return counts | ({'refused': len(self.refused)} if self.refused else {})
 
   def __str__(self) -> str:
-    lines = [', '.join(f'{count} {name}' for name, count in self.counts.items())]
+    counts = [f'{count} {name}' for name, count in self.counts.items()]
+    lines = [', '.join(counts)]
     lines += [f'{path}: {why}' for path, why in self.refused.items()]
     return '\n'.join(lines)
 
@@ -111,7 +112,10 @@ class _Mover:
       self.outcome[path] = 'new'
       return self._new(path, fresh)
     old, axes = self.before[path], self.table.find(path)
-    if not axes_lib.changes(axes, self.growth.sources):
+    is_scalar = np.size(old) == 1 and np.shape(old) == np.shape(fresh)
+    if self.moments and is_scalar or not axes_lib.changes(
+        axes, self.growth.sources
+    ):
       self.outcome[path] = 'kept'
       return self._checked(path, old, fresh)
     if self.moments and np.ndim(old) != len(axes):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.core import carry as carry_lib
@@ -61,6 +62,7 @@ def grow(
     extra: Sequence[Any] = (),
     key: jax.Array | None = None,
     probe: tuple[Callable[..., Any], Callable[..., Any], Any] | None = None,
+    tx: optax.GradientTransformation | None = None,
 ) -> tuple[Any, ...]:
   """Grows a model's arrays, and those of its optimizer.
 
@@ -75,6 +77,8 @@ def grow(
     key: decides what is drawn.
     probe: the function before, that after, and inputs: both are called with a
       tree and the inputs to measure the change of the outputs.
+    tx: the optimizer; only for states that have leaves of other shapes than
+      their parameters, such as adafactor's.
 
   Returns:
     The tree, the optimizer's state, the extra trees, and the `Receipt`.
@@ -89,9 +93,13 @@ def grow(
   )
   optimizer, new_state = None, None
   if opt_state is not None:
+    fresh = (
+        _moments_like(opt_state, tree, grown)
+        if tx is None
+        else _fresh_state(tx, opt_state, tree, grown)
+    )
     new_state, optimizer = carry_lib.carry(
-        growth, table, opt_state, _moments_like(opt_state, tree, grown),
-        moments=True,
+        growth, table, opt_state, fresh, moments=True
     )
   change = {}
   if probe is not None:
@@ -115,36 +123,54 @@ def largest_change(before: Any, after: Any) -> float:
   )
 
 
-def _moments_like(opt_state: Any, tree: Any, grown: Any) -> Any:
-  """Shapes of an optimizer's state over a grown tree.
+def _fresh_state(
+    tx: optax.GradientTransformation, opt_state: Any, tree: Any, grown: Any
+) -> Any:
+  """A new state over a grown tree, or over its 'params'."""
+  whole = jax.eval_shape(tx.init, tree)
+  if jax.tree.structure(whole) == jax.tree.structure(opt_state):
+    return tx.init(grown)
+  return tx.init(grown['params'])
 
-  Every part of the state that has the structure of the tree, or of its
-  'params', becomes one of the grown tree's.
+
+def _moments_like(opt_state: Any, tree: Any, grown: Any) -> Any:
+  """Shapes of an optimizer's state over a grown tree, or over its 'params'.
+
+  A leaf whose path ends in that of a parameter has the parameter's shape. Where
+  leaves come or go, a part of the state with the structure of the tree gets
+  that of the grown tree.
   """
   pairs = [(tree, grown)]
   if isinstance(tree, Mapping) and 'params' in tree:
-    pairs.append((tree['params'], grown['params']))
-  pairs = [(jax.tree.structure(old), new) for old, new in pairs]
+    pairs.insert(0, (tree['params'], grown['params']))
+  structures, shapes = {}, {}
+  for old, new in pairs:
+    if (structure := jax.tree.structure(old)) != jax.tree.structure(new):
+      structures[structure] = new
+    after = axes_lib.by_path(new)
+    for path, leaf in axes_lib.by_path(old).items():
+      shapes[path] = np.shape(leaf), np.shape(after.get(path, leaf))
 
-  def shapes(node):
-    for structure, new in pairs:
-      if jax.tree.structure(node) == structure:
-        # A moment may be of another type than its parameter.
-        if structure == jax.tree.structure(new):
-          return jax.tree.map(
-              lambda leaf, n: jax.ShapeDtypeStruct(
-                  np.shape(n) if np.ndim(leaf) == np.ndim(n)
-                  else np.shape(leaf),
-                  leaf.dtype,
-              ),
-              node,
-              new,
-          )
-        dtype = jax.tree.leaves(node)[0].dtype
-        return jax.tree.map(lambda n: np.zeros(np.shape(n), dtype), new)
-    return jax.ShapeDtypeStruct(np.shape(node), np.asarray(node).dtype)
+  def moment(path, node):
+    if (structure := jax.tree.structure(node)) in structures:
+      dtype = jax.tree.leaves(node)[0].dtype
+      return jax.tree.map(
+          lambda leaf: np.zeros(np.shape(leaf), dtype), structures[structure]
+      )
+    ends = (path[start:] for start in range(len(path)))
+    shape = np.shape(node)
+    old, new = next((shapes[end] for end in ends if end in shapes), (None,) * 2)
+    if shape == old:
+      shape = new
+    elif old != new and np.size(node) != 1:
+      raise ValueError(
+          f"Leaf {'/'.join(path)} of the optimizer's state has shape {shape}, "
+          f'its parameter {old}: give the optimizer as `tx`.'
+      )
+    return jax.ShapeDtypeStruct(shape, np.asarray(node).dtype)
 
-  is_part = lambda node: any(
-      jax.tree.structure(node) == structure for structure, _ in pairs
+  return jax.tree_util.tree_map_with_path(
+      lambda path, node: moment(axes_lib.names(path), node),
+      opt_state,
+      is_leaf=lambda node: jax.tree.structure(node) in structures,
   )
-  return jax.tree.map(shapes, opt_state, is_leaf=is_part)

@@ -20,11 +20,8 @@ import numpy as np
 from autogrow_jax.data import extras
 from autogrow_jax.data import images
 
-# Examples per read: enough to amortise it, few enough to hold encoded.
-_READ_AT_ONCE = 1000
-
-# From so many examples on, all labels are read once and kept in a file.
-_MANY = 100_000
+_READ_AT_ONCE = 1000  # Examples: they amortise a read, and fit encoded.
+_MANY = 100_000  # Labels of more examples are read once and kept in a file.
 
 
 class Prepared:
@@ -95,9 +92,7 @@ class _Records:
       raise image
     return image
 
-  def __getitems__(
-      self, indices: Sequence[int]
-  ) -> list[np.ndarray | images.Damaged]:
+  def __getitems__(self, indices: Sequence[int]) -> list[Any]:
     result = []
     for index, example in zip(indices, _read(self._source, indices)):
       name = f'Example {index} of {self._what}'
@@ -146,14 +141,12 @@ class _Records:
     return labels
 
   def _read_labels(self) -> np.ndarray:
-    labels = np.empty(len(self), np.int32)
+    labels, key = np.empty(len(self), np.int32), self._dataset.keys[1]
     with extras.progress(len(self), f'Labels of {self._what}') as advance:
       for start in range(0, len(self), _READ_AT_ONCE):
-        indices = range(len(self))[start : start + _READ_AT_ONCE]
-        examples = _read(self._source, indices)
-        key = self._dataset.keys[1]
-        labels[indices] = [example[key] for example in examples]
-        advance(len(indices))
+        part = range(len(self))[start : start + _READ_AT_ONCE]
+        labels[part] = [example[key] for example in _read(self._source, part)]
+        advance(len(part))
     if missing := np.count_nonzero(labels < 0):
       raise ValueError(
           f'{missing} of {len(self)} examples of {self._what} have no class.'
@@ -170,11 +163,8 @@ def root(data_dir: str | None) -> pathlib.Path:
 
 def versions(name: str, directory: pathlib.Path) -> list[pathlib.Path]:
   """Directories of all prepared versions of a data set and of its configs."""
-  return [
-      path.parent
-      for path in directory.glob(f'{name}/**/dataset_info.json')
-      if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)
-  ]
+  found = (x.parent for x in directory.glob(f'{name}/**/dataset_info.json'))
+  return [x for x in found if re.fullmatch(r'\d+\.\d+\.\d+', x.name)]
 
 
 def _find_keys(name: str, info: Any) -> tuple[str, str]:

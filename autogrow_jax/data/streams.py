@@ -28,11 +28,10 @@ from autogrow_jax.data import extras
 from autogrow_jax.data import images as images_lib
 from autogrow_jax.data import pipeline
 
-# More do not help, as each decodes a batch of its own.
-_THREADS = min(16, os.cpu_count() or 1)
+_THREADS = min(16, os.cpu_count() or 1)  # Each decodes a batch of its own.
+_CHUNK = 16  # Images per read: enough for small ones, few of large ones.
 
-# Images per read: many small ones, few large ones.
-_CHUNK = 16
+_QUIET = 'ignore:resource_tracker:UserWarning'
 
 
 class Batch(NamedTuple):
@@ -97,6 +96,11 @@ class Stream:
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     )
     if workers:
+      # Python's tracker of shared memory inherits it; it would warn at the end,
+      # of blocks that grain has returned already.
+      known = os.environ.get('PYTHONWARNINGS', '')
+      if _QUIET not in known:
+        os.environ['PYTHONWARNINGS'] = f'{known},{_QUIET}'.lstrip(',')
       ahead = ahead.mp_prefetch(
           grain.MultiprocessingOptions(workers, per_worker_buffer_size=2),
           worker_init_fn=_start_worker,

@@ -22,13 +22,10 @@ from autogrow_jax.data import splits
 
 SPLITS = ('train', 'valid', 'test')
 
-# Length of the windows of held-out text: long, so that few words have no past.
-EVALUATION_STEPS = 512
+EVALUATION_STEPS = 512  # Long windows, so that few words have no past.
 
 _END, _UNKNOWN = '<eos>', '<unk>'
-
-# Words of the embedded text that occur less often are unknown.
-_RARE = 3
+_RARE = 3  # Words of the embedded text that occur less often are unknown.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

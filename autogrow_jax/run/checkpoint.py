@@ -17,13 +17,13 @@ thread, which has no event loop (that of a notebook would be in the way) and
 which writes while the caller goes on. Of several hosts only the first writes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import re
 import tempfile
@@ -83,7 +83,7 @@ class Checkpoints:
 
   def steps(self) -> tuple[int, ...]:
     """Numbers of the checkpoints, in ascending order."""
-    return tuple(sorted(self._submit(lambda orbax: orbax.all_steps()).result()))
+    return tuple(self._submit(lambda orbax: orbax.all_steps()).result())
 
   def save(
       self, step: int, state: PyTree, documents: Mapping[str, Any]
@@ -146,7 +146,7 @@ class Checkpoints:
     refused = {}
     for number in reversed(self.steps()):
       try:
-        step, state, documents = self._read(number, abstract_of)
+        restored = self._read(number, abstract_of)
       except Exception as error:  # A damaged file can raise anything.
         refused[self._directory / str(number)] = _reason(error)
         continue
@@ -155,7 +155,7 @@ class Checkpoints:
           f'remove {path}.'
           for path, reason in refused.items()
       )
-      return Restored(step, state, documents, lines)
+      return dataclasses.replace(restored, refusals=lines)
     if refused:
       reasons = '; '.join(f'{path}: {why}' for path, why in refused.items())
       raise CheckpointError(f'No checkpoint can be used. {reasons}.')
@@ -169,9 +169,7 @@ class Checkpoints:
       documents: dict[str, Any],
   ) -> None:
     """Writes a checkpoint in the worker."""
-    digest_item = {
-        'step': step, 'sha256': _checksum(step, leaves, documents)
-    }
+    checksum = _checksum(step, leaves, documents)
     try:
       arrays = _nested(leaves)
       self._directory.mkdir(parents=True, exist_ok=True)
@@ -182,7 +180,7 @@ class Checkpoints:
           args=ocp.args.Composite(
               arrays=ocp.args.PyTreeSave(arrays),
               documents=ocp.args.JsonSave(documents),
-              digest=ocp.args.JsonSave(digest_item),
+              digest=ocp.args.JsonSave({'step': step, 'sha256': checksum}),
           ),
           force=True,  # Orbax would choose among the steps.
       )
@@ -196,8 +194,8 @@ class Checkpoints:
 
   def _read(
       self, number: int, abstract_of: Callable[[dict[str, Any]], PyTree]
-  ) -> tuple[int, PyTree, dict[str, Any]]:
-    """Reads and verifies a checkpoint: step, state and documents."""
+  ) -> Restored:
+    """Reads and verifies a checkpoint."""
 
     def read(**items):
       args = ocp.args.Composite(**items)
@@ -217,7 +215,7 @@ class Checkpoints:
     state = _assemble(abstract, arrays)
     if _checksum(step, _flatten(state), documents) != texts['digest']['sha256']:
       raise ValueError('damaged: the contents do not match their SHA-256')
-    return step, state, documents
+    return Restored(step, state, documents, ())
 
   def _remove_unfinished(self) -> None:
     for path in ocp.utils.tmp_checkpoints(self._directory):
@@ -229,12 +227,10 @@ class Checkpoints:
     The threads of TensorStore would print a traceback each.
     """
     size = sum(array.nbytes for array, _ in leaves.values())
+    size += size // 4 + 1024 * len(leaves) + 65_536  # Names and metadata.
     if hasattr(os, 'posix_fallocate') and '://' not in str(self._directory):
       with tempfile.TemporaryFile(dir=self._directory) as file:
-        # And some for the names.
-        os.posix_fallocate(
-            file.fileno(), 0, size + size // 4 + 1024 * len(leaves) + 65_536
-        )
+        os.posix_fallocate(file.fileno(), 0, size)
 
   def _submit(
       self, function: Callable[[ocp.CheckpointManager], Any]
@@ -242,7 +238,7 @@ class Checkpoints:
     """Calls a function of a manager in the worker."""
 
     def call():
-      with _quiet(), _manager(self._directory, self._keep) as manager:
+      with _manager(self._directory, self._keep) as manager:
         return function(manager)
 
     return self._worker.submit(call)
@@ -253,6 +249,26 @@ def digest(tree: PyTree) -> str:
   return _digest(_flatten(tree))
 
 
+class _NumpyHandler(ocp.type_handlers.NumpyHandler):
+  """Waits for all reads before it raises what one of them raised.
+
+  The other ones would end without an event loop and print a traceback each.
+  """
+
+  async def deserialize(
+      self, infos: Sequence[Any], args: Sequence[Any] | None = None
+  ) -> Sequence[np.ndarray]:
+    read = super().deserialize
+    results = await asyncio.gather(
+        *(read([info], [arg]) for info, arg in zip(infos, args, strict=True)),
+        return_exceptions=True,
+    )
+    for result in results:
+      if isinstance(result, BaseException):
+        raise result
+    return [array for (array,) in results]
+
+
 def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
   """Makes a manager that waits for no other process."""
   alone = jax.process_index()
@@ -261,18 +277,20 @@ def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
       active_processes={alone},
       barrier_sync_key_prefix=f'process{alone}',
   )
-  tree = ocp.PyTreeCheckpointHandler(multiprocessing_options=processes)
+  tree = ocp.PyTreeCheckpointHandler(
+      multiprocessing_options=processes,
+      type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+          (np.ndarray, _NumpyHandler(deepcopy_host_arrays=False)),
+          (jax.Array, ocp.type_handlers.ArrayHandler()),
+      ),
+  )
   text = ocp.JsonCheckpointHandler(multiprocessing_options=processes)
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  for name, args, handler in (
-      ('arrays', ocp.args.PyTreeSave, tree),
-      ('arrays', ocp.args.PyTreeRestore, tree),
-      ('documents', ocp.args.JsonSave, text),
-      ('documents', ocp.args.JsonRestore, text),
-      ('digest', ocp.args.JsonSave, text),
-      ('digest', ocp.args.JsonRestore, text),
-  ):
-    registry.add(name, args, handler)
+  registry.add('arrays', ocp.args.PyTreeSave, tree)
+  registry.add('arrays', ocp.args.PyTreeRestore, tree)
+  for name in ('documents', 'digest'):
+    registry.add(name, ocp.args.JsonSave, text)
+    registry.add(name, ocp.args.JsonRestore, text)
   options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       create=False,
@@ -285,20 +303,6 @@ def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(
       directory, options=options, handler_registry=registry
   )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keeps Orbax from logging errors that it raises as well."""
-  is_ours = lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname
-  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
-  for logger in loggers:
-    logger.addFilter(is_ours)
-  try:
-    yield
-  finally:
-    for logger in loggers:
-      logger.removeFilter(is_ours)
 
 
 def _flatten(tree: PyTree) -> _Leaves:

@@ -88,15 +88,17 @@ def class_of(kind: str, kinds: Mapping[str, str], where: str) -> type:
     ValueError: there is none.
   """
   module, colon, name = kinds.get(kind, kind).partition(':')
-  try:
-    if not colon:
-      raise ImportError
-    return getattr(importlib.import_module(module), name)
-  except (ImportError, AttributeError) as error:
-    raise ValueError(
-        f"{where} is one of {', '.join(kinds)}, or 'package.module:Class', got "
-        f'{kind!r}.'
-    ) from error
+  # What a clone has at its top level, an installed package has inside.
+  inner = module.removeprefix('autogrow_jax.')
+  for candidate in (module, inner, f'autogrow_jax.{inner}') if colon else ():
+    try:
+      return getattr(importlib.import_module(candidate), name)
+    except (ImportError, AttributeError):
+      continue
+  raise ValueError(
+      f"{where} is one of {', '.join(kinds)}, or 'package.module:Class', got "
+      f'{kind!r}.'
+  )
 
 
 class Setting(NamedTuple):

@@ -12,13 +12,13 @@ from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.run import console as logs
 from autogrow_jax.run import trained
-from experiments import plots
-from experiments.studies.gauss_newton import calibration
-from experiments.studies.gauss_newton import costs
-from experiments.studies.gauss_newton import estimates as estimates_lib
-from experiments.studies.gauss_newton import strategies as strategies_lib
-from experiments.studies.gauss_newton import subject as subject_lib
-from experiments import summary
+from ... import plots
+from . import calibration
+from . import costs
+from . import estimates as estimates_lib
+from . import strategies as strategies_lib
+from . import subject as subject_lib
+from ... import summary
 
 Progress = subject_lib.Progress
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from autogrow_jax.methods.gauss_newton import ranking
-from experiments.studies.gauss_newton import common
+from . import common
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,8 +39,8 @@ from autogrow_jax.run import trained
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
 from autogrow_jax import view
-from experiments.studies.gauss_newton import joint as joint_lib
-from experiments.studies import timing
+from . import joint as joint_lib
+from .. import timing
 
 Architecture = architecture_lib.Architecture
 

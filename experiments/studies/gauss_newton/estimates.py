@@ -21,8 +21,8 @@ from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import taps
-from experiments.studies.gauss_newton import subject as subject_lib
-from experiments.studies.gauss_newton import trials
+from . import subject as subject_lib
+from . import trials
 
 
 @dataclasses.dataclass(frozen=True)

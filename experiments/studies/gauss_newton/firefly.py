@@ -18,8 +18,8 @@ from autogrow_jax import costs
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from experiments.studies.gauss_newton import common
-from experiments.studies.gauss_newton import trials
+from . import common
+from . import trials
 
 # Scales at which contributions are measured.
 POINTS = 3

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
-from experiments.studies.gauss_newton import at_random
-from experiments.studies.gauss_newton import common
-from experiments.studies.gauss_newton import firefly
-from experiments.studies.gauss_newton import gradmax
-from experiments.studies.gauss_newton import steepest
+from . import at_random
+from . import common
+from . import firefly
+from . import gradmax
+from . import steepest
 
 RIVALS: dict[str, type[ranking.RankingByGain]] = {
     'random': at_random.Random,

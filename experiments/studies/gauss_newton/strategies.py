@@ -23,9 +23,9 @@ from autogrow_jax.methods.gauss_newton import learning as learning_lib
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from experiments.studies.gauss_newton import rivals
-from experiments.studies.gauss_newton import subject as subject_lib
-from experiments.studies.gauss_newton import trials
+from . import rivals
+from . import subject as subject_lib
+from . import trials
 
 Split = splits_lib.Split
 

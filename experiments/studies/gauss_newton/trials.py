@@ -24,7 +24,7 @@ from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
-from experiments.studies.gauss_newton import joint
+from . import joint
 
 Architecture = architecture_lib.Architecture
 Model, Trees = signals_lib.Model, signals_lib.Trees
