@@ -7,7 +7,10 @@ A flag that is given overrides the preset. Which paths there are follows from
 the preset and from the kinds that flags choose, such as --optimizer=adamw.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import difflib
 import os
@@ -24,6 +27,7 @@ from autogrow_jax import policies
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import settings
 from autogrow_jax.run import train
+
 from . import presets
 
 FLAGS = flags.FLAGS

@@ -5,7 +5,9 @@ run gives the same bytes. A new section is one more entry in `render`, a new
 figure one more in `plots.of_run`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import html
 import os
 import pathlib
@@ -14,6 +16,7 @@ from typing import Any
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import results
+
 from . import plots
 
 Result = Mapping[str, Any]

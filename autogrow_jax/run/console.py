@@ -3,12 +3,16 @@
 Only the first of several hosts prints.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import re
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
+from typing import TextIO
 
 import tqdm
 
