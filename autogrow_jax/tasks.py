@@ -162,8 +162,8 @@ class Task:
       kind = {0: 'one class for each example', 2: 'a class for each pixel'}
       raise ValueError(
           f'{name} predicts {kind.get(len(predicted), predicted)}, but the '
-          f'data have {kind.get(len(wanted), wanted)}: choose another --network or '
-          '--dataset.'
+          f'data have {kind.get(len(wanted), wanted)}: choose another '
+          '--network or --dataset.'
       )
 
 

@@ -58,7 +58,7 @@ def resolve(
       dataset.train.labels,
   )
   _check_sizes(config, dataset)
-  _check_devices(config, method or config.method, task)
+  _check_devices(config, task)
   rate = config.schedule.learning_rate
   return dataclasses.replace(
       config,
@@ -127,9 +127,7 @@ def _check_sizes(config: RunConfig, dataset: data.Dataset) -> None:
     )
 
 
-def _check_devices(
-    config: RunConfig, method: base.Method, task: tasks.Task
-) -> None:
+def _check_devices(config: RunConfig, task: tasks.Task) -> None:
   """Refuses devices that cannot do what is asked of them."""
   parallel = parallel_lib.make(
       config.devices.parallel, config.devices.num_devices
@@ -141,12 +139,6 @@ def _check_devices(
         f'{count} devices.'
     )
   is_divided = parallel.mode == 'pmap' and count > 1
-  # Only some studies have this attribute.
-  if is_divided and getattr(method, 'needs_whole_batches', False):
-    raise ValueError(
-        'What this method learns beside the weights needs whole batches, but '
-        'in pmap mode each device has a part; use --parallel=jit.'
-    )
   if task.is_stateful and is_divided:
     raise ValueError(
         'In pmap mode statistics are averaged over devices, but each stream of '
