@@ -205,7 +205,7 @@ def prepare(
       data=_named_data(config, dataset),
   )
   task = task or tasks.of_labels(dataset.train.labels)
-  config = resolve.resolve(given, dataset, method, task)
+  config = resolve.resolve(given, dataset, task)
   setup = set_up(
       config,
       dataset,

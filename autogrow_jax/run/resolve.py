@@ -11,7 +11,6 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import networks
 from autogrow_jax import tasks
-from autogrow_jax.methods import base
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history
 from autogrow_jax.run import parallel as parallel_lib
@@ -25,7 +24,6 @@ RunConfig = config_lib.RunConfig
 def resolve(
     config: RunConfig,
     dataset: data.Dataset,
-    method: base.Method | None = None,
     task: tasks.Task | None = None,
 ) -> RunConfig:
   """Fills in every default, and checks what depends on data and devices.
@@ -33,7 +31,6 @@ def resolve(
   Args:
     config: a configuration that may leave things open.
     dataset: the data.
-    method: method in place of `config.method`.
     task: task in place of the one that the labels belong to.
 
   Returns:
