@@ -20,9 +20,17 @@ import optax
 class Split(Protocol):
   """Inputs and labels, as `data.Split` has them."""
 
-  images: Any
-  labels: np.ndarray
-  damaged: Mapping[int, str]
+  @property
+  def images(self) -> Any:
+    """Inputs."""
+
+  @property
+  def labels(self) -> np.ndarray:
+    """Labels."""
+
+  @property
+  def damaged(self) -> Mapping[int, str]:
+    """Reason by index, for the damaged images met so far."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

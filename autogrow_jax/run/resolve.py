@@ -45,9 +45,10 @@ def resolve(
   if config.paper_compat and config.network.bn_scale_init is None:
     config = _with_paper_scales(config, dataset)
   if config.init_from is not None:
-    config = dataclasses.replace(config, network=_from_origin(config, dataset))
+    network_config = _from_origin(config, config.init_from, dataset)
+    config = dataclasses.replace(config, network=network_config)
   architecture = seed_architecture(config, dataset)
-  option = dict(architecture.options)
+  option: dict[str, Any] = dict(architecture.options)
   task = task or tasks.of_labels(dataset.train.labels)
   task.check(
       architecture.family,
@@ -157,13 +158,13 @@ def _known_holdout(dataset: data.Dataset) -> int | None:
 
 def _with_paper_scales(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   """The configuration with the batch norm scales of the paper's runs."""
-  option = dict(seed_architecture(config, dataset).options)
+  option: dict[str, Any] = dict(seed_architecture(config, dataset).options)
   start_of_scales = config_lib.paper_scale_init(option.get('stem', 'small'))
   return settings.replace(config, {'network.bn_scale_init': start_of_scales})
 
 
 def _from_origin(
-    config: RunConfig, dataset: data.Dataset
+    config: RunConfig, init_from: str, dataset: data.Dataset
 ) -> config_lib.NetworkConfig:
   """The network of `init_from`, in full.
 
@@ -172,10 +173,10 @@ def _from_origin(
   """
   workdir = pathlib.Path(config.workdir)
   stored = history.read_json(workdir / 'config.json') or {}
-  if stored.get('init_from') == config.init_from:
+  if stored.get('init_from') == init_from:
     known = RunConfig.from_json(stored).network
   else:
-    origin = trained.load(config.init_from)
+    origin = trained.load(init_from)
     _check_origin(origin, config, dataset)
     known = dataclasses.replace(
         origin.config.network, depths=origin.architecture.depths
