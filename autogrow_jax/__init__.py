@@ -89,7 +89,7 @@ __all__ = ['__version__', *sorted(_ROOM_OF)]
 def __getattr__(name: str) -> Any:
   """Imports a public name when it is first used."""
   if name not in _ROOM_OF:
-    raise AttributeError(f'autogrow_jax has no {name!r}; see dir(autogrow_jax).')
+    raise AttributeError(f'autogrow_jax has no {name!r}; see its dir().')
   room = _ROOM_OF[name]
   if not room:
     return importlib.import_module(f'autogrow_jax.{name}')

@@ -14,7 +14,8 @@ meaning.
 from collections.abc import Mapping
 import dataclasses
 import numbers
-from typing import Any, Self
+from typing import Any
+from typing import Self
 
 Option = str | int | float | tuple[int, ...]
 

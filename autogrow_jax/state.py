@@ -4,8 +4,11 @@ This is the canonical form. Its leaves are NumPy arrays on the host; training
 uses a packed copy of it on the devices (`view.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
 
 from flax import struct
 import jax
@@ -227,8 +230,8 @@ def target_of(growth: Growth, architecture: Architecture) -> Architecture:
   for axis, size in growth.sizes.items():
     if axis not in known:
       raise ValueError(
-          f'Growth has sources for axis {axis!r}, which {target or architecture} '
-          'does not have.'
+          f'Growth has sources for axis {axis!r}, which '
+          f'{target or architecture} does not have.'
       )
     if target is not None and size != known[axis]:
       raise ValueError(

@@ -4,20 +4,17 @@ A task is all that knows whether labels are classes, masks or words. `loss` and
 `counts` run inside a training step; `score` runs over a split of the data.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import Any
+from typing import ClassVar
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-# How the values of metrics are shown.
-FORMATS = {
-    'accuracy': '{:.2f}%', 'miou': '{:.2f}%', 'perplexity': '{:.4g}'
-}
-LABELS = {'accuracy': 'acc', 'miou': 'mIoU'}
 
 
 class Split(Protocol):
@@ -164,8 +161,8 @@ class Task:
     if predicted != wanted:
       kind = {0: 'one class for each example', 2: 'a class for each pixel'}
       raise ValueError(
-          f'{name} predicts {kind.get(len(predicted), predicted)}, but the data '
-          f'have {kind.get(len(wanted), wanted)}: choose another --network or '
+          f'{name} predicts {kind.get(len(predicted), predicted)}, but the '
+          f'data have {kind.get(len(wanted), wanted)}: choose another --network or '
           '--dataset.'
       )
 
@@ -252,19 +249,11 @@ def with_penalty(loss: jax.Array, penalty: jax.Array) -> jax.Array:
   return loss + (penalty - jax.lax.stop_gradient(penalty))
 
 
-def format_metrics(metrics: Mapping[str, float]) -> str:
-  """Metrics in words, such as 'accuracy 97.20%, miou 40.11%'."""
-  return ', '.join(
-      f'{name} {FORMATS.get(name, "{:.4g}").format(value)}'
-      for name, value in metrics.items()
-  )
-
-
 @jax.jit
 def _count(
     logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Losses (example,), and per class hits, labels and predictions, (3, classes)."""
+  """Losses (example,); and hits, labels, predictions, (3, classes)."""
   labels = labels.astype(jnp.int32)
   counts = labels >= 0
   losses = cross_entropy(logits, labels)

@@ -1,6 +1,7 @@
 """Basic3ResNet in PyTorch, written for `benchmarks.step`: the same layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import os
 
 import numpy as np

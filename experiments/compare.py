@@ -4,7 +4,8 @@ There is one for each name in `NETWORKS`. Most are trained at equal training
 cost: for as many epochs as take the multiply-adds that the grown network took.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import os
 import sys
@@ -18,6 +19,7 @@ from autogrow_jax.run import console
 from autogrow_jax.run import resolve
 from autogrow_jax.run import results
 from autogrow_jax.run import train
+
 from . import presets
 from . import report
 

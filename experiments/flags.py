@@ -7,7 +7,10 @@ A flag that is given overrides the preset. Which paths there are follows from
 the preset and from the kinds that flags choose, such as --optimizer=adamw.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import difflib
 import os
@@ -24,6 +27,7 @@ from autogrow_jax import policies
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import settings
 from autogrow_jax.run import train
+
 from . import presets
 
 FLAGS = flags.FLAGS
@@ -144,7 +148,9 @@ class Settings:
       if (kind := table.get(_early(arguments, flag) or '')) is not None:
         config = settings.with_kind(config, path, kind)
     for item in list(settings.list_all(config)):
-      if item.kinds is not None and (kind := _early(arguments, item.path)):
+      if item.kinds is None or item.path in self.kinds:
+        continue
+      if kind := _early(arguments, item.path):
         config = settings.with_kind(config, item.path, kind)
     return config
 

@@ -11,7 +11,8 @@ estimates the effect of each split and each prune on the loss, and applies those
 that pay most per parameter or multiply-add.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import math
 import pathlib
@@ -33,14 +34,15 @@ from autogrow_jax.run import parallel
 from autogrow_jax.run import resolve
 from autogrow_jax.run import results
 from autogrow_jax.run import train
+
 from . import compare
 from . import flags
 from . import presets
 from . import report
+from . import summary
 from .studies.gauss_newton import calibration
 from .studies.gauss_newton import joint
 from .studies.gauss_newton import rivals
-from . import summary
 
 STRATEGIES = ('gauss_newton', *rivals.RIVALS)
 CHOICES = {

@@ -4,7 +4,9 @@ The same numbers give the same SVG, byte for byte. Matplotlib is optional and
 slow to import, so that functions import it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import io

@@ -24,7 +24,9 @@ Example, for a hold-out of 5,000 images:
   python -m experiments.replay --noise=94 --total=5000 --common_sigma=0.3
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import json
 import sys
@@ -35,6 +37,7 @@ from absl import flags as absl_flags
 from autogrow_jax import policies
 from autogrow_jax.run import config
 from autogrow_jax.run import settings
+
 from . import flags
 from .studies import null_model
 from .studies import replay

@@ -5,16 +5,18 @@ run gives the same bytes. A new section is one more entry in `render`, a new
 figure one more in `plots.of_run`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import html
 import os
 import pathlib
 from typing import Any
 
-from autogrow_jax import tasks
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import results
+
 from . import plots
 
 Result = Mapping[str, Any]
@@ -172,7 +174,7 @@ def metric_words(result: Result) -> dict[str, str]:
 
 def shown(key: str, value: float) -> str:
   """Text of a metric; `key` ends with its name."""
-  form = tasks.FORMATS.get(key.rpartition('_')[2], '{:.4g}')
+  form = console.FORMATS.get(key.rpartition('_')[2], '{:.4g}')
   return form.format(float(value)).replace('%', ' %')
 
 

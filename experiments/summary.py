@@ -1,11 +1,13 @@
 """Summary that a binary prints at the end of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import fractions
 from typing import Any
 
-from autogrow_jax.run import console
 from autogrow_jax import policies
+from autogrow_jax.run import console
+
 from . import report
 
 Result = Mapping[str, Any]

@@ -57,7 +57,7 @@ class JsonTest(parameterized.TestCase):
             'learning_rate': 1, 'growing': 'staircase', 'finetune_epochs': 0,
         },
         'optimizer': {
-            'momentum': 0, 'weight_decay': 0.1, 'clip_norm': 1,
+            'kind': 'sgd', 'momentum': 0, 'weight_decay': 0.1, 'clip_norm': 1,
             'accumulate': 2,
         },
         'devices': {
@@ -70,6 +70,7 @@ class JsonTest(parameterized.TestCase):
         'batch_size': 3,
         'seed': 2**32 - 1,
         'init_from': 'x',
+        'own': 'task my:Task',
         'reinitialize': True,
     })
     default = RunConfig('other')
@@ -161,9 +162,9 @@ class ChecksTest(parameterized.TestCase):
       ({'schedule': {'learning_rate': 0}}, 'positive'),
       ({'schedule': {'learning_rate': float('nan')}}, 'positive'),
       ({'schedule': {'finetune_epochs': -1}}, 'at least 0'),
-      ({'optimizer': {'momentum': 1}}, r'\[0, 1\)'),
-      ({'optimizer': {'accumulate': 0}}, 'at least 1'),
-      ({'optimizer': {'clip_norm': float('nan')}}, 'at least 0'),
+      ({'optimizer': {'kind': 'sgd', 'momentum': 1}}, r'\[0, 1\)'),
+      ({'optimizer': {'kind': 'sgd', 'accumulate': 0}}, 'at least 1'),
+      ({'optimizer': {'kind': 'sgd', 'clip_norm': float('nan')}}, 'at least 0'),
       ({'devices': {'precision': 'float16'}}, 'float32, bfloat16'),
       ({'devices': {'parallel': 'xmap'}}, 'auto, pmap, jit'),
       ({'devices': {'num_devices': 0}}, 'at least 1'),
@@ -172,7 +173,7 @@ class ChecksTest(parameterized.TestCase):
       ({'devices': {'remat': '0,3'}}, 'stage 3, but the network has 3'),
       ({'checkpoints': {'every': '0'}}, 'epochs .* or minutes'),
       ({'checkpoints': {'keep': 0}}, 'keep is at least 1'),
-      ({'data': {'select_on': 'train'}}, "'holdout' or 'test'"),
+      ({'data': {'select_on': 'train'}}, 'select_on must be'),
       ({'data': {'holdout': 0}}, 'holdout'),
       ({'data': {'data_fraction': '2'}}, 'at most 1'),
   )

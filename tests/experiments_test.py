@@ -47,7 +47,7 @@ BAD_AUTOGROW = (
     ),
     ('--method.initializer=he', 'one of gauss, zero, uniform, adam, got'),
     ('--schedule.growing=linear', 'one of constant, staircase, cosine, whole'),
-    ('--data.select_on=train', "must be 'holdout' or 'test', got 'train'"),
+    ('--data.select_on=train', "select_on must be one of .*got 'train'"),
     ('--network.stem=big', "stem is one of .*small.*got 'big'"),
     ('--network.shortcut=C', "shortcut is one of B, A, got 'C'"),
     ('--network.bn_scale_init=zeros', "one of .*uniform01.*got 'zeros'"),

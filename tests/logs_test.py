@@ -39,7 +39,7 @@ _GROW = {
 
 _APPEND_FOR_EVER = '''
 import sys
-from autogrow_jax.run import console as logs
+from autogrow_jax.run import history as history_lib
 history = history_lib.History(sys.argv[1])
 for i in range(1_000_000):
   history.append({'event': 'epoch', 'epoch': i, 'text': 'x' * 1000})
@@ -287,7 +287,7 @@ class TensorBoardTest(absltest.TestCase):
 
   def test_not_imported_while_unused(self):
     code = (
-        'import sys; from autogrow_jax.run import console as logs;'
+        'import sys; from autogrow_jax.run import console, tensorboard;'
         ' sys.exit("tensorboardX" in sys.modules or "jax" in sys.modules)'
     )
     root = pathlib.Path(__file__).parent.parent

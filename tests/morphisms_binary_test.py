@@ -220,7 +220,7 @@ class BinaryTest(absltest.TestCase):
           found['steps']['joint']['bytes'], found['steps']['plain']['bytes']
       )
       self.assertEqual(found['predicted']['full VGG-19']['channels'], 5504)
-      self.assertBetween(found['compiled']['full VGG-19'], 1e8, 1e9)
+      self.assertBetween(found['compiled']['full VGG-19'], 5e8, 2e9)
     for name in ('estimates', 'strategies'):
       text = pathlib.Path(self.run_dir, 'morphisms', f'{name}.svg').read_text()
       self.assertStartsWith(text, '<svg')

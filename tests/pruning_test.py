@@ -22,10 +22,18 @@ COSTS = {'params': costs.params, 'macs': costs.macs}
 FIRST, SECOND = 's0b0.out', 's1b0.out'  # Groups of a perceptron.
 
 
-def perceptron(first, second, **options):
+def perceptron(first, second):
   """A perceptron of two layers."""
-  return tiny_networks.seed(
-      'mlp', (1, 1), widths=(first, second), **options
+  return tiny_networks.seed('mlp', (1, 1), widths=(first, second))
+
+
+def normalised(first, second):
+  """Two convolutions, each with a norm behind it."""
+  return tiny_masks.VGG.seed(
+      (1, 1),
+      input_shape=tiny_networks.IMAGE,
+      classes=tiny_networks.CLASSES,
+      options={'widths': (first, second)},
   )
 
 
@@ -33,7 +41,7 @@ def written(architecture, kernels, scales=None):
   """A state in which filters have given norms, and norms given scales.
 
   Args:
-    architecture: of a perceptron.
+    architecture: of a perceptron, or normalised.
     kernels: per group, one or more weights of each channel's filter.
     scales: per group, of each channel.
 
@@ -43,7 +51,8 @@ def written(architecture, kernels, scales=None):
   state = tiny_networks.state(architecture)
   weights = jax.tree.map(np.copy, state.params['weights'])
   for group, rows in kernels.items():
-    kernel = weights[group[:4]]['dense']['kernel']
+    layers = weights[group[:4]]
+    kernel = layers['conv' if 'conv' in layers else 'dense']['kernel']
     kernel[...] = 0
     flat = kernel.reshape(-1, kernel.shape[-1])
     for unit, values in enumerate(rows):
@@ -75,7 +84,7 @@ class CriteriaTest(parameterized.TestCase):
       ('l1', [0, 1]), ('uniform', [0, 1]), ('soft', [1]), ('morphnet', [2])
   )
   def test_norms_by_hand(self, strategy, best):
-    architecture = perceptron(3, 2, norm='batch')
+    architecture = normalised(3, 2)
     state = written(
         architecture,
         {FIRST: [(3, -4), (6,), (0, 0, 4.5)], SECOND: [(1,), (1,)]},
@@ -126,7 +135,7 @@ class CriteriaTest(parameterized.TestCase):
       self.assertEqual(kept('uniform', state, architecture, widths), want)
 
   def test_morphnet_multiplies_what_is_left(self):
-    architecture = perceptron(4, 2, norm='batch')
+    architecture = normalised(4, 2)
     state = written(
         architecture, {}, {FIRST: (1, 0.01, -0.5, 0.02), SECOND: (1, -1)}
     )
@@ -240,7 +249,7 @@ class SoftTest(absltest.TestCase):
     tiny_networks.assert_same(after.opt_state, state.opt_state)
 
   def test_only_soft_does_anything_before_the_end(self):
-    architecture = perceptron(4, 2, norm='batch')
+    architecture = normalised(4, 2)
     for strategy in pruning.STRATEGIES:
       method = pruning.Pruned(strategy)
       state = tiny_networks.state(architecture, extra=method.extra)
@@ -257,9 +266,7 @@ class PenaltyTest(absltest.TestCase):
   def test_gradient(self):
     """On scales, in proportion to marginal costs; also where blocks are fused.
     """
-    architecture = tiny_networks.seed(
-        'mlp', (1, 3), widths=(4, 4), norm='batch'
-    )
+    architecture = tiny_masks.seed(tiny_masks.PLAIN, 4)
     state = tiny_networks.state(architecture)
     layout = view.layout(architecture)
     self.assertIn(3, [segment.length for segment in layout.bucket])
@@ -291,7 +298,8 @@ class PenaltyTest(absltest.TestCase):
         want = 0.0
         if name == 'scale':
           sign = np.sign(state.params['weights'][part][layer][name])
-          want = is_open * 3.0 * marginal[f'{part}.out'] * sign
+          group = 'stem' if part == 'stem' else f'{part}.out'
+          want = is_open * 3.0 * marginal[group] * sign
         np.testing.assert_allclose(leaf, want + 0 * leaf, atol=1e-5)
 
 

@@ -24,9 +24,8 @@ from autogrow_jax.run import trained
 # the bytes written.
 _KILLER = '''
 import importlib, json, os, signal, sys
-from autogrow_jax import checkpoint, config, growth, logs, programs
-from autogrow_jax.run import train
-from autogrow_jax import checkpoint, config, growth, logs, programs, report
+from autogrow_jax import state
+from autogrow_jax.run import config, history, programs, train
 import sklearn.datasets
 
 def die():
@@ -149,7 +148,7 @@ class ResumeTest(parameterized.TestCase):
     self.die(
         # config.json, half made; the first growth.
         ('os.replace', 1, 'before', False),
-        ('growth.grow', 1, 'after', False),
+        ('state.grow', 1, 'after', False),
         # The first save, which a thread writes: before, within, after it.
         ('os.posix_fallocate', 1, 'before', False),
         ('os.rename', 2, 'before', False),
@@ -157,9 +156,9 @@ class ResumeTest(parameterized.TestCase):
         ('os.rename', 4, 'after', False),
         # In the second epoch, and in its growth.
         ('a training step', 9, 'after', False),
-        ('growth.grow', 1, 'after', False),
+        ('state.grow', 1, 'after', False),
         # In line 4 of what it appends to the history: a cut line.
-        ('logs.History._write', 4, 'half', False),
+        ('history.History._write', 4, 'half', False),
     )
 
   @pytest.mark.slow
@@ -167,13 +166,13 @@ class ResumeTest(parameterized.TestCase):
     self.die(
         # The very first steps, and before a growth.
         ('a training step', 5, 'before', False),
-        ('growth.grow', 1, 'before', False),
+        ('state.grow', 1, 'before', False),
         # As with a cadence of minutes: checkpoints within an epoch.
         ('a training step', 13, 'before', True),
         ('a training step', 13, 'before', True),
         ('os.rename', 39, 'after', True),
         # All trained and saved, without a result.
-        ('logs.write_json', 1, 'before', False),
+        ('history.write_json', 1, 'before', False),
     )
     (end,) = runs.records(self.workdir, 'end')
     self.assertEqual(end['step'], 5 * runs.STEPS)

@@ -113,12 +113,5 @@ class TaskTest(parameterized.TestCase):
     )(3.0)
     self.assertEqual((value, slope), (6, 8))
 
-  def test_metrics_in_words(self):
-    self.assertEqual(
-        tasks.format_metrics({'accuracy': 97.2, 'perplexity': 1234.56}),
-        'accuracy 97.20%, perplexity 1235',
-    )
-
-
 if __name__ == '__main__':
   absltest.main()

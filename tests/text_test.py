@@ -248,13 +248,14 @@ class RunTest(parameterized.TestCase):
 
   def test_perplexity_everywhere(self):
     epoch = runs.records(self.base, 'epoch')[-1]
-    self.assertAlmostEqual(epoch['perplexity'], math.exp(epoch['loss']), 3)
+    found = epoch['metrics']['perplexity']
+    self.assertAlmostEqual(found, math.exp(epoch['loss']), 3)
     self.assertAlmostEqual(
-        epoch['train_perplexity'], math.exp(epoch['train_loss']), 3
+        epoch['train_metrics']['perplexity'], math.exp(epoch['train_loss']), 3
     )
-    self.assertEqual(self.result['val_perplexity'], epoch['perplexity'])
+    self.assertEqual(self.result['val_perplexity'], found)
     line = console.format_record(epoch)
-    self.assertIn(f'/{epoch["perplexity"]:.4g}  ', line)
+    self.assertIn(f'/{found:.4g}  ', line)
     self.assertLessEqual(len(line), 100)
     value = self.result['test_perplexity']
     shown = summary.of_run(self.result, 'w')
@@ -265,7 +266,8 @@ class RunTest(parameterized.TestCase):
 
   def test_learns(self):
     first, second = (
-        epoch['train_perplexity'] for epoch in runs.records(self.base, 'epoch')
+        epoch['train_metrics']['perplexity']
+        for epoch in runs.records(self.base, 'epoch')
     )
     self.assertLess(second, first)
     self.assertLess(second, 31)  # There are 30 words.
@@ -320,7 +322,7 @@ class RunTest(parameterized.TestCase):
     network = trained.load(self.base)
     dataset = data.load(network.config.data, seed=0)
     self.assertAlmostEqual(
-        network.score(dataset.read_test()).perplexity,
+        network.score(dataset.read_test()).metrics['perplexity'],
         self.result['test_perplexity'],
         places=3,
     )

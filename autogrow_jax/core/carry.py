@@ -9,8 +9,8 @@ first update of a new unit several times that of an old one.
 
 from collections.abc import Mapping
 import dataclasses
-import zlib
 from typing import Any
+import zlib
 
 import jax
 import numpy as np

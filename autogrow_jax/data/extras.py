@@ -1,6 +1,7 @@
 """Packages that not everybody needs, imported where they are used."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 import contextlib
 import importlib
 import sys

@@ -1,6 +1,7 @@
 """Folders of images: one folder per class, or pairs of an image and a mask."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent import futures
 import hashlib
 import os

@@ -5,7 +5,8 @@ decoded by `images`, so that files of all kinds and damage are treated as those
 in folders are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import functools
 import hashlib

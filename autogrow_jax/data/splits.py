@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 import dataclasses
 import fractions
-from typing import Any, Self
+from typing import Any
+from typing import Self
 
 import numpy as np
 

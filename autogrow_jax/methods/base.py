@@ -1,7 +1,9 @@
 """`Method`: what is minimised and what is changed, as pure functions."""
 
 import abc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 

@@ -11,11 +11,15 @@ Parameters and statistics are nested dictionaries `{part: {layer: {leaf}}}`.
 """
 
 import abc
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import itertools
-from typing import Any, ClassVar
+from typing import Any
+from typing import ClassVar
 
 from flax import linen as nn
 import jax

@@ -1,8 +1,11 @@
 """What families share: seeds, chains, stem, head, options, names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import types
-from typing import Any, ClassVar
+from typing import Any
+from typing import ClassVar
 
 from flax import linen as nn
 import jax

@@ -18,7 +18,9 @@ which writes while the caller goes on. Of several hosts only the first writes.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent import futures
 import contextlib
 import dataclasses

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 import dataclasses
 import fractions
 import re
-from typing import Any, Self
+from typing import Any
+from typing import Self
 
 from autogrow_jax import data as data_lib
 from autogrow_jax import networks
@@ -112,7 +113,8 @@ class DeviceConfig:
   """Where and how to compute."""
 
   parallel: str = _setting(
-      'auto', 'auto, pmap (batch norm per device) or jit (over the whole batch).'
+      'auto',
+      'auto, pmap (batch norm per device) or jit (over the whole batch).',
   )
   num_devices: int | None = _setting(
       None, 'Number of devices; all accelerators, or one CPU, by default.'
@@ -243,7 +245,9 @@ class RunConfig:
   network: NetworkConfig = NetworkConfig()
   policy: PolicyConfig = PolicyConfig()
   method: base.Method = dataclasses.field(
-      default_factory=lambda: settings.class_of('autogrow', METHODS, 'method')(),
+      default_factory=lambda: settings.class_of(
+          'autogrow', METHODS, 'method'
+      )(),
       metadata={'kinds': METHODS, 'help': 'What a growth does.'},
   )
   schedule: ScheduleConfig = ScheduleConfig()

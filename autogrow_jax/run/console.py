@@ -3,16 +3,19 @@
 Only the first of several hosts prints.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import re
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
+from typing import TextIO
 
 import tqdm
 
-from autogrow_jax import tasks
 from autogrow_jax.run import history
 
 Record = history.Record
@@ -22,6 +25,12 @@ _MUCH_WAITING = 10
 
 # Seconds between two looks at the numbers of a running epoch.
 _NUMBERS_SECONDS = 0.1
+
+# How the values of metrics are shown.
+FORMATS = {
+    'accuracy': '{:.2f}%', 'miou': '{:.2f}%', 'perplexity': '{:.4g}'
+}
+LABELS = {'accuracy': 'acc', 'miou': 'mIoU'}
 
 _PHASES = {'growing': 'grow', 'finetuning': 'tune', 'training': 'train'}
 _REASONS = {
@@ -169,13 +178,13 @@ def _metrics(record: Record) -> str:
   train = record.get('train_metrics', {})
   columns = []
   for name, value in record.get('metrics', {}).items():
-    show = lambda number, name=name: tasks.FORMATS.get(name, '{:.4g}').format(
+    show = lambda number, name=name: FORMATS.get(name, '{:.4g}').format(
         float(number)
     )
     text = show(value)
     if name in train:
       text = f"{show(train[name]).rstrip('%')}/{text}"
-    columns.append(f'{tasks.LABELS.get(name, name)} {text}')
+    columns.append(f'{LABELS.get(name, name)} {text}')
     if name == 'accuracy':
       columns.append(f"best {show(100 * record['best'] / record['total'])}")
   return '  '.join(columns)

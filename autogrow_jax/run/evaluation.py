@@ -1,6 +1,7 @@
 """Forward passes of a run: scores of the data, and probes around a growth."""
 
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 

@@ -5,7 +5,8 @@ that ask a run to stop. What it writes of a state is a new state: the ledger and
 the number of records are part of it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import signal

@@ -363,7 +363,7 @@ def _identity(**objects: Any) -> str:
 
 def _name_of(value: Any) -> str:
   """Module, name and settings of an object."""
-  if isinstance(value, policies.Policy):
+  if hasattr(value, 'to_json'):
     start = history.dumps(value.to_json())
   elif dataclasses.is_dataclass(value):
     start = str(value)

@@ -3,7 +3,8 @@
 They are compiled per bucket of architectures, on demand or in advance.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent import futures
 import contextlib
 import dataclasses

@@ -1,7 +1,8 @@
 """`RunState`: where a run is, as one immutable value."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
+from typing import Self
 
 import numpy as np
 

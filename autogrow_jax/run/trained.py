@@ -13,18 +13,18 @@ import numpy as np
 import optax
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import checkpoint
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax.run import history
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax.run import steps
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.networks import base as networks_base
+from autogrow_jax.run import checkpoint
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import history
+from autogrow_jax.run import steps
 
 PREDICTION_BATCH = 256
 _MOST_LOGITS = 2**26  # Of a batch: 256 MB of float32.

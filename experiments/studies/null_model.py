@@ -6,7 +6,8 @@ any data. Neither has a learning curve, so both find less than a network would
 that learns but never grows.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from collections.abc import Iterator
 import dataclasses
 import itertools
 import os
@@ -15,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from autogrow_jax import policies
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history as history_lib
-from autogrow_jax import policies
 
 
 def decisions(

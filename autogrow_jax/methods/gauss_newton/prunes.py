@@ -9,13 +9,14 @@ of both. A batch's products, of which K is the sum, are formed for as many units
 at a time as fit into `LARGEST_PRODUCTS` bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax.methods.gauss_newton import compensation as compensation_lib

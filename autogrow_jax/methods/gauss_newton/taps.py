@@ -5,7 +5,9 @@ are in evaluation mode, where a norm is one fixed affine map per channel and no
 example influences another.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 import dataclasses
 import functools
 

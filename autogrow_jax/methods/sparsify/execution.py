@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Literal
+from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """The two growths of `Sparsify`: a new sample, and the last prune."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 

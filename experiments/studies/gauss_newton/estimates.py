@@ -3,7 +3,8 @@
 Measured changes are those of the network with that one split or prune alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import functools
 
@@ -21,6 +22,7 @@ from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import taps
+
 from . import subject as subject_lib
 from . import trials
 

@@ -27,7 +27,8 @@ round, after which weights stay.
 """
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 import operator
