@@ -20,9 +20,17 @@ import optax
 class Split(Protocol):
   """Inputs and labels, as `data.Split` has them."""
 
-  images: Any
-  labels: np.ndarray
-  damaged: Mapping[int, str]
+  @property
+  def images(self) -> Any:
+    """Inputs."""
+
+  @property
+  def labels(self) -> np.ndarray:
+    """Labels."""
+
+  @property
+  def damaged(self) -> Mapping[int, str]:
+    """Reason by index, for the damaged images met so far."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,8 +170,8 @@ class Task:
       kind = {0: 'one class for each example', 2: 'a class for each pixel'}
       raise ValueError(
           f'{name} predicts {kind.get(len(predicted), predicted)}, but the '
-          f'data have {kind.get(len(wanted), wanted)}: choose another --network or '
-          '--dataset.'
+          f'data have {kind.get(len(wanted), wanted)}: choose another '
+          '--network or --dataset.'
       )
 
 

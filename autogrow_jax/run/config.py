@@ -226,8 +226,8 @@ class Cadence:
     Returns:
       Whether it is.
     """
-    if self.seconds is not None:
-      return seconds >= self.seconds
+    if self.epochs is None:
+      return self.seconds is not None and seconds >= self.seconds
     return epoch is not None and epoch % self.epochs == 0
 
 

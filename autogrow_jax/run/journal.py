@@ -7,6 +7,7 @@ the number of records are part of it.
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import signal
@@ -70,7 +71,7 @@ class Journal:
     self._history = history_lib.History(setup.workdir / 'history.jsonl')
 
   @property
-  def records(self) -> list[history_lib.Record]:
+  def records(self) -> Sequence[history_lib.Record]:
     """All records of the history."""
     return self._history.records
 

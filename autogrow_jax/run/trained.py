@@ -85,7 +85,7 @@ class TrainedNetwork:
     padded = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
     return self._forward(padded)[: len(images)]
 
-  def _batch(self, images: np.ndarray) -> int:
+  def _batch(self, images: Any) -> int:
     """How many of these examples go into a call."""
     if images.ndim == 2:  # A label for every word.
       labels = images.shape[1]
@@ -112,7 +112,7 @@ class TrainedNetwork:
   @property
   def image_shape(self) -> tuple[int, ...]:
     """(height, width, channel) of raw images."""
-    option = dict(self.architecture.options)
+    option: dict[str, Any] = dict(self.architecture.options)
     pad = 2 * self.preprocessing.pad
     height, width = option['resolution']
     return height - pad, width - pad, self.architecture.size('image')
