@@ -9,8 +9,7 @@ Names are imported when they are first used.
 """
 
 import importlib
-from typing import Any
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 from autogrow_jax.version import __version__ as __version__
 

@@ -14,8 +14,7 @@ meaning.
 from collections.abc import Mapping
 import dataclasses
 import numbers
-from typing import Any
-from typing import Self
+from typing import Any, Self
 
 Option = str | int | float | tuple[int, ...]
 

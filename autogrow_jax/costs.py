@@ -8,13 +8,11 @@ units, or traced expected numbers, which are differentiable.
 """
 
 import collections
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import math
-from typing import Any
-from typing import Self
+from typing import Any, Self
 
 from flax import linen as nn
 import jax

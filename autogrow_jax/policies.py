@@ -6,17 +6,12 @@ settings, the others its progress.
 """
 
 import abc
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import fractions
 import json
 import re
-from typing import Any
-from typing import Literal
-from typing import Protocol
-from typing import Self
-from typing import TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 

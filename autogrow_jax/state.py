@@ -4,11 +4,8 @@ This is the canonical form. Its leaves are NumPy arrays on the host; training
 uses a packed copy of it on the devices (`view.py`).
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
-from typing import Any
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax

@@ -4,12 +4,9 @@ A task is all that knows whether labels are classes, masks or words. `loss` and
 `counts` run inside a training step; `score` runs over a split of the data.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
-from typing import ClassVar
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp

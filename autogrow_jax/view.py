@@ -10,13 +10,10 @@ An `Execution` says how a method is computed: the whole network as it is
 (`Plain`), or under gates, or only a part of it.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any
-from typing import NamedTuple
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np

@@ -4,9 +4,7 @@ Rivals are timed in turn, in one process, so that a busy machine slows all of
 them alike; look at ratios, not at seconds.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib.metadata
 import json

@@ -1,7 +1,6 @@
 """Basic3ResNet in PyTorch, written for `benchmarks.step`: the same layers."""
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import os
 
 import numpy as np

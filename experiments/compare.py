@@ -4,8 +4,7 @@ There is one for each name in `NETWORKS`. Most are trained at equal training
 cost: for as many epochs as take the multiply-adds that the grown network took.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import sys

@@ -7,10 +7,7 @@ A flag that is given overrides the preset. Which paths there are follows from
 the preset and from the kinds that flags choose, such as --optimizer=adamw.
 """
 
-from collections.abc import Callable
-from collections.abc import Collection
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import difflib
 import os

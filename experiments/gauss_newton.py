@@ -11,8 +11,7 @@ estimates the effect of each split and each prune on the loss, and applies those
 that pay most per parameter or multiply-add.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import pathlib

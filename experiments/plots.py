@@ -4,9 +4,7 @@ The same numbers give the same SVG, byte for byte. Matplotlib is optional and
 slow to import, so that functions import it.
 """
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import io

@@ -24,9 +24,7 @@ Example, for a hold-out of 5,000 images:
   python -m experiments.replay --noise=94 --total=5000 --common_sigma=0.3
 """
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
 import sys

@@ -5,9 +5,7 @@ run gives the same bytes. A new section is one more entry in `render`, a new
 figure one more in `plots.of_run`.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import html
 import os
 import pathlib

@@ -12,8 +12,7 @@ from one channel per layer, and at its end has --target_sparsity of the full
 cost less.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import pathlib

@@ -1,7 +1,6 @@
 """Summary that a binary prints at the end of a run."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import fractions
 from typing import Any
 

@@ -9,15 +9,11 @@ Whatever knows the axes of a tree by path knows those of an optimizer's moments,
 too, since the path of a moment ends in that of its parameter.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import fnmatch
 import math
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np

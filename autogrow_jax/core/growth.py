@@ -10,12 +10,9 @@ one comes:
     deepen a stack      {'layers': [0, 1, NEW, 2, 3, NEW]}
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 

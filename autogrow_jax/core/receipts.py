@@ -1,8 +1,6 @@
 """Growing a model with its optimizer's state, and the receipt of it."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,6 @@
 """Packages that not everybody needs, imported where they are used."""
 
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import importlib
 import sys

@@ -1,7 +1,6 @@
 """Folders of images: one folder per class, or pairs of an image and a mask."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 import hashlib
 import os

@@ -3,13 +3,10 @@
 Pure functions on one image at a time, which a worker process may run.
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import io
-from typing import Any
-from typing import BinaryIO
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 

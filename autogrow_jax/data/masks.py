@@ -5,8 +5,7 @@ are class indices from 0; 255 is void, which does not count. A pair is an image
 with its mask as the last channel.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,7 @@ decoded by `images`, so that files of all kinds and damage are treated as those
 in folders are.
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import functools
 import hashlib

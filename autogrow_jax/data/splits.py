@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import fractions
-from typing import Any
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 

@@ -9,9 +9,7 @@ grain calls that function ahead of time, in threads or in processes; their
 number changes nothing in the batches.
 """
 
-from collections.abc import Callable
-from collections.abc import Generator
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent import futures
 import dataclasses
 import functools
@@ -21,8 +19,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np

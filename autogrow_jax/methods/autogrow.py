@@ -7,8 +7,7 @@ scale and bias alike, is then overwritten by one of the paper's initialisers. A
 plain sub-module has no such norm and keeps the default.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 
 import jax

@@ -1,9 +1,7 @@
 """`Method`: what is minimised and what is changed, as pure functions."""
 
 import abc
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 from typing import Any
 

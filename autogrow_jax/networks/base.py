@@ -11,15 +11,11 @@ Parameters and statistics are nested dictionaries `{part: {layer: {leaf}}}`.
 """
 
 import abc
-from collections.abc import Callable
-from collections.abc import Collection
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
-from typing import Any
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax

@@ -1,11 +1,8 @@
 """What families share: seeds, chains, stem, head, options, names."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import types
-from typing import Any
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax

@@ -6,12 +6,10 @@ a stage read and write the stage's stream `s<stage>`; the inner widths are
 private.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax

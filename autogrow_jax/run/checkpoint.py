@@ -18,9 +18,7 @@ which writes while the caller goes on. Of several hosts only the first writes.
 """
 
 import asyncio
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses

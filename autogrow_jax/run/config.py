@@ -4,8 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import fractions
 import re
-from typing import Any
-from typing import Self
+from typing import Any, Self
 
 from autogrow_jax import data as data_lib
 from autogrow_jax import networks

@@ -3,16 +3,12 @@
 Only the first of several hosts prints.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import math
 import re
 import sys
 import time
-from typing import Any
-from typing import TextIO
+from typing import Any, TextIO
 
 import tqdm
 

@@ -1,7 +1,6 @@
 """Forward passes of a run: scores of the data, and probes around a growth."""
 
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 

@@ -10,9 +10,7 @@ needs no state that a restart could lose.
 import queue
 import threading
 import time
-from typing import Any
-from typing import NamedTuple
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np

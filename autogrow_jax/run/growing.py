@@ -1,7 +1,6 @@
 """The growing part of an epoch's end: decide, propose, grow, write it down."""
 
-from collections.abc import Generator
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 import dataclasses
 import itertools
 import time

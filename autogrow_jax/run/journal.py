@@ -5,9 +5,7 @@ that ask a run to stop. What it writes of a state is a new state: the ledger and
 the number of records are part of it.
 """
 
-from collections.abc import Iterable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import signal

@@ -8,13 +8,11 @@ are those of one device. The step is written once for all three: it calls
 `Parallel.mean` and `Parallel.sum`, which do nothing outside `pmap`.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import time
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax import lax

@@ -3,8 +3,7 @@
 They are compiled per bucket of architectures, on demand or in advance.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 import contextlib
 import dataclasses

@@ -5,15 +5,12 @@ table of names and 'module:Class'. In JSON it says which one under 'kind', and a
 class that is not in the table goes by its own 'module:Class'.
 """
 
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import importlib
 import types
 import typing
-from typing import Any
-from typing import NamedTuple
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 if typing.TYPE_CHECKING:
   from _typeshed import DataclassInstance

@@ -1,8 +1,7 @@
 """`RunState`: where a run is, as one immutable value."""
 
 import dataclasses
-from typing import Any
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 

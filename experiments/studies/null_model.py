@@ -6,8 +6,7 @@ any data. Neither has a learning curve, so both find less than a network would
 that learns but never grows.
 """
 
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 import itertools
 import os

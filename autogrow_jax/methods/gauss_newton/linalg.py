@@ -8,8 +8,7 @@ with gradient g = Az - b. A solve never raises inside a compiled program: it
 returns a `Code` for each problem.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import enum
 import functools
 from typing import Any

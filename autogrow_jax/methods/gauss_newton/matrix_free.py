@@ -13,8 +13,7 @@ end is a writer and `gradient` is pulled back to its output; for e, an end is a
 reader that reads the difference of the children.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flax import struct
 import jax

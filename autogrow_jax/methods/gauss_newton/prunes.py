@@ -9,8 +9,7 @@ of both. A batch's products, of which K is the sum, are formed for as many units
 at a time as fit into `LARGEST_PRODUCTS` bytes.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 

@@ -7,8 +7,7 @@ that costs least loss per unit of resource, as long as that is less than the
 gain of the last split. `confirm` repeats the test beside everything else.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np

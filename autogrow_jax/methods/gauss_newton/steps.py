@@ -1,7 +1,6 @@
 """Growth steps before they are taken, and the examples they are chosen by."""
 
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import itertools
 from typing import Any

@@ -8,8 +8,7 @@ compensation. Axes that change together need no order: every delta is gathered
 along all axes of its kernel. `norms` takes care of shifted statistics.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 

@@ -5,9 +5,7 @@ are in evaluation mode, where a norm is one fixed affine map per channel and no
 example influences another.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp

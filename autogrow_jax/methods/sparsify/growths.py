@@ -1,7 +1,6 @@
 """The two growths of `Sparsify`: a new sample, and the last prune."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 

@@ -3,9 +3,7 @@
 Symbols as in `signals` and `splits` of `autogrow_jax.methods.gauss_newton`.
 """
 
-from collections.abc import Callable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 

@@ -3,8 +3,7 @@
 Measured changes are those of the network with that one split or prune alone.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 

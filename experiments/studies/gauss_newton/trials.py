@@ -6,8 +6,7 @@ traced and differentiated, with the index maps of `growth` and the deltas of
 exact as the network itself.
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 

@@ -7,8 +7,7 @@ else is as in a run: penalty, temperatures, samples, optimizer, schedule.
 
 import dataclasses
 import functools
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax

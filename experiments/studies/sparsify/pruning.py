@@ -27,8 +27,7 @@ round, after which weights stay.
 """
 
 import bisect
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import operator
