@@ -1,4 +1,4 @@
-"""What mask variables do by themselves, on real architectures.
+"""Simulates mask variables alone, on real architectures.
 
     python -m experiments.mask_dynamics
 

@@ -211,7 +211,7 @@ def _curves(epochs: Records, growths: Records) -> dict[str, Figure]:
 
 
 def _sizes(epochs: Records, growths: Records) -> dict[str, Figure]:
-  """What grew: channels of layers where they are recorded, else blocks."""
+  """Draws channels of layers where they are recorded, else blocks."""
   if 'widths' in epochs[0]:
     what, where, size = 'channels', 'layer', 'width'
     sizes = [record['widths'] for record in epochs]

@@ -231,7 +231,7 @@ def of_masks(
     result: Mapping[str, Any],
     comparisons: Mapping[str, Mapping[str, Any]],
 ) -> str:
-  """What was found, and what it saved."""
+  """Lists widths, cost and savings of the pruned network."""
   full = _full(run_config, dataset)
   history = history_lib.read(pathlib.Path(run_config.workdir) / 'history.jsonl')
   epochs = [record for record in history if record['event'] == 'epoch']

@@ -247,7 +247,7 @@ def gather(
 
 
 def changes(axes: Axes | None, sources: Sources) -> bool:
-  """Whether a leaf with these axes changes."""
+  """Returns True if a leaf with these axes changes."""
   return any(axis and axis.factors & sources.keys() for axis in axes or ())
 
 

@@ -29,7 +29,7 @@ SUMS = frozenset({'acc_grads'})
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-  """What became of every leaf of a tree; prints itself.
+  """Outcome for every leaf of a tree; prints itself.
 
   Attributes:
     kept: paths of leaves that are the same arrays.
@@ -135,7 +135,7 @@ class _Mover:
 
   @property
   def account(self) -> Account:
-    """What became of the leaves."""
+    """Outcome for every leaf."""
     kinds = ('kept', 'changed', 'new', 'dropped')
     of_kind = lambda kind: tuple(
         '/'.join(path) for path, what in self.outcome.items() if what == kind
@@ -169,7 +169,7 @@ class _Mover:
     return np.full_like(fresh, np.mean(means)) if means else fresh
 
   def _drawn(self, path: Path, old: Any, fresh: Any) -> np.ndarray:
-    """What new units of a leaf hold."""
+    """Returns the values of new units of a leaf."""
     if self.moments and SQUARES & set(path) and np.shape(old):
       return np.full(
           fresh.shape, np.asarray(old).mean(dtype=np.float64), fresh.dtype

@@ -22,7 +22,7 @@ _structure: Callable[[Any], Any] = jax.tree.structure
 
 @dataclasses.dataclass(frozen=True)
 class Receipt:
-  """What a growth did to a model; prints itself.
+  """Effect of a growth on a model; prints itself.
 
   Attributes:
     note: the growth, in words.

@@ -67,7 +67,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Situation:
-  """What a method may look at when it proposes a change.
+  """State of a run that a method may use to propose a change.
 
   Attributes:
     architecture: the current architecture.

@@ -1,4 +1,4 @@
-"""What families share: seeds, chains, stem, head, options, names."""
+"""Shared pieces of families: seeds, chains, stem, head, options, names."""
 
 from collections.abc import Callable, Mapping, Sequence
 import types

@@ -180,7 +180,7 @@ class DeviceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  """How often to save and how much to keep."""
+  """Frequency and number of checkpoints."""
 
   every: str = _setting('1', 'Epochs (2) or minutes (10m) between checkpoints.')
   keep: int = _setting(2, 'Number of checkpoints to keep.')
@@ -216,7 +216,7 @@ class Cadence:
     return cls(None, 60.0 * number) if match[2] else cls(number, None)
 
   def due(self, *, epoch: int | None, seconds: float) -> bool:
-    """Whether it is time.
+    """Returns True if it is time.
 
     Args:
       epoch: number of the epoch that just ended, None within one.
@@ -376,7 +376,7 @@ def paper_scale_init(stem: str) -> str:
 
 
 def _protocol_conflicts(config: RunConfig) -> list[str]:
-  """What of a configuration contradicts the paper's protocol."""
+  """Lists settings that contradict the paper's protocol."""
   wanted = [
       ('select_on', config.data.select_on, ('test',)),
       ('holdout', config.data.holdout, (None,)),

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, and plain lines.
+"""Screen output of a run: a bar on a terminal, and plain lines.
 
 Only the first of several hosts prints.
 """

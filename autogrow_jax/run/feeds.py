@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.2
 
 
 class Examples(NamedTuple):
-  """What `programs.train_step` takes.
+  """Examples of a training step, on the devices.
 
   Attributes:
     images: uint8 (examples, height, width, channel), or int32 (examples, step),

@@ -28,7 +28,7 @@ Setup = prepare.Setup
 
 
 def observe(state: RunState, score: tasks.Score) -> policies.Observation:
-  """What a policy may know of an epoch."""
+  """Makes the observation of an epoch for the policy."""
   progress = state.progress
   return policies.Observation(
       epoch=progress.phase_epoch,
@@ -94,7 +94,7 @@ def _situation(
     train_accuracy: float,
     is_last: bool,
 ) -> base.Situation:
-  """What a method may look at."""
+  """Collects the state of the run for the method."""
   epoch = state.progress.epoch
   return base.Situation(
       architecture=state.progress.architecture,

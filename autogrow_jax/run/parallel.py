@@ -195,7 +195,7 @@ class Parallel:
 
 
 def bytes_on_device(tree: Any) -> int:
-  """Of arrays that were placed, the bytes on one device."""
+  """Returns the bytes of placed arrays on one device."""
   return sum(
       leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree)
   )

@@ -47,7 +47,7 @@ MAX_EVAL_BATCH = 256
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
-  """What stays the same during a run.
+  """Fixed part of a run.
 
   Attributes:
     config: the resolved configuration.

@@ -247,7 +247,7 @@ def _of_kind(kinds: Mapping[str, str], value: Any, path: str) -> Any:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-  """Whether a value has a type; ints are floats, but bools are not ints."""
+  """Returns True for a value of a type; ints are floats, bools not ints."""
   if _is_union(hint):
     return any(_is_of(value, option) for option in typing.get_args(hint))
   if typing.get_origin(hint) is tuple:

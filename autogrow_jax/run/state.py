@@ -192,5 +192,5 @@ def running(meters: Any) -> tuple[float, float]:
 
 
 def is_finite(values: Any) -> bool:
-  """Whether all numbers of a list of arrays are finite."""
+  """Returns True if all numbers of a list of arrays are finite."""
   return all(np.all(np.isfinite(value)) for value in values)

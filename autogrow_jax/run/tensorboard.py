@@ -46,7 +46,7 @@ class TensorBoard:
 
   @property
   def is_missing(self) -> bool:
-    """Whether nothing is written, since tensorboardX is not installed."""
+    """True if tensorboardX is missing, so that nothing is written."""
     return self._writer is None
 
   def write(self, record: history.Record) -> None:

@@ -106,7 +106,7 @@ def run(
 
 
 def is_done(setup: Setup, state: RunState) -> bool:
-  """Whether the final phase is over."""
+  """Returns True once the final phase is over."""
   progress = state.progress
   return (
       progress.phase != 'growing'

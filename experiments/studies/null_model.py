@@ -76,7 +76,7 @@ class Percentiles:
 
 @dataclasses.dataclass(frozen=True)
 class NullBand:
-  """What a policy finds in pure noise.
+  """Depths that a policy finds in pure noise.
 
   Attributes:
     runs: number of simulated runs.
