@@ -64,11 +64,6 @@ class Axis:
     """Names of all factors."""
     return frozenset(name for names in self.segments for name in names)
 
-  def renamed(self, name_of: Callable[[str], str]) -> 'Axis':
-    """The same dimension with other names."""
-    segments = tuple(tuple(map(name_of, names)) for names in self.segments)
-    return Axis(segments, self.role, self.frozen)
-
 
 Axes = tuple[Axis | None, ...]
 

@@ -194,13 +194,6 @@ class Parallel:
     return jax.device_put(tree, sharding, may_alias=False)
 
 
-def bytes_on_device(tree: Any) -> int:
-  """Returns the bytes of placed arrays on one device."""
-  return sum(
-      leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree)
-  )
-
-
 @functools.lru_cache(maxsize=1)
 def _mesh(devices: tuple[jax.Device, ...]) -> jax.sharding.Mesh:
   return jax.make_mesh(

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any, Self
 
-import numpy as np
-
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
 from autogrow_jax import policies
@@ -189,8 +187,3 @@ def running(meters: Any) -> tuple[float, float]:
   """Mean loss, and accuracy in percent, of an epoch so far."""
   total = int(meters['total'])
   return float(meters['loss_sum']) / total, 100 * int(meters['correct']) / total
-
-
-def is_finite(values: Any) -> bool:
-  """Returns True if all numbers of a list of arrays are finite."""
-  return all(np.all(np.isfinite(value)) for value in values)
