@@ -6,12 +6,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-ci test-slow clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo       grow a network on the embedded digits (3 minutes)'
 	@echo 'make test       run the tests (10 minutes on 2 cores)'
+	@echo 'make test-ci    test the wheel, and every Python that is installed'
 	@echo 'make test-slow  run the long tests too'
 	@echo 'make clean      remove the virtual environment'
 
@@ -31,10 +32,13 @@ demo: .venv/ready
 	$(BIN)/python -m experiments.autogrow --preset=digits --workdir=runs/demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not ci'
+
+test-ci: .venv/ready
+	$(BIN)/python -m pytest -rs -m ci
 
 test-slow: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not ci'
 
 clean:
 	rm -rf .venv *.egg-info

@@ -9,8 +9,7 @@ Names are imported when they are first used.
 """
 
 import importlib
-from typing import Any
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 from autogrow_jax.version import __version__ as __version__
 
@@ -89,7 +88,7 @@ __all__ = ['__version__', *sorted(_ROOM_OF)]
 def __getattr__(name: str) -> Any:
   """Imports a public name when it is first used."""
   if name not in _ROOM_OF:
-    raise AttributeError(f'autogrow_jax has no {name!r}; see dir(autogrow_jax).')
+    raise AttributeError(f'autogrow_jax has no {name!r}; see its dir().')
   room = _ROOM_OF[name]
   if not room:
     return importlib.import_module(f'autogrow_jax.{name}')

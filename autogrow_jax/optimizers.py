@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-
 # Optimizers by the 'kind' that configurations store.
 OPTIMIZERS = {
     'sgd': 'autogrow_jax.optimizers:SGD',

@@ -382,7 +382,7 @@ class Fixed(Policy):
     return self, KEEP
 
 
-POLICIES: dict[str, type[Policy]] = {
+POLICIES: dict[str, type[Any]] = {
     'periodic': Periodic,
     'convergent': Convergent,
     'sequential': Sequential,

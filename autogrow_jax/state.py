@@ -227,8 +227,8 @@ def target_of(growth: Growth, architecture: Architecture) -> Architecture:
   for axis, size in growth.sizes.items():
     if axis not in known:
       raise ValueError(
-          f'Growth has sources for axis {axis!r}, which {target or architecture} '
-          'does not have.'
+          f'Growth has sources for axis {axis!r}, which '
+          f'{target or architecture} does not have.'
       )
     if target is not None and size != known[axis]:
       raise ValueError(

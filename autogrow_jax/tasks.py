@@ -13,12 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+
 class Split(Protocol):
   """Inputs and labels, as `data.Split` has them."""
 
-  images: Any
-  labels: np.ndarray
-  damaged: Mapping[int, str]
+  @property
+  def images(self) -> Any:
+    """Inputs."""
+
+  @property
+  def labels(self) -> np.ndarray:
+    """Labels."""
+
+  @property
+  def damaged(self) -> Mapping[int, str]:
+    """Reason by index, for the damaged images met so far."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,9 +166,9 @@ class Task:
     if predicted != wanted:
       kind = {0: 'one class for each example', 2: 'a class for each pixel'}
       raise ValueError(
-          f'{name} predicts {kind.get(len(predicted), predicted)}, but the data '
-          f'have {kind.get(len(wanted), wanted)}: choose another --network or '
-          '--dataset.'
+          f'{name} predicts {kind.get(len(predicted), predicted)}, but the '
+          f'data have {kind.get(len(wanted), wanted)}: choose another '
+          '--network or --dataset.'
       )
 
 
@@ -249,7 +258,7 @@ def with_penalty(loss: jax.Array, penalty: jax.Array) -> jax.Array:
 def _count(
     logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Losses (example,), and per class hits, labels and predictions, (3, classes)."""
+  """Losses (example,); and hits, labels, predictions, (3, classes)."""
   labels = labels.astype(jnp.int32)
   counts = labels >= 0
   losses = cross_entropy(logits, labels)

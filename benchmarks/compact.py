@@ -15,6 +15,7 @@ from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax.methods.sparsify import method as sparsify
 from autogrow_jax.methods.sparsify import space as space_lib
+
 from benchmarks import common
 from benchmarks import steps
 from experiments import flags as run_flags

@@ -17,12 +17,13 @@ import tempfile
 
 from absl import flags
 
-from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax.run import history as history_lib
 from autogrow_jax import networks
 from autogrow_jax import policies
+from autogrow_jax.run import config
+from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import train
+
 from benchmarks import common
 from benchmarks import steps
 from experiments import flags as run_flags

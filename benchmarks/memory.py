@@ -10,9 +10,10 @@ included and a data set left out.
 
 from absl import flags
 
-from autogrow_jax.run import console
 from autogrow_jax import networks
 from autogrow_jax import policies
+from autogrow_jax.run import console
+
 from benchmarks import common
 from benchmarks import steps
 from experiments import flags as run_flags

@@ -20,13 +20,14 @@ import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import checkpoint
 from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
+from autogrow_jax.run import checkpoint
+
 from benchmarks import common
 from benchmarks import steps
 from experiments import flags as run_flags

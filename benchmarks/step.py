@@ -15,6 +15,7 @@ from absl import flags
 from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax import policies
+
 from benchmarks import common
 from benchmarks import steps
 from experiments import flags as run_flags

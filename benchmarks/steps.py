@@ -10,12 +10,13 @@ import numpy as np
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import optimizers
-from autogrow_jax.run import parallel as parallel_lib
-from autogrow_jax.run import steps
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base
+from autogrow_jax.run import parallel as parallel_lib
+from autogrow_jax.run import steps
+
 from experiments.studies import timing
 
 

@@ -19,6 +19,7 @@ from autogrow_jax.methods import autogrow
 from autogrow_jax.run import config
 from autogrow_jax.run import results
 from autogrow_jax.run import train
+
 from . import compare
 from . import dry_run
 from . import flags

@@ -4,6 +4,7 @@
 """
 
 from autogrow_jax.run import train
+
 from . import flags
 from . import presets
 from . import report

@@ -18,6 +18,7 @@ from autogrow_jax.run import console
 from autogrow_jax.run import resolve
 from autogrow_jax.run import results
 from autogrow_jax.run import train
+
 from . import presets
 from . import report
 

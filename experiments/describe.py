@@ -16,10 +16,11 @@ from absl import flags as absl_flags
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
+from autogrow_jax import networks
 from autogrow_jax.run import config
 from autogrow_jax.run import console
 from autogrow_jax.run import settings
-from autogrow_jax import networks
+
 from . import flags
 from . import presets
 

@@ -36,6 +36,7 @@ from autogrow_jax.run import programs
 from autogrow_jax.run import resolve
 from autogrow_jax.run import steps
 from autogrow_jax.run import trained
+
 from .studies import null_model
 
 Architecture = architecture_lib.Architecture

@@ -11,6 +11,7 @@ from absl import flags as absl_flags
 from autogrow_jax import data
 from autogrow_jax.run import results
 from autogrow_jax.run import trained
+
 from . import flags
 
 

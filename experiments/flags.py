@@ -24,6 +24,7 @@ from autogrow_jax import policies
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import settings
 from autogrow_jax.run import train
+
 from . import presets
 
 FLAGS = flags.FLAGS

@@ -33,14 +33,15 @@ from autogrow_jax.run import parallel
 from autogrow_jax.run import resolve
 from autogrow_jax.run import results
 from autogrow_jax.run import train
+
 from . import compare
 from . import flags
 from . import presets
 from . import report
+from . import summary
 from .studies.gauss_newton import calibration
 from .studies.gauss_newton import joint
 from .studies.gauss_newton import rivals
-from . import summary
 
 STRATEGIES = ('gauss_newton', *rivals.RIVALS)
 CHOICES = {

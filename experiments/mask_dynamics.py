@@ -14,6 +14,7 @@ from absl import flags as absl_flags
 from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax.methods.sparsify import method
+
 from . import flags
 from .studies.sparsify import dynamics
 

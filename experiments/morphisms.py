@@ -28,14 +28,15 @@ import time
 from absl import flags as absl_flags
 
 from autogrow_jax import data
-from autogrow_jax.run import settings
-from autogrow_jax.run import train
-from autogrow_jax.run import trained
 from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import learning as learning_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import settings
+from autogrow_jax.run import train
+from autogrow_jax.run import trained
+
 from . import flags
 from . import plots
 from . import presets
@@ -44,6 +45,7 @@ from .studies.gauss_newton import joint
 from .studies.gauss_newton import strategies as strategies_lib
 from .studies.gauss_newton import subject as subject_lib
 
+_GIVEN = flags.FLAGS
 STUDIES = ('estimates', 'strategies', 'cost')
 
 
@@ -81,8 +83,8 @@ def _define(arguments: Sequence[str]) -> None:
   absl_flags.DEFINE_string(
       'scale',
       'best',
-      'Of estimates: scale of the u of each learned split, a number or best (by '
-      'the estimate of each, within trust).',
+      'Of estimates: scale of the u of each learned split, a number or best '
+      '(by the estimate of each, within trust).',
   )
   absl_flags.DEFINE_string(
       'layer', None, 'Of strategies: axis of the layer; the first by default.'
@@ -97,7 +99,9 @@ def _define(arguments: Sequence[str]) -> None:
       'morphism_epochs', 4, 'Of strategies: epochs of Adam for the oracle.'
   )
   absl_flags.DEFINE_float(
-      'morphism_learning_rate', 3e-3, 'Of strategies: learning rate of that Adam.'
+      'morphism_learning_rate',
+      3e-3,
+      'Of strategies: learning rate of that Adam.',
   )
   absl_flags.DEFINE_integer(
       'repeats', 9, 'Of cost: repetitions of each timed step.'
@@ -114,38 +118,38 @@ def _main() -> None:
   for name in (
       'batch_size', 'channels', 'tries', 'morphism_epochs', 'repeats'
   ):
-    value = flags.FLAGS[name].value
+    value = _GIVEN[name].value
     if value is not None and value < 1:
       raise ValueError(f'--{name} is at least 1, got {value}.')
-  scale = parse_scale(flags.FLAGS.scale)
-  if train.read_result(flags.FLAGS.run) is None:
-    network = trained.load(flags.FLAGS.run)
+  scale = parse_scale(_GIVEN.scale)
+  if train.read_result(_GIVEN.run) is None:
+    network = trained.load(_GIVEN.run)
     raise ValueError(
-        f'The run in {flags.FLAGS.run} has not ended (epoch {network.epoch}); start '
-        'its command again to continue it.'
+        f'The run in {_GIVEN.run} has not ended (epoch {network.epoch}); '
+        'start its command again to continue it.'
     )
-  network = trained.load(flags.FLAGS.run)
+  network = trained.load(_GIVEN.run)
   method = learning(network.config).method
   changes = {}
   for item in settings.list_all(method):
     name = f'method.{item.path}'
-    if name in flags.FLAGS and flags.FLAGS[name].present:
-      flag = flags.FLAGS[name]
+    if name in _GIVEN and _GIVEN[name].present:
+      flag = _GIVEN[name]
       changes[item.path] = settings.parse(flag.value, item.hint, flag.name)
   method = settings.replace(method, changes)
   dataset = data.load(network.config.data, seed=network.config.seed)
-  batch_size = flags.FLAGS.batch_size or network.config.batch_size
+  batch_size = _GIVEN.batch_size or network.config.batch_size
   learn = method.ranking.learn
-  if flags.FLAGS.study == 'cost':
+  if _GIVEN.study == 'cost':
     answer = answers.cost(
         network, dataset, curvature=learn.curvature, batch_size=batch_size,
-        repeats=flags.FLAGS.repeats, progress=say,
+        repeats=_GIVEN.repeats, progress=say,
     )
   else:
     subject = subject_lib.prepare(
         network, dataset, examples=method.examples, batch_size=batch_size
     )
-    if flags.FLAGS.study == 'estimates':
+    if _GIVEN.study == 'estimates':
       answer = answers.estimates(subject, method, scale, say)
     else:
       answer = strategies(subject, learn)
@@ -157,25 +161,28 @@ def strategies(
     subject: subject_lib.Subject, learn: learning_lib.LearnConfig
 ) -> answers.Answer:
   """Compares the strategies on the channels that the flags ask for."""
-  site = subject.site(flags.FLAGS.layer)
-  units = site.units if flags.FLAGS.channels is None else flags.FLAGS.channels
+  site = subject.site(_GIVEN.layer)
+  units = site.units if _GIVEN.channels is None else _GIVEN.channels
   if units > site.units:
     raise ValueError(
         f'--channels={units} is more than the {site.units} of {site.axis}.'
     )
-  oracle = strategies_lib.Oracle(flags.FLAGS.morphism_epochs, flags.FLAGS.morphism_learning_rate)
+  oracle = strategies_lib.Oracle(
+      _GIVEN.morphism_epochs, _GIVEN.morphism_learning_rate
+  )
   return answers.strategies(
-      subject, site, learn, oracle, units=units, tries=flags.FLAGS.tries, progress=say
+      subject, site, learn, oracle,
+      units=units, tries=_GIVEN.tries, progress=say,
   )
 
 
 def save(answer: answers.Answer, network: trained.TrainedNetwork) -> None:
   """Writes the numbers and the figure."""
-  folder = pathlib.Path(flags.FLAGS.out or os.path.join(flags.FLAGS.run, 'morphisms'))
+  folder = pathlib.Path(_GIVEN.out or os.path.join(_GIVEN.run, 'morphisms'))
   folder.mkdir(parents=True, exist_ok=True)
-  path = folder / f'{flags.FLAGS.study}.json'
+  path = folder / f'{_GIVEN.study}.json'
   numbers = {
-      'run': flags.FLAGS.run,
+      'run': _GIVEN.run,
       'network': str(network.architecture),
       'dataset': network.config.data.dataset,
       'seed': network.config.seed,
@@ -185,7 +192,7 @@ def save(answer: answers.Answer, network: trained.TrainedNetwork) -> None:
   written = [path]
   if answer.figure is not None:
     written.append(path.with_suffix('.svg'))
-    text = plots.svg(answer.figure, flags.FLAGS.study)
+    text = plots.svg(answer.figure, _GIVEN.study)
     written[-1].write_text(text + '\n', encoding='utf-8')
   print('\n  ' + ' and '.join(map(str, written)))
 

@@ -30,11 +30,11 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
 from autogrow_jax import optimizers
 from autogrow_jax import policies
 from autogrow_jax.methods import autogrow
+from autogrow_jax.run import config as config_lib
 
 RunConfig = config_lib.RunConfig
 Depths = tuple[int, ...]

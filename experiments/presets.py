@@ -5,9 +5,7 @@ The rows of the paper's tables are in `paper.py`.
 
 import dataclasses
 
-from autogrow_jax.run import config
 from autogrow_jax import data
-from autogrow_jax.run import history as history_lib
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
@@ -15,6 +13,9 @@ from autogrow_jax.methods import autogrow
 from autogrow_jax.methods.gauss_newton import method as gauss_newton
 from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.sparsify import method as sparsify
+from autogrow_jax.run import config
+from autogrow_jax.run import history as history_lib
+
 from . import paper
 from .studies import null_model
 

@@ -35,6 +35,7 @@ from absl import flags as absl_flags
 from autogrow_jax import policies
 from autogrow_jax.run import config
 from autogrow_jax.run import settings
+
 from . import flags
 from .studies import null_model
 from .studies import replay

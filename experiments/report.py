@@ -14,6 +14,7 @@ from typing import Any
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import results
+
 from . import plots
 
 Result = Mapping[str, Any]

@@ -31,6 +31,7 @@ from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import resolve
 from autogrow_jax.run import train
+
 from . import compare
 from . import flags
 from . import presets
@@ -115,8 +116,8 @@ def _define(arguments: Sequence[str]) -> None:
       '--finetune_epochs (a quarter as many by default): uniform (L1 norm of '
       'filters, the same part of every layer), l1 (over the whole network), '
       'soft (filters that would go are zeroed after every sample, and may '
-      'recover), morphnet (penalty on the scales of norms by cost); direct (the '
-      'final network of the run --init_from, from scratch).',
+      'recover), morphnet (penalty on the scales of norms by cost); direct '
+      '(the final network of the run --init_from, from scratch).',
   )
   absl_flags.DEFINE_enum(
       'backend',

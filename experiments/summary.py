@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 import fractions
 from typing import Any
 
-from autogrow_jax.run import console
 from autogrow_jax import policies
+from autogrow_jax.run import console
+
 from . import report
 
 Result = Mapping[str, Any]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import tiny_morphisms as tiny
-import tiny_morphisms as tiny
 import tiny_networks
 
 from autogrow_jax.core import growth as growth_lib

@@ -29,6 +29,7 @@ FAMILIES = {
     'mlp': {'widths': (5, 4)},
 }
 EXAMPLES = 6
+EPSILON = 1e-5  # Of norms.
 
 projections = jax.jit(splits.projections, static_argnums=0)
 output_changes = jax.jit(tiny.output_changes, static_argnums=0)
@@ -116,14 +117,7 @@ def on_one_pixel(family, depths=(1, 1, 1), **options):
 
 
 def perceptron():
-  """Its layers have no bias under their norms, as convolutions have none."""
-  data = on_one_pixel('mlp', depths=(2, 2), widths=(3, 4), norm='batch')
-  weights = dict(data.trees.weights)
-  for name in LAYERS.values():
-    kernel = weights[name]['dense']['kernel']
-    dense = {'kernel': kernel, 'bias': np.zeros(kernel.shape[-1])}
-    weights[name] = {**weights[name], 'dense': dense}
-  return dataclasses.replace(data, trees=data.trees.replace(weights=weights))
+  return on_one_pixel('mlp', depths=(2, 2), widths=(3, 4))
 
 
 def middle(matrix):
@@ -132,14 +126,20 @@ def middle(matrix):
 
 
 def its_convolutional_twin():
-  """Convolutions with the perceptron's kernels in the middle."""
+  """Convolutions with the perceptron's kernels in the middle, and its biases.
+
+  Their norms do nothing else.
+  """
   twin, dense = on_one_pixel('plain3net', widths=(3, 4, 4)), perceptron()
   weights, stats = dict(twin.trees.weights), dict(twin.trees.stats)
   for name, own in LAYERS.items():
-    kernel = middle(np.squeeze(dense.trees.weights[own]['dense']['kernel']))
-    norm = dense.trees.weights[own]['norm']
-    weights[name] = {'conv': {'kernel': kernel}, 'norm': norm}
-    stats[name] = dense.trees.stats[own]
+    layer = dense.trees.weights[own]['dense']
+    ones = np.ones(layer['bias'].shape)
+    weights[name] = {
+        'conv': {'kernel': middle(np.squeeze(layer['kernel']))},
+        'norm': {'scale': ones, 'bias': layer['bias']},
+    }
+    stats[name] = {'norm': {'mean': 0 * ones, 'var': ones - EPSILON}}
   weights['head'] = dense.trees.weights['head']
   return dataclasses.replace(twin, trees=signals.Trees(weights, stats))
 

@@ -194,7 +194,7 @@ class BinaryTest(absltest.TestCase):
       self.assertBetween(rows['splits', 'training']['slope'], 0.9, 1.1)
       self.assertLen(found['points']['prunes']['held_out'], CHANNELS)
       self.assertIn('learning splits of 7 channels', outcomes[0].stderr)
-      self.assertGreater(rows['prunes', 'training']['pearson'], 0.98)
+      self.assertGreater(rows['prunes', 'training']['pearson'], 0.9)
       pearson, count = found['prunes_on_logarithmic_axes']['training']
       self.assertIn(
           f'Pearson {pearson:.3f} of the {count} that cost', outcomes[0].stdout

@@ -307,7 +307,7 @@ class GrowthTest(parameterized.TestCase):
     change = method.conclude(architecture, state)
     pruned, _ = tiny_masks.grow(state, change, method)
     tiny_masks.same(
-        tiny_masks.logits(method, change.architecture, pruned, compact=False),
+        tiny_masks.logits(method, change.target, pruned, compact=False),
         whole,
     )
 

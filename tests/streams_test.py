@@ -311,12 +311,12 @@ class FeedTest(parameterized.TestCase):
     )
     last = len(part_of(records)) // 16 - 1
     for step, count in ((0, 3), (1, 3), (last - 1, 2), (last, 1)):
-      index = several.take(step).index
+      index = several.take(step).rows
       rows = np.asarray(index)
       if mode == 'pmap':
         rows = rows.swapaxes(0, 1).reshape(3, -1)
       for row in range(count):
-        want = placement.gather(one.take(step + row).index)
+        want = placement.gather(one.take(step + row).rows)
         np.testing.assert_array_equal(rows[row], want)
       np.testing.assert_array_equal(rows[count:], -1)
 
@@ -328,11 +328,11 @@ class FeedTest(parameterized.TestCase):
     for step in (0, 1, 2, 3, 9, 10, 2):  # With jumps, as after a restart.
       pixels, labels = expected(records, step, 16)
       examples = feed.take(step)
-      self.assertIsNone(examples.index)
+      self.assertIsNone(examples.rows)
       np.testing.assert_array_equal(placement.gather(examples.images), pixels)
       np.testing.assert_array_equal(placement.gather(examples.labels), labels)
       everything = known.take(step)
-      chosen = placement.gather(everything.index)
+      chosen = placement.gather(everything.rows)
       np.testing.assert_array_equal(
           placement.fetch(everything.images)[chosen], pixels
       )

@@ -246,8 +246,7 @@ class ResultTest(RunTest):
   def test_a_method_of_ones_own_is_another_run(self):
     with self.assertRaisesRegex(
         ValueError,
-        r'run \(policy.name: periodic -> autogrow_jax.policies:Periodic .* for '
-        r'AutoGrow\(.*scale=0.5.*\)\); choose',
+        r'run \(own:  -> method .*:AutoGrow AutoGrow\(.*scale=0.5.*\)\); choose',
     ):
       runs.quietly(runs.tiny(BASE), method=autogrow.AutoGrow(scale=0.5))
     changes = dict(policy={'name': 'fixed'}, schedule={'finetune_epochs': 0})
@@ -258,7 +257,7 @@ class ResultTest(RunTest):
     self.assertEqual(begin(method=autogrow.AutoGrow(scale=0.5)), result)
     with self.assertRaisesRegex(ValueError, 'scale=0.5.* -> .*scale=0.25'):
       begin(method=autogrow.AutoGrow(scale=0.25))
-    with self.assertRaisesRegex(ValueError, ' -> fixed\\);'):
+    with self.assertRaisesRegex(ValueError, 'scale=0.5.* -> \\);'):
       begin()
 
   def test_what_does_not_matter_may_change(self):

@@ -234,8 +234,7 @@ def gather(
   """
   is_new = np.zeros((1,) * leaf.ndim, bool)
   for dim, axis in enumerate(axes or ()):
-    source = None if axis is None else source_of(axis, sources, sizes)
-    if source is None:
+    if axis is None or (source := source_of(axis, sources, sizes)) is None:
       continue
     if source.max() >= leaf.shape[dim] or source.min() < NEW:
       raise ValueError(

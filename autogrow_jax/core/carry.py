@@ -9,8 +9,8 @@ first update of a new unit several times that of an old one.
 
 from collections.abc import Mapping
 import dataclasses
-import zlib
 from typing import Any
+import zlib
 
 import jax
 import numpy as np
@@ -111,7 +111,7 @@ class _Mover:
     if path not in self.before:
       self.outcome[path] = 'new'
       return self._new(path, fresh)
-    old, axes = self.before[path], self.table.find(path)
+    old, axes = self.before[path], self.table.find(path) or ()
     is_scalar = np.size(old) == 1 and np.shape(old) == np.shape(fresh)
     if self.moments and is_scalar or not axes_lib.changes(
         axes, self.growth.sources
@@ -141,8 +141,8 @@ class _Mover:
         '/'.join(path) for path, what in self.outcome.items() if what == kind
     )
     return Account(
-        *map(of_kind, kinds),
-        {
+        **{kind: of_kind(kind) for kind in kinds},
+        refused={
             '/'.join(path): what
             for path, what in self.outcome.items()
             if what not in kinds
@@ -259,7 +259,8 @@ def _noisy(
       raise ValueError('The growth adds noise to twins: give a key.')
     source = axes_lib.source_of(axis, growth.sources, table.sizes)
     draw = np.asarray(jax.random.normal(key_of(key, path), leaf.shape))
-    draw = np.take(draw, np.maximum(source, 0), axis=dim)
+    if source is not None:
+      draw = np.take(draw, np.maximum(source, 0), axis=dim)
     draw = draw * axes_lib.along(np.asarray(size), dim, leaf.ndim)
     rms = np.sqrt(np.mean(np.square(leaf, dtype=np.float64)))
     leaf = (leaf + draw * rms).astype(leaf.dtype)

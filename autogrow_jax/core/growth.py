@@ -196,13 +196,13 @@ def checked_units(name: str, size: int, units: Sequence[int]) -> np.ndarray:
   Raises:
     ValueError: they are not.
   """
-  units = np.asarray(units, int)
-  if len(set(units.tolist()) & set(range(size))) != units.size:
+  array = np.asarray(units, int)
+  if len(set(array.tolist()) & set(range(size))) != array.size:
     raise ValueError(
         f'Units of axis {name!r} are distinct numbers from 0 to {size - 1}, '
-        f'got {units.tolist()}.'
+        f'got {array.tolist()}.'
     )
-  return units
+  return array
 
 
 def _for_each(

@@ -16,6 +16,9 @@ Account = carry_lib.Account
 AxisTable = axes_lib.AxisTable
 Growth = growth_lib.Growth
 
+# mypy does not know the type of the result.
+_structure: Callable[[Any], Any] = jax.tree.structure
+
 
 @dataclasses.dataclass(frozen=True)
 class Receipt:
@@ -128,7 +131,7 @@ def _fresh_state(
 ) -> Any:
   """A new state over a grown tree, or over its 'params'."""
   whole = jax.eval_shape(tx.init, tree)
-  if jax.tree.structure(whole) == jax.tree.structure(opt_state):
+  if _structure(whole) == _structure(opt_state):
     return tx.init(grown)
   return tx.init(grown['params'])
 
@@ -145,14 +148,14 @@ def _moments_like(opt_state: Any, tree: Any, grown: Any) -> Any:
     pairs.insert(0, (tree['params'], grown['params']))
   structures, shapes = {}, {}
   for old, new in pairs:
-    if (structure := jax.tree.structure(old)) != jax.tree.structure(new):
+    if (structure := _structure(old)) != _structure(new):
       structures[structure] = new
     after = axes_lib.by_path(new)
     for path, leaf in axes_lib.by_path(old).items():
       shapes[path] = np.shape(leaf), np.shape(after.get(path, leaf))
 
   def moment(path, node):
-    if (structure := jax.tree.structure(node)) in structures:
+    if (structure := _structure(node)) in structures:
       dtype = jax.tree.leaves(node)[0].dtype
       return jax.tree.map(
           lambda leaf: np.zeros(np.shape(leaf), dtype), structures[structure]
@@ -172,5 +175,5 @@ def _moments_like(opt_state: Any, tree: Any, grown: Any) -> Any:
   return jax.tree_util.tree_map_with_path(
       lambda path, node: moment(axes_lib.names(path), node),
       opt_state,
-      is_leaf=lambda node: jax.tree.structure(node) in structures,
+      is_leaf=lambda node: _structure(node) in structures,
   )

@@ -14,10 +14,10 @@ in memory while a run goes on; `pipeline` is all that runs on the device.
 from autogrow_jax.data.config import DataConfig as DataConfig
 from autogrow_jax.data.datasets import Dataset as Dataset
 from autogrow_jax.data.datasets import from_arrays as from_arrays
-from autogrow_jax.data.images import Damaged as Damaged
-from autogrow_jax.data.images import Records as Records
 from autogrow_jax.data.datasets import load as load
 from autogrow_jax.data.datasets import stand_in as stand_in
+from autogrow_jax.data.images import Damaged as Damaged
+from autogrow_jax.data.images import Records as Records
 from autogrow_jax.data.pipeline import augment_examples as augment_examples
 from autogrow_jax.data.pipeline import batch_indices as batch_indices
 from autogrow_jax.data.pipeline import epoch_in_order as epoch_in_order

@@ -8,8 +8,8 @@ unlike the paper, whose evaluation reads it as one text, which is a little
 easier to predict.
 """
 
-from collections.abc import Mapping, Sequence
 import collections
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import pathlib

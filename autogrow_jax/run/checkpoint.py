@@ -107,11 +107,11 @@ class Checkpoints:
         names: (array.copy(), header)
         for names, (array, header) in _flatten(state).items()
     }
-    documents = json.loads(json.dumps(dict(documents)))
+    copied = json.loads(json.dumps(dict(documents)))
     with self._lock:
       self.wait()
       self._pending = self._submit(
-          lambda orbax: self._write(orbax, step, leaves, documents)
+          lambda orbax: self._write(orbax, step, leaves, copied)
       )
 
   def wait(self) -> None:
@@ -260,13 +260,18 @@ class _NumpyHandler(ocp.type_handlers.NumpyHandler):
   ) -> Sequence[np.ndarray]:
     read = super().deserialize
     results = await asyncio.gather(
-        *(read([info], [arg]) for info, arg in zip(infos, args, strict=True)),
+        *(
+            read([info], [arg])
+            for info, arg in zip(infos, args or (), strict=True)
+        ),
         return_exceptions=True,
     )
+    arrays: list[np.ndarray] = []
     for result in results:
       if isinstance(result, BaseException):
         raise result
-    return [array for (array,) in results]
+      arrays += result
+    return arrays
 
 
 def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
@@ -309,7 +314,7 @@ def _flatten(tree: PyTree) -> _Leaves:
   """Host array (of a key its data) and JSON description of leaves, by path."""
   leaves = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    header = {}
+    header: dict[str, Any] = {}
     if _is_key(leaf):
       header['key'] = str(jax.random.key_impl(leaf))
       array = np.asarray(jax.random.key_data(leaf))
@@ -327,7 +332,7 @@ def _nested(leaves: _Leaves) -> dict[str, Any]:
   """
   if len({'.'.join(names) for names in leaves}) < len(leaves):
     raise ValueError('two arrays have the same path')  # Orbax would mix them.
-  tree = {}
+  tree: dict[str, Any] = {}
   for names, (array, _) in leaves.items():
     if array.size:
       node = tree
@@ -359,10 +364,10 @@ def _assemble(abstract: PyTree, arrays: PyTree) -> PyTree:
       )
   leaves = []
   for names, (array, header) in wanted.items():
-    array = stored.get(names, array)  # Of size zero it is not stored.
+    leaf: Any = stored.get(names, array)  # Of size zero it is not stored.
     if 'key' in header:
-      array = jax.random.wrap_key_data(array, impl=header['key'])
-    leaves.append(array)
+      leaf = jax.random.wrap_key_data(leaf, impl=header['key'])
+    leaves.append(leaf)
   return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
@@ -370,8 +375,8 @@ def _digest(leaves: _Leaves) -> str:
   sha = hashlib.sha256()
   by_path = {'/'.join(names): leaf for names, leaf in leaves.items()}
   for path, (array, header) in sorted(by_path.items()):
-    header = [path, header, str(array.dtype), list(array.shape)]
-    sha.update(json.dumps(header, sort_keys=True).encode())
+    what = [path, header, str(array.dtype), list(array.shape)]
+    sha.update(json.dumps(what, sort_keys=True).encode())
     sha.update(array.tobytes())
   return sha.hexdigest()
 

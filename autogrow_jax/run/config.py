@@ -112,7 +112,8 @@ class DeviceConfig:
   """Where and how to compute."""
 
   parallel: str = _setting(
-      'auto', 'auto, pmap (batch norm per device) or jit (over the whole batch).'
+      'auto',
+      'auto, pmap (batch norm per device) or jit (over the whole batch).',
   )
   num_devices: int | None = _setting(
       None, 'Number of devices; all accelerators, or one CPU, by default.'
@@ -224,8 +225,8 @@ class Cadence:
     Returns:
       Whether it is.
     """
-    if self.seconds is not None:
-      return seconds >= self.seconds
+    if self.epochs is None:
+      return self.seconds is not None and seconds >= self.seconds
     return epoch is not None and epoch % self.epochs == 0
 
 
@@ -243,7 +244,9 @@ class RunConfig:
   network: NetworkConfig = NetworkConfig()
   policy: PolicyConfig = PolicyConfig()
   method: base.Method = dataclasses.field(
-      default_factory=lambda: settings.class_of('autogrow', METHODS, 'method')(),
+      default_factory=lambda: settings.class_of(
+          'autogrow', METHODS, 'method'
+      )(),
       metadata={'kinds': METHODS, 'help': 'What a growth does.'},
   )
   schedule: ScheduleConfig = ScheduleConfig()

@@ -31,13 +31,13 @@ class Examples(NamedTuple):
     images: uint8 (examples, height, width, channel), or int32 (examples, step),
       on the devices.
     labels: int32 (examples, ...), on the devices.
-    index: int32 (batch,), those of the batch; None if all are; of several
-      steps (steps, batch), with rows of -1 after the end of an epoch.
+    rows: int32 (batch,), those of the batch; None if all are; of several steps
+      (steps, batch), with -1 after the end of an epoch.
   """
 
   images: jax.Array
   labels: jax.Array
-  index: jax.Array | None
+  rows: jax.Array | None
 
 
 class Feed(Protocol):
@@ -144,7 +144,8 @@ class _InMemory:
     end = min(first + self.steps_per_call, self._steps_per_epoch)
     for row, index in enumerate(range(first, end)):
       chosen[row] = data.batch_indices(self._permutation, index, self._size)
-    return Examples(*self.held, place_index(self._parallel, chosen))
+    images, labels = self.held
+    return Examples(images, labels, place_index(self._parallel, chosen))
 
   def close(self) -> None:
     pass
@@ -194,7 +195,7 @@ class _Streamed:
     self.close()
     self._next = step
     self._stop = threading.Event()
-    self._ready = queue.Queue(_AHEAD)
+    self._ready: queue.Queue[Any] = queue.Queue(_AHEAD)
     self._thread = threading.Thread(
         target=self._run, args=(step,), name='feed', daemon=True
     )
@@ -207,7 +208,7 @@ class _Streamed:
       while not self._stop.is_set():
         images, labels, damaged = next(batches)
         placed = self._parallel.shard((images, labels))
-        self._hand_over((Examples(*placed, None), damaged))
+        self._hand_over((Examples(placed[0], placed[1], None), damaged))
     except BaseException as error:  # pylint: disable=broad-exception-caught
       self._hand_over(error)  # Raised where it can be handled.
     finally:

@@ -1,6 +1,6 @@
 """The growing part of an epoch's end: decide, propose, grow, write it down."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 import dataclasses
 import itertools
 import time
@@ -201,7 +201,9 @@ def _batches(
     batches.close()
 
 
-def _raw_batches(setup: Setup, key: jax.Array) -> Iterator[Any]:
+def _raw_batches(
+    setup: Setup, key: jax.Array
+) -> Generator[Any, None, None]:
   """Endless training batches on the host; can be closed."""
   dataset, size = setup.dataset, setup.config.batch_size
   if dataset.stream is not None:

@@ -5,7 +5,7 @@ that ask a run to stop. What it writes of a state is a new state: the ledger and
 the number of records are part of it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import signal
@@ -69,7 +69,7 @@ class Journal:
     self._history = history_lib.History(setup.workdir / 'history.jsonl')
 
   @property
-  def records(self) -> list[history_lib.Record]:
+  def records(self) -> Sequence[history_lib.Record]:
     """All records of the history."""
     return self._history.records
 

@@ -233,8 +233,8 @@ def make(mode: str = 'auto', num_devices: int | None = None) -> Parallel:
         f'num_devices is 1 to {len(devices)} on this machine, got '
         f'{num_devices}.'
     )
-  if mode not in ('auto', 'pmap', 'jit'):
+  auto: Mode = 'single' if num_devices == 1 else 'jit'
+  modes: dict[str, Mode] = {'auto': auto, 'pmap': 'pmap', 'jit': 'jit'}
+  if mode not in modes:
     raise ValueError(f'parallel is auto, pmap or jit, got {mode!r}.')
-  if mode == 'auto':
-    mode = 'single' if num_devices == 1 else 'jit'
-  return Parallel(mode, tuple(devices[:num_devices]))
+  return Parallel(modes[mode], tuple(devices[:num_devices]))

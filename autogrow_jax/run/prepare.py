@@ -205,7 +205,7 @@ def prepare(
       data=_named_data(config, dataset),
   )
   task = task or tasks.of_labels(dataset.train.labels)
-  config = resolve.resolve(given, dataset, method, task)
+  config = resolve.resolve(given, dataset, task)
   setup = set_up(
       config,
       dataset,
@@ -251,7 +251,7 @@ def set_up(
       dataset=dataset,
       schedule=_schedule(config),
       computation=computation,
-      policy=policy or config.make_policy(config.network.depths),
+      policy=policy or config.make_policy(architecture.depths),
       checkpoints=checkpoint.Checkpoints(
           workdir / 'checkpoints', keep=config.checkpoints.keep
       ),
@@ -287,7 +287,7 @@ def claim(config: RunConfig) -> pathlib.Path:
   path = workdir / 'config.json'
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if (known := history.read_json(path)) is None:
+    if (stored := history.read_json(path)) is None:
       # A kill may have left the file that was to become config.json.
       if any(item.name != 'config.json.new' for item in workdir.iterdir()):
         raise ValueError(
@@ -302,7 +302,7 @@ def claim(config: RunConfig) -> pathlib.Path:
         'another with --workdir.'
     ) from error
   try:
-    known = RunConfig.from_json(known)
+    known = RunConfig.from_json(stored)
   except ValueError as error:
     raise ValueError(
         f'{path} is not of a run: {error} Choose another work directory.'
@@ -340,11 +340,11 @@ def _schedule(config: RunConfig) -> optimizers.Schedule:
   """Learning rates of a resolved configuration."""
   network = networks.get(config.network.name)
   return optimizers.Schedule(
-      learning_rate=config.schedule.learning_rate,
+      learning_rate=config.schedule.learning_rate or network.learning_rate,
       growing=config.schedule.growing,
-      interval=config.policy.interval,
+      interval=config.interval,
       finetune_epochs=config.schedule.finetune_epochs,
-      milestones=network.milestones or config.network.stem,
+      milestones=network.milestones or config.network.stem or 'small',
       growing_epochs=config.policy.max_epochs,
   )
 

@@ -73,11 +73,13 @@ class _Watching(threading.local):
 _watching = _Watching()
 
 
-def _on_duration(event: str, seconds: float, **unused_labels: Any) -> None:
+def _on_duration(
+    event: str, duration_secs: float, **unused_labels: Any
+) -> None:
   if event == '/jax/core/compile/backend_compile_duration':
     for spent in _watching.here:
       spent.count += 1
-      spent.seconds += seconds
+      spent.seconds += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_on_duration)
@@ -99,7 +101,7 @@ def cache_compilations(directory: str | os.PathLike[str]) -> None:
 
 def cache_line() -> str:
   """Where compiled programs are kept, and how many are there already."""
-  directory = jax.config.jax_compilation_cache_dir
+  directory = jax.config.values['jax_compilation_cache_dir']
   if not directory:
     return 'compiled programs are not kept for the next start'
   sizes = []

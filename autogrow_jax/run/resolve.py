@@ -11,7 +11,6 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import networks
 from autogrow_jax import tasks
-from autogrow_jax.methods import base
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history
 from autogrow_jax.run import parallel as parallel_lib
@@ -25,7 +24,6 @@ RunConfig = config_lib.RunConfig
 def resolve(
     config: RunConfig,
     dataset: data.Dataset,
-    method: base.Method | None = None,
     task: tasks.Task | None = None,
 ) -> RunConfig:
   """Fills in every default, and checks what depends on data and devices.
@@ -33,7 +31,6 @@ def resolve(
   Args:
     config: a configuration that may leave things open.
     dataset: the data.
-    method: method in place of `config.method`.
     task: task in place of the one that the labels belong to.
 
   Returns:
@@ -48,9 +45,10 @@ def resolve(
   if config.paper_compat and config.network.bn_scale_init is None:
     config = _with_paper_scales(config, dataset)
   if config.init_from is not None:
-    config = dataclasses.replace(config, network=_from_origin(config, dataset))
+    network_config = _from_origin(config, config.init_from, dataset)
+    config = dataclasses.replace(config, network=network_config)
   architecture = seed_architecture(config, dataset)
-  option = dict(architecture.options)
+  option: dict[str, Any] = dict(architecture.options)
   task = task or tasks.of_labels(dataset.train.labels)
   task.check(
       architecture.family,
@@ -58,7 +56,7 @@ def resolve(
       dataset.train.labels,
   )
   _check_sizes(config, dataset)
-  _check_devices(config, method or config.method, task)
+  _check_devices(config, task)
   rate = config.schedule.learning_rate
   return dataclasses.replace(
       config,
@@ -127,9 +125,7 @@ def _check_sizes(config: RunConfig, dataset: data.Dataset) -> None:
     )
 
 
-def _check_devices(
-    config: RunConfig, method: base.Method, task: tasks.Task
-) -> None:
+def _check_devices(config: RunConfig, task: tasks.Task) -> None:
   """Refuses devices that cannot do what is asked of them."""
   parallel = parallel_lib.make(
       config.devices.parallel, config.devices.num_devices
@@ -141,12 +137,6 @@ def _check_devices(
         f'{count} devices.'
     )
   is_divided = parallel.mode == 'pmap' and count > 1
-  # Only some studies have this attribute.
-  if is_divided and getattr(method, 'needs_whole_batches', False):
-    raise ValueError(
-        'What this method learns beside the weights needs whole batches, but '
-        'in pmap mode each device has a part; use --parallel=jit.'
-    )
   if task.is_stateful and is_divided:
     raise ValueError(
         'In pmap mode statistics are averaged over devices, but each stream of '
@@ -168,13 +158,13 @@ def _known_holdout(dataset: data.Dataset) -> int | None:
 
 def _with_paper_scales(config: RunConfig, dataset: data.Dataset) -> RunConfig:
   """The configuration with the batch norm scales of the paper's runs."""
-  option = dict(seed_architecture(config, dataset).options)
+  option: dict[str, Any] = dict(seed_architecture(config, dataset).options)
   start_of_scales = config_lib.paper_scale_init(option.get('stem', 'small'))
   return settings.replace(config, {'network.bn_scale_init': start_of_scales})
 
 
 def _from_origin(
-    config: RunConfig, dataset: data.Dataset
+    config: RunConfig, init_from: str, dataset: data.Dataset
 ) -> config_lib.NetworkConfig:
   """The network of `init_from`, in full.
 
@@ -183,10 +173,10 @@ def _from_origin(
   """
   workdir = pathlib.Path(config.workdir)
   stored = history.read_json(workdir / 'config.json') or {}
-  if stored.get('init_from') == config.init_from:
+  if stored.get('init_from') == init_from:
     known = RunConfig.from_json(stored).network
   else:
-    origin = trained.load(config.init_from)
+    origin = trained.load(init_from)
     _check_origin(origin, config, dataset)
     known = dataclasses.replace(
         origin.config.network, depths=origin.architecture.depths

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -88,13 +89,13 @@ def conclude(
   if config.paper_compat:  # Where the selection data are the test set.
     result['best_test_accuracy'] = result['best_val_accuracy']
   history.write_json(setup.workdir / 'result.json', result)
-  return read_result(setup.workdir)
+  return json.loads(history.dumps(result))
 
 
 def add(workdir: str | os.PathLike[str], **values: Any) -> None:
   """Adds values to the result of a finished run, atomically."""
-  result = {**read_result(workdir), **values}
-  history.write_json(pathlib.Path(workdir) / 'result.json', result)
+  path = pathlib.Path(workdir) / 'result.json'
+  history.write_json(path, json.loads(path.read_text()) | values)
 
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -12,7 +12,10 @@ import types
 import typing
 from typing import Any, NamedTuple, TypeVar
 
-T = TypeVar('T')
+if typing.TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+T = TypeVar('T', bound='DataclassInstance')
 
 
 def to_json(value: Any) -> Any:
@@ -58,7 +61,7 @@ def from_json(cls: type[T], value: Mapping[str, Any], where: str = '') -> T:
     if 'kinds' in fields[name].metadata:
       arguments[name] = _of_kind(fields[name].metadata['kinds'], item, path)
       continue
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
       item = from_json(hint, item, f'{path}.')
     item = tuple(item) if isinstance(item, list) else item
     if not _is_of(item, hint):

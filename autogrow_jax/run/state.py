@@ -99,7 +99,7 @@ class RunState:
   @property
   def cost(self) -> tuple[int, int]:
     """Parameters and multiply-adds of the active network."""
-    chosen = ()
+    chosen: tuple[Any, ...] = ()
     if self.active is not None:
       chosen = self.active.counts, self.active.blocks
     architecture = self.progress.architecture

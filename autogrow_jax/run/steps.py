@@ -71,7 +71,7 @@ class Computation:
     return x, labels
 
 
-def new_meters() -> dict[str, np.ndarray]:
+def new_meters() -> dict[str, np.generic]:
   """Sums over the labels of an epoch, at zero."""
   return {
       'loss_sum': np.float32(0),
@@ -177,7 +177,7 @@ def train_steps(
   return jax.lax.fori_loop(
       0,
       jnp.sum(index[:, 0] >= 0),
-      lambda i, now: step(*now, images, labels, index[i], *rest),
+      lambda i, now: step(now[0], now[1], images, labels, index[i], *rest),
       (packed, meters),
   )
 

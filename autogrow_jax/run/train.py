@@ -172,7 +172,10 @@ def _train_epoch(
 
 
 def _end_epoch(
-    setup: Setup, state: RunState, log: journal.Journal, pace: records.Pace | None
+    setup: Setup,
+    state: RunState,
+    log: journal.Journal,
+    pace: records.Pace | None,
 ) -> tuple[RunState, tasks.Score, float]:
   """Evaluates, and records the epoch.
 
@@ -202,7 +205,9 @@ def _end_epoch(
   values = records.epoch(
       setup, before, state, meters, score, pace, log.records
   )
-  state = log.record(state, 'epoch', **values, params=params, macs=macs, **report)
+  state = log.record(
+      state, 'epoch', **values, params=params, macs=macs, **report
+  )
   state = run_state.reset_meters(state, parallel)
   return state, score, int(meters['correct']) / int(meters['total'])
 
@@ -231,7 +236,8 @@ def _conclude(
   state = log.save(state)  # What follows is done again if it is interrupted.
   dataset = setup.dataset
   scores = {}
-  for name, split in (('val', dataset.selection), ('test', dataset.read_test())):
+  splits = {'val': dataset.selection, 'test': dataset.read_test()}
+  for name, split in splits.items():
     state, scores[name] = evaluation.evaluate(setup, state, split)
     log.warn(split.damaged.values())
   setup.programs.close()

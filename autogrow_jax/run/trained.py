@@ -13,18 +13,18 @@ import numpy as np
 import optax
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.run import checkpoint
-from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax.run import history
 from autogrow_jax import networks
 from autogrow_jax import optimizers
-from autogrow_jax.run import steps
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base
 from autogrow_jax.networks import base as networks_base
+from autogrow_jax.run import checkpoint
+from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import history
+from autogrow_jax.run import steps
 
 PREDICTION_BATCH = 256
 _MOST_LOGITS = 2**26  # Of a batch: 256 MB of float32.
@@ -85,7 +85,7 @@ class TrainedNetwork:
     padded = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
     return self._forward(padded)[: len(images)]
 
-  def _batch(self, images: np.ndarray) -> int:
+  def _batch(self, images: Any) -> int:
     """How many of these examples go into a call."""
     if images.ndim == 2:  # A label for every word.
       labels = images.shape[1]
@@ -112,7 +112,7 @@ class TrainedNetwork:
   @property
   def image_shape(self) -> tuple[int, ...]:
     """(height, width, channel) of raw images."""
-    option = dict(self.architecture.options)
+    option: dict[str, Any] = dict(self.architecture.options)
     pad = 2 * self.preprocessing.pad
     height, width = option['resolution']
     return height - pad, width - pad, self.architecture.size('image')

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from autogrow_jax import policies
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history as history_lib
-from autogrow_jax import policies
 
 
 def decisions(

@@ -5,8 +5,8 @@ import dataclasses
 import os
 from typing import Any
 
-from autogrow_jax.run import history as history_lib
 from autogrow_jax import policies
+from autogrow_jax.run import history as history_lib
 
 
 @dataclasses.dataclass(frozen=True)

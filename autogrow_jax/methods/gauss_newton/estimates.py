@@ -15,8 +15,8 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax.methods import base as methods_base

@@ -5,8 +5,10 @@ import dataclasses
 from typing import Any
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.core import growth as growth_lib
 from autogrow_jax import costs
+from autogrow_jax import policies
+from autogrow_jax import state as state_lib
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import estimates
@@ -17,8 +19,6 @@ from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import steps
 from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax import policies
-from autogrow_jax import state as state_lib
 
 # Attempts at a step, each with half the u of the last. A quadratic model may
 # fail on several splits at once; a measurement costs one forward pass.

@@ -14,8 +14,8 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax.methods.gauss_newton import compensation as compensation_lib

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import networks
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import taps
-from autogrow_jax import networks
 from autogrow_jax.networks import base
 
 CURVATURES = ('mc', 'rank1')

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax import networks
+from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.networks import base
 
 Architecture = architecture_lib.Architecture

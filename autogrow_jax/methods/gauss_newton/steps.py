@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import networks
+from autogrow_jax import randomness
+from autogrow_jax import state as state_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
@@ -21,9 +24,6 @@ from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.methods.gauss_newton import together as together_lib
-from autogrow_jax import networks
-from autogrow_jax import randomness
-from autogrow_jax import state as state_lib
 
 Architecture = architecture_lib.Architecture
 Batch = splits_lib.Batch

@@ -3,8 +3,8 @@
 A split is an index map (each child copies its parent), the halving of all
 readers of the axis, and the addition of the learned u and e, with a plus for
 the child in the parent's place and a minus for the new one. Nothing reads the
-new unit of a one-sided split. A prune leaves a unit out, and its compensation is
-added. Axes that change together need no order: every delta is gathered
+new unit of a one-sided split. A prune leaves a unit out, and adds its
+compensation. Axes that change together need no order: every delta is gathered
 along all axes of its kernel. `norms` takes care of shifted statistics.
 """
 
@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import state as state_lib
 from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods.gauss_newton import removals as removals_lib
@@ -24,7 +25,6 @@ from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.networks import base
-from autogrow_jax import state as state_lib
 
 Architecture = architecture_lib.Architecture
 TrainState = state_lib.TrainState

@@ -12,13 +12,14 @@ from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.run import console as logs
 from autogrow_jax.run import trained
+
 from ... import plots
+from ... import summary
 from . import calibration
 from . import costs
 from . import estimates as estimates_lib
 from . import strategies as strategies_lib
 from . import subject as subject_lib
-from ... import summary
 
 Progress = subject_lib.Progress
 

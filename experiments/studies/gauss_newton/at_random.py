@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from autogrow_jax.methods.gauss_newton import ranking
+
 from . import common
 
 

@@ -23,24 +23,25 @@ import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
+from autogrow_jax import networks
+from autogrow_jax import optimizers
+from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
+from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import learning as learning_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from autogrow_jax import networks
 from autogrow_jax.networks import base
-from autogrow_jax import optimizers
 from autogrow_jax.run import parallel as parallel_lib
 from autogrow_jax.run import programs
 from autogrow_jax.run import steps as steps_lib
 from autogrow_jax.run import trained
-from autogrow_jax import state as state_lib
-from autogrow_jax import tasks
-from autogrow_jax import view
-from . import joint as joint_lib
+
 from .. import timing
+from . import joint as joint_lib
 
 Architecture = architecture_lib.Architecture
 

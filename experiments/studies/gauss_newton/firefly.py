@@ -18,6 +18,7 @@ from autogrow_jax import costs
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
+
 from . import common
 from . import trials
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import ranking
+
 from . import common
 
 # Smallest singular value of a usable direction, relative to the largest one.

@@ -18,6 +18,10 @@ import numpy as np
 import optax
 
 from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import networks
+from autogrow_jax import policies
+from autogrow_jax import state as state_lib
+from autogrow_jax import view
 from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import charges
@@ -29,11 +33,7 @@ from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import steps
-from autogrow_jax import networks
 from autogrow_jax.networks import base as networks_base
-from autogrow_jax import policies
-from autogrow_jax import state as state_lib
-from autogrow_jax import view
 
 Architecture = architecture_lib.Architecture
 Model, Splits = signals_lib.Model, splits_lib.Splits

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
+
 from . import at_random
 from . import common
 from . import firefly

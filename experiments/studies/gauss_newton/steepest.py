@@ -22,6 +22,7 @@ import optax
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import ranking
+
 from . import common
 
 # Sharpness of the softplus log(1 + exp(beta h)) / beta in place of ReLU.

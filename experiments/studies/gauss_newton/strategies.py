@@ -23,6 +23,7 @@ from autogrow_jax.methods.gauss_newton import learning as learning_lib
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
+
 from . import rivals
 from . import subject as subject_lib
 from . import trials

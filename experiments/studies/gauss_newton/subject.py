@@ -15,13 +15,13 @@ import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
+from autogrow_jax import randomness
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import norms
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import steps
-from autogrow_jax import randomness
 from autogrow_jax.run import trained
 
 Batch = splits_lib.Batch

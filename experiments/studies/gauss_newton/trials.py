@@ -17,13 +17,14 @@ import numpy as np
 import optax
 
 from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import networks
+from autogrow_jax import state as state_lib
 from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import taps
-from autogrow_jax import networks
-from autogrow_jax import state as state_lib
+
 from . import joint
 
 Architecture = architecture_lib.Architecture

@@ -1,0 +1,46 @@
+"""Fresh virtual environments, for tests of what pip installs."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import venv
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Without the flags and paths of this process.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ('PYTHONPATH', 'XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR')
+} | {'JAX_PLATFORMS': 'cpu'}
+
+# Flags of a run of some seconds.
+TINY = (
+    '--network.widths=4-4-4', '--data.data_fraction=0.2', '--batch_size=32',
+    '--finetune_epochs=1', '--compilation_cache=',
+)
+GROWING = (
+    '--policy.max_depths=2-1-1', '--grow_interval=1', '--stop_window=1',
+    '--compare=',
+)
+
+
+def call(command: list[str], cwd: str | os.PathLike[str]) -> str:
+  """Standard output of a command that must succeed."""
+  done = subprocess.run(
+      command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True,
+      check=False,
+  )
+  if done.returncode:
+    raise AssertionError(f'{" ".join(command)}:\n{done.stderr[-3000:]}')
+  return done.stdout
+
+
+def make(folder: pathlib.Path, python: str = sys.executable) -> pathlib.Path:
+  """Makes an environment; returns its folder of programs."""
+  if python == sys.executable:
+    venv.create(folder, with_pip=True)
+  else:
+    call([python, '-m', 'venv', str(folder)], folder.parent)
+  return folder / 'bin'
