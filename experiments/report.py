@@ -54,7 +54,7 @@ _TEST_WARNINGS = {
         ' with the paper, not with a test accuracy measured once, at the end.',
     ),
     'test': (
-        'Decisions were taken on the test set (--select_on=test).',
+        'Decisions were taken on the test set (--data.select_on=test).',
         'When to grow, when to stop and which epoch counts was chosen by test'
         ' accuracy: the test accuracy below is optimistic and not comparable'
         ' with one measured once, at the end.',

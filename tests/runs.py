@@ -4,7 +4,7 @@ Compiling dominates, so all runs of all test files share a cache of compiled
 programs, and the usual run has three architectures: 1-1-1, 2-1-1 and 2-2-1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import io
 import json
@@ -14,6 +14,8 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 from unittest import mock
+
+from absl.testing import parameterized
 
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history as history_lib
@@ -181,6 +183,39 @@ def finish(process: subprocess.Popen) -> Outcome:
   """Waits for a process."""
   stdout, stderr = process.communicate(timeout=300)
   return Outcome(process.returncode, stdout, stderr)
+
+
+def arguments_of(
+    bad: Sequence[tuple[str, str]], *common: str, **names: str
+) -> list[list[str]]:
+  """Arguments of the calls of a table of (arguments, message)."""
+  return [
+      [*common, *arguments.format(**names).split()] for arguments, _ in bad
+  ]
+
+
+def check_refused(
+    test: parameterized.TestCase,
+    outcomes: Sequence[Outcome],
+    bad: Sequence[tuple[str, str]],
+) -> None:
+  """Checks for status 2 and one line that says what is wrong."""
+  for outcome, (arguments, message) in zip(outcomes, bad, strict=True):
+    with test.subTest(arguments):
+      test.assertEqual((outcome.status, outcome.stdout), (2, ''), outcome)
+      test.assertRegex(outcome.stderr, f'^error: .*({message}).*\n$')
+      test.assertEqual(outcome.stderr.count('\n'), 1, outcome.stderr)
+
+
+def check_help(
+    test: parameterized.TestCase, outcome: Outcome, module: str, *own: str
+) -> None:
+  """Checks that help has the binary's command and flags of its own."""
+  test.assertEqual((outcome.status, outcome.stderr), (0, ''))
+  test.assertIn(f'python -m experiments.{module}', outcome.stdout)
+  for flag in own:
+    test.assertIn(f'\n  --{flag}: ', outcome.stdout)
+  test.assertNotIn('--logtostderr', outcome.stdout)
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
