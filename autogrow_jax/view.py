@@ -158,7 +158,7 @@ def unpack(tree: Any, layout: Layout) -> Any:
   if layout.spare and any(isinstance(l, jax.core.Tracer) for l in leaves):
     raise ValueError(
         'A program for many depths has no blocks to unpack; compile it for '
-        'every exact one with --depth_buckets=exact.'
+        'every exact one with --devices.depth_buckets=exact.'
     )
   keys = {segment.key for segment in layout.bucket}
 

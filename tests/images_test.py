@@ -95,7 +95,7 @@ class DecodeTest(parameterized.TestCase):
   def test_damaged(self, encoded, reason):
     with self.assertRaisesRegex(
         images.Damaged,
-        rf'^Image 7 cannot be read \(.*{reason}.*\).*--skip_damaged\.$',
+        rf'^Image 7 cannot be read \(.*{reason}.*\).*--data.skip_damaged\.$',
     ):
       images.decode(encoded, 3, name='Image 7')
 

@@ -19,6 +19,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 import jax.numpy as jnp
 import pytest
 import runs
@@ -129,7 +130,8 @@ def _course(
     change = method.propose(
         decision,
         base.Situation(
-            architecture=architecture, state=None, batches=lambda: iter(()),
+            architecture=architecture, state=None, key=jax.random.key(0),
+            task=None, batches=lambda: iter(()),
             batches_per_epoch=0, train_accuracy=0.0, weight_decay=0.0,
         ),
     )

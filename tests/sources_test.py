@@ -336,7 +336,7 @@ class DamagedTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         data.Damaged,
         r"^Example \d+ of the split 'train' of imagenette/160px-v2 cannot be "
-        r'read \(.*[Tt]runcated.*\).*--skip_damaged\.$',
+        r'read \(.*[Tt]runcated.*\).*--data.skip_damaged\.$',
     ):
       self.load()
 

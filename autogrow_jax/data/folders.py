@@ -107,7 +107,7 @@ class Folder:
         )
         raise ValueError(
             f'The images in {self._root} differ in size: {one}, {other}. Give '
-            'a size for all with --image_size.'
+            'a size for all with --data.image_size.'
         )
     if not sizes:
       raise ValueError(f'No file in {self._root} is an image.')

@@ -78,7 +78,7 @@ def reading(name: str) -> Iterator[None]:
       reason = 'no image format that Pillow knows'
     raise Damaged(
         f'{name} cannot be read ({reason}); repair or remove it, or leave out '
-        'such images with --skip_damaged.'
+        'such images with --data.skip_damaged.'
     ) from error
 
 

@@ -135,7 +135,7 @@ def _prepared(config: config_lib.DataConfig) -> Source:
   if size is None and None in (height, width):
     raise ValueError(
         f'The images of {name} differ in size; give a size for all with '
-        '--image_size.'
+        '--data.image_size.'
     )
   channels = config.channels or (1 if channels == 1 else 3)
   return Source(

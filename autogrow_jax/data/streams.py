@@ -113,7 +113,7 @@ class Stream:
       raise OSError(
           f'The images can no longer be decoded: {error} A process dies where '
           'memory or /dev/shm, through which batches go, is too small; take '
-          'fewer --decode_workers, or 0 for threads.'
+          'fewer --devices.decode_workers, or 0 for threads.'
       ) from error
     finally:
       batches.close()
@@ -155,7 +155,7 @@ class Stream:
           raise ValueError(
               f'Image {chosen[number - start]} of a split has the shape '
               f'{image.shape}, not {self.shape}; give a size for all with '
-              '--image_size.'
+              '--data.image_size.'
           )
         result[number] = image
     return result, damaged

@@ -61,7 +61,8 @@ def training_windows(tokens: np.ndarray, steps: int) -> splits.Split:
   if len(tokens) <= steps:
     raise ValueError(
         f'The training text has {len(tokens)} words, but a window of {steps} '
-        f'steps needs {steps + 1}; take a longer text or a shorter --unroll.'
+        f'steps needs {steps + 1}; take a longer text or a shorter '
+        '--data.unroll.'
     )
   end = (len(tokens) - 1) // steps * steps
   inputs, labels = tokens[:end], tokens[1 : end + 1]

@@ -121,7 +121,7 @@ def _check_sizes(config: RunConfig, dataset: data.Dataset) -> None:
   if dataset.train.labels.size >= 2**32:
     raise ValueError(
         f'An epoch has {dataset.train.labels.size} labels, but must have less '
-        'than 2**32: take a smaller --image_size or --data_fraction.'
+        'than 2**32: take a smaller --data.image_size or --data.data_fraction.'
     )
 
 
