@@ -164,9 +164,9 @@ class AuxConfig:
     weight_decay: added to gradients before the momentum.
   """
 
-  learning_rate: float = 0.1
-  momentum: float = 0.9
-  weight_decay: float = 1e-6
+  learning_rate: float = _setting(0.1, "Top rate of the method's variables.")
+  momentum: float = _setting(0.9, 'Heavy-ball momentum of them.')
+  weight_decay: float = _setting(1e-6, 'Weight decay of them.')
 
 
 @dataclasses.dataclass(frozen=True)

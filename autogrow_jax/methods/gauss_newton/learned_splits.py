@@ -32,7 +32,13 @@ class LearnedSplits(ranking.Ranking):
   """
 
   learn: learning_lib.LearnConfig = learning_lib.LearnConfig()
-  compensation: str = 'gauss_newton'
+  compensation: str = dataclasses.field(
+      default='gauss_newton',
+      metadata={
+          'help': 'How pruning makes up for what it removes: gauss_newton, '
+                  'least_squares, or off (nothing is pruned).'
+      },
+  )
 
   def __post_init__(self):
     choices = ('off', *compensation_lib.COMPENSATIONS)

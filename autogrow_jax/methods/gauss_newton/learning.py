@@ -43,10 +43,25 @@ class LearnConfig:
     trust: largest step of u in a sweep, in units of the norm of w.
   """
 
-  curvature: str = 'mc'
-  sweeps: int = 2
-  damping: float = 0.3
-  trust: float = 0.5
+  curvature: str = dataclasses.field(
+      default='mc',
+      metadata={
+          'help': 'Curvature of the loss: mc (labels sampled from the '
+                  'model) or rank1 (from the true labels).'
+      },
+  )
+  sweeps: int = dataclasses.field(
+      default=2,
+      metadata={'help': 'Alternating sweeps over both halves of the splits.'},
+  )
+  damping: float = dataclasses.field(
+      default=0.3,
+      metadata={'help': 'Damping of each solve, in mean eigenvalues.'},
+  )
+  trust: float = dataclasses.field(
+      default=0.5,
+      metadata={'help': 'Largest step in a sweep, in norms of the weights.'},
+  )
 
   def __post_init__(self):
     common.check_choice('curvature', self.curvature, signals_lib.CURVATURES)

@@ -51,8 +51,17 @@ class GaussNewton(base.Method):
       metadata={'kinds': ranking_lib.KINDS},
   )
   limits: selection.Limits = selection.Limits()
-  samples: int = 4
-  examples: int | None = None
+  samples: int = dataclasses.field(
+      default=4,
+      metadata={'help': 'Sampled labels per example, for the estimates.'},
+  )
+  examples: int | None = dataclasses.field(
+      default=None,
+      metadata={
+          'help': 'Examples to learn from, and to judge by; by default up '
+                  'to 4096, at most half an epoch.'
+      },
+  )
 
   def __post_init__(self):
     for name in ('samples', 'examples'):

@@ -41,10 +41,22 @@ class Limits:
     budget: largest resource of the network, None for no limit.
   """
 
-  resource: str = 'params'
-  growth_cap: float = 0.35
-  price: float = 0.0
-  budget: int | None = None
+  resource: str = dataclasses.field(
+      default='params',
+      metadata={'help': 'What growth pays with: params, or macs (per image).'},
+  )
+  growth_cap: float = dataclasses.field(
+      default=0.35,
+      metadata={'help': 'Largest growth in a step, as a part of the resource.'},
+  )
+  price: float = dataclasses.field(
+      default=0.0,
+      metadata={'help': 'Smallest gain of a split, nats per unit of it.'},
+  )
+  budget: int | None = dataclasses.field(
+      default=None,
+      metadata={'help': 'Largest resource of the network; no limit by default.'},
+  )
 
   def __post_init__(self):
     common.check_choice('resource', self.resource, RESOURCES)
