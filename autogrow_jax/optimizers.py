@@ -165,8 +165,8 @@ class AuxConfig:
   """
 
   learning_rate: float = _setting(0.1, "Top rate of the method's variables.")
-  momentum: float = _setting(0.9, 'Heavy-ball momentum of them.')
-  weight_decay: float = _setting(1e-6, 'Weight decay of them.')
+  momentum: float = _setting(0.9, 'Their heavy-ball momentum.')
+  weight_decay: float = _setting(1e-6, 'Their weight decay.')
 
 
 @dataclasses.dataclass(frozen=True)

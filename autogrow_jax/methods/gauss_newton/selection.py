@@ -55,7 +55,7 @@ class Limits:
   )
   budget: int | None = dataclasses.field(
       default=None,
-      metadata={'help': 'Largest resource of the network; no limit by default.'},
+      metadata={'help': 'Largest resource of all; by default no limit.'},
   )
 
   def __post_init__(self):
