@@ -98,7 +98,7 @@ class LoadTest(PairsTestCase):
     )
     self.assertEqual(dataset.digest, again.digest)
     write(self.root, '99', scene(1, 21, 24))
-    with self.assertRaisesRegex(ValueError, 'Give a size for all with --image'):
+    with self.assertRaisesRegex(ValueError, 'Give a size .*--data.image_size'):
       self.load()
     self.assertNotEqual(self.load(image_size=32).digest, dataset.digest)
 

@@ -136,7 +136,7 @@ def _course(
         ),
     )
     if change is not None:
-      architecture = change.architecture
+      architecture = change.target
       result.append((policy.epoch, architecture))
   return tuple(result)
 
