@@ -1,4 +1,4 @@
-"""What growing costs: compilations, and a second start.
+"""Measures the time of growing, and how much of it is compilation.
 
     python -m benchmarks.growth                    # 12 growths, digits
     python -m benchmarks.growth --depths=32-32-32 --growths=3 --starts=first

@@ -43,7 +43,7 @@ PLAIN = {
     'num_devices': 'devices.num_devices',
     'init_from': 'init_from',
 }
-# Those of binaries whose depths grow.
+# Plain flags only of binaries that grow depths.
 GROWING = {
     'seed_depths': 'network.depths',
     'policy': 'policy.name',
@@ -52,7 +52,7 @@ GROWING = {
     'threshold': 'policy.threshold',
     'max_growing_epochs': 'policy.max_epochs',
 }
-# Those of binaries whose depths don't grow.
+# Plain flags only of binaries with constant depths.
 DEPTHS = {'depths': 'network.depths'}
 
 Change = Callable[[config_lib.RunConfig], config_lib.RunConfig]

@@ -29,7 +29,7 @@ class MethodsTest(parameterized.TestCase):
 
   @parameterized.parameters(*METHODS)
   def test_own_leaves(self, method):
-    """What is trained says how, and a report has the shape of the network."""
+    """Trained leaves come with an optimizer; a report fits the network."""
     architecture = tiny_networks.seed('basic3resnet')
     extra = method.extra(architecture)
     self.assertEqual(bool(extra.trainable), extra.optimizer is not None)

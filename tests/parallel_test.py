@@ -136,7 +136,7 @@ def grown(state, architecture):
 
 
 def device_norm_steps(state, architecture):
-  """What `pmap` mode should do, on one device, without `steps`.
+  """Computes on one device, without `steps`, what `pmap` mode should.
 
   The batch is augmented as a whole; then every share has its own batch norm,
   and gradients, losses and running statistics are averaged.

@@ -36,7 +36,7 @@ class RunTest(absltest.TestCase):
     )
 
   def check(self, result, workdir, strategy):
-    """What a run has left behind; returns its growths."""
+    """Checks the files of a run; returns its growths."""
     growths = runs.records(workdir, 'grow')
     last = growths[-1]
     self.assertEqual(last['epoch'], 2)

@@ -309,7 +309,7 @@ def claim(config: RunConfig) -> pathlib.Path:
     ) from error
   continued = known
   if config.data.skip_damaged and not known.data.skip_damaged:
-    # What was read so far was whole, or it would have raised.
+    # Nothing read so far was damaged: that would have raised.
     continued = settings.replace(known, {'data.skip_damaged': True})
   if changed := settings.differences(_outcome(continued), _outcome(config)):
     raise ValueError(

@@ -91,7 +91,7 @@ def class_of(kind: str, kinds: Mapping[str, str], where: str) -> type:
     ValueError: there is none.
   """
   module, colon, name = kinds.get(kind, kind).partition(':')
-  # What a clone has at its top level, an installed package has inside.
+  # `experiments` is beside `autogrow_jax` in a clone, and inside it in a wheel.
   inner = module.removeprefix('autogrow_jax.')
   for candidate in (module, inner, f'autogrow_jax.{inner}') if colon else ():
     try:
