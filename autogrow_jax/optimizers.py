@@ -139,19 +139,38 @@ class Adafactor(Optimizer):
   def transformation(
       self, learning_rate: jax.Array
   ) -> optax.GradientTransformation:
-    return optax.adafactor(
-        learning_rate, weight_decay_rate=self.weight_decay or None
+    # Its own decay is not multiplied by the learning rate.
+    return optax.chain(
+        optax.adafactor(learning_rate),
+        optax.add_decayed_weights(-learning_rate * self.weight_decay),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Muon(Optimizer):
-  """Muon for matrices, AdamW for the rest, decoupled decay (Jordan 2024)."""
+  """Muon for dense kernels, AdamW for the rest, decoupled decay (Jordan 2024).
+
+  Stacks of kernels of several blocks are orthogonalised one by one.
+  """
 
   def transformation(
       self, learning_rate: jax.Array
   ) -> optax.GradientTransformation:
-    return optax.contrib.muon(learning_rate, weight_decay=self.weight_decay)
+    return optax.contrib.muon(
+        learning_rate,
+        weight_decay=self.weight_decay,
+        adam_weight_decay=self.weight_decay,
+        muon_weight_dimension_numbers=_dense_kernels,
+    )
+
+
+def _dense_kernels(params: Any) -> Any:
+  """Dimension numbers of (input, output) and (block, input, output) kernels."""
+  numbers = optax.contrib.MuonDimensionNumbers(-2, -1)
+  is_dense = lambda path, leaf: path[-1].key == 'kernel' and leaf.ndim < 4
+  return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: numbers if is_dense(path, leaf) else None, params
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -441,7 +441,7 @@ def _require_growth(low: Depths, high: Depths | None, name: str) -> None:
 def _set_exact(policy: Policy, name: str, limit: float) -> None:
   """Makes a setting the number that is written; the float 0.05 is 1/20."""
   text = str(getattr(policy, name))
-  is_number = re.fullmatch(r'[0-9]*\.?[0-9]+|[0-9]+/[1-9][0-9]*', text)
+  is_number = re.fullmatch(r'[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+/[1-9][0-9]*', text)
   _require(
       is_number and fractions.Fraction(text) < limit,
       f'The {name} is {text}; it must be a number below {limit}, like 0.05.',

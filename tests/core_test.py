@@ -258,6 +258,7 @@ class GrowthTest(parameterized.TestCase):
       ({'a': np.zeros((6, 1), int)}, {}, 'got int64 of shape (6, 1)'),
       ({'a': np.ones(6, bool)}, {}, 'vector of integers, got bool'),
       ({'a': np.arange(6)}, {'a': np.ones(5)}, "'a' are for 5 units, its so"),
+      ({'a': []}, {}, "Axis 'a' would have no unit; keep at least one."),
   )
   def test_refuses(self, sources, vectors, message):
     for name in ('scales', 'noise')[: 1 + bool(vectors)]:
@@ -296,6 +297,8 @@ class GrowthTest(parameterized.TestCase):
       (lambda: growth_lib.split(TABLE, 'hidden', [0, 4]), 'got [0, 4]'),
       (lambda: growth_lib.prune(TABLE, 'hidden', keep=[-1, 0]), 'got [-1, 0]'),
       (lambda: growth_lib.split(TABLE, 'hidden', [2, 2]), 'got [2, 2]'),
+      (lambda: growth_lib.prune(TABLE, 'hidden', keep=[0.7]), 'got [0.7]'),
+      (lambda: growth_lib.prune(TABLE, 'hidden', keep=[]), 'have no unit'),
   )
   def test_makers_refuse(self, make, message):
     with self.assertRaisesRegex(ValueError, re.escape(message)):
@@ -331,6 +334,10 @@ class CarryTest(parameterized.TestCase):
       (Growth(values={('first', 'x'): np.zeros(3), ('y',): 0}), mlp(),
        'sets leaves that are not there: first/x, y.'),
       (growth_lib.split(TABLE, 'hidden', [0]), mlp(5), 'noise to twins: give'),
+      (Growth(scales={'hide': [1.0]}), mlp(),
+       "changes axis 'hide', which is not among inputs, hidden."),
+      (Growth(scales={'hidden': [1.0]}), mlp(),
+       "has 1 values for axis 'hidden', which has 4 units."),
       (growth_lib.widen(TABLE, 'hidden', to=5), jax.eval_shape(lambda: mlp(5)),
        'New units of first/bias are to be drawn: give a key'),
       (Growth(), {**mlp(), 'z': jax.ShapeDtypeStruct((1,), 'f4')},
@@ -339,6 +346,11 @@ class CarryTest(parameterized.TestCase):
   def test_refuses(self, growth, like, message):
     with self.assertRaisesRegex(ValueError, re.escape(message)):
       carry_lib.carry(growth, TABLE, mlp(), like)
+
+  def test_what_is_replaced_counts_as_changed(self):
+    values = {('second', 'bias'): np.zeros(2)}
+    _, account = carry_lib.carry(Growth(values=values), TABLE, mlp(), mlp())
+    self.assertEqual(account.changed, ('second/bias',))
 
   def test_values_go_by_the_end_of_their_path(self):
     values = {('second', 'bias'): np.array([7.0, 8.0])}
@@ -376,6 +388,15 @@ class TwinsTest(parameterized.TestCase):
       np.testing.assert_array_equal(
           grown['first']['kernel'][:, unit], grown['first']['kernel'][:, twin]
       )
+
+  def test_twins_of_few_survivors(self):
+    growth = Growth({'hidden': [3, 3]}, noise={'hidden': [0.1, -0.1]})
+    tree, _ = carry_lib.carry(
+        growth, TABLE, mlp(), mlp(2), key=jax.random.key(0)
+    )
+    kernel, old = tree['first']['kernel'], mlp()['first']['kernel']
+    np.testing.assert_allclose(kernel.mean(1), old[:, 3], rtol=1e-5)
+    self.assertGreater(np.abs(kernel[:, 0] - kernel[:, 1]).min(), 0)
 
   def test_opposite_twins_cancel_in_first_order(self):
     """Half the noise, a quarter of the change."""
@@ -448,12 +469,24 @@ class MomentsTest(parameterized.TestCase):
     tx = optax.inject_hyperparams(optax.adam)(0.1)
     state = begun(tx, mlp())
     new, _ = carry_lib.carry(
-        Growth(moments='reset'), TABLE, state, state, moments=True
+        Growth(moments='reset'), TABLE, state, tx.init(mlp()), moments=True
     )
     for path, leaf in axes_lib.by_path(new).items():
       if path[-1] in ('kernel', 'count') or path[-2:] == ('first', 'bias'):
         np.testing.assert_array_equal(leaf, 0, path)
     self.assertEqual(new.hyperparams['learning_rate'], 3)
+
+  def test_reset_is_a_fresh_state(self):
+    """Also of leaves without named axes, further counts and copies."""
+    params = {**mlp(), 'gain': np.ones((), 'f4')}
+    tx = optax.contrib.schedule_free_sgd(0.1)
+    tx = optax.MultiSteps(tx, 4).gradient_transformation()
+    _, new, receipt = receipts.grow(
+        Growth(moments='reset'), TABLE, params, begun(tx, params), like=params,
+        tx=tx,
+    )
+    chex.assert_trees_all_equal(new, tx.init(params))
+    self.assertEmpty(receipt.optimizer.kept)
 
   def test_moments_that_a_growth_sets(self):
     tx = optax.trace(0.9)
@@ -595,6 +628,20 @@ class ReceiptsTest(parameterized.TestCase):
     self.assertLen(receipt.optimizer.refused, 4)
     _, also, _ = grow({'params': params}, {'params': mlp(6)}, tx=tx)
     chex.assert_trees_all_equal(also, new)
+
+  def test_an_optimizer_of_another_kind(self):
+    state = optax.adam(0.1).init(mlp())
+    with self.assertRaisesRegex(ValueError, 'not a state of `tx` over the'):
+      receipts.grow(
+          Growth(), TABLE, mlp(), state, like=mlp(), tx=optax.sgd(0.1)
+      )
+
+  def test_a_frozen_axis_of_several_factors(self):
+    fused_axis = Axis((('heads', 'size'),), 'writes', 'fused')
+    table = AxisTable({('w',): (fused_axis,)}, {'heads': 2, 'size': 3})
+    with self.assertRaisesRegex(ValueError, "'heads' is frozen: fused"):
+      growth_lib.widen(table, 'heads', to=3)
+    self.assertIn('frozen: fused', str(table))
 
   def test_a_layer_that_comes(self):
     params = mlp()

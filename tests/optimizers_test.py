@@ -68,11 +68,11 @@ class UpdateTest(parameterized.TestCase):
       (optimizers.Lion(weight_decay=0.3), optax.lion(0.1, weight_decay=0.3)),
       (
           optimizers.Adafactor(weight_decay=0.3),
-          optax.adafactor(0.1, weight_decay_rate=0.3),
+          optax.adafactor(0.1, weight_decay_rate=0.03),
       ),
       (
           optimizers.Muon(weight_decay=0.3),
-          optax.contrib.muon(0.1, weight_decay=0.3),
+          optax.contrib.muon(0.1, weight_decay=0.3, adam_weight_decay=0.3),
       ),
   )
   def test_others_are_those_of_optax(self, optimizer, want):
@@ -82,6 +82,25 @@ class UpdateTest(parameterized.TestCase):
         run(want, grads, rates)[1],
         1e-6,
     )
+
+  def test_muon_treats_stacked_blocks_one_by_one(self):
+    tx = optimizers.make(optimizers.Muon(weight_decay=0.1))
+    rng = np.random.default_rng(0)
+    params, grads = (
+        {'kernel': rng.normal(size=(3, 4, 5)), 'bias': rng.normal(size=(3, 5))}
+        for _ in range(2)
+    )
+    update = lambda params, grads: tx.update(
+        grads,
+        optimizers.with_learning_rate(tx.init(params), 0.5),
+        params,
+    )[0]
+    part = lambda tree, n: jax.tree.map(lambda leaf: jnp.float32(leaf[n]), tree)
+    stacked = update(*jax.tree.map(jnp.float32, (params, grads)))
+    for n in range(3):
+      tiny_networks.assert_close(
+          part(stacked, n), update(part(params, n), part(grads, n)), 1e-5
+      )
 
   def test_clips_the_global_norm(self):
     config = optimizers.SGD(momentum=0.0, weight_decay=0.0, clip_norm=0.5)

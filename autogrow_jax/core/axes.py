@@ -81,12 +81,15 @@ class AxisTable:
   axes: Mapping[Path, Axes]
   sizes: Mapping[str, int]
 
+  def end(self, path: Path) -> Path | None:
+    """The longest end of a path that is in the table."""
+    ends = (path[start:] for start in range(len(path)))
+    return next((end for end in ends if end in self.axes), None)
+
   def find(self, path: Path) -> Axes | None:
     """Axes of the leaf at a path, by the longest matching end of it."""
-    for start in range(len(path)):
-      if path[start:] in self.axes:
-        return self.axes[path[start:]]
-    return None
+    end = self.end(path)
+    return None if end is None else self.axes[end]
 
   def __getitem__(self, pattern: str) -> tuple[str, ...]:
     """Names of the factors that a shell pattern such as '*.mid' matches."""
@@ -101,12 +104,13 @@ class AxisTable:
 
   @property
   def frozen(self) -> dict[str, str]:
-    """Reasons, by axis, why some dimensions cannot change their size."""
+    """Reasons, by factor, why some dimensions cannot change their size."""
     return {
-        axis.name: axis.frozen
+        name: axis.frozen
         for axes in self.axes.values()
         for axis in axes
         if axis is not None and axis.frozen
+        for name in axis.factors
     }
 
   def __str__(self) -> str:
@@ -153,19 +157,6 @@ def by_path(tree: Any) -> dict[Path, Any]:
   if len(found) != len(leaves):
     raise ValueError('Two leaves of the tree have the same path.')
   return found
-
-
-def with_leaves(tree: Any, leaves: Mapping[Path, Any]) -> Any:
-  """A nested dictionary with other leaves at some paths."""
-  inner: dict[str, dict[Path, Any]] = {}
-  for (first, *rest), leaf in leaves.items():
-    if not rest:
-      tree = {**tree, first: leaf}
-    else:
-      inner.setdefault(first, {})[tuple(rest)] = leaf
-  return tree | {
-      name: with_leaves(tree[name], below) for name, below in inner.items()
-  }
 
 
 def along(vector: Any, dim: int, ndim: int) -> Any:

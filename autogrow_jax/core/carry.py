@@ -23,7 +23,7 @@ Growth = growth_lib.Growth
 Path = axes_lib.Path
 
 # Names of moments that hold squares of gradients, and of sums of gradients.
-SQUARES = frozenset({'nu', 'nu_max', 'sum_of_squares'})
+SQUARES = frozenset({'nu', 'nu_max', 'sum_of_squares', 'v'})
 SUMS = frozenset({'acc_grads'})
 
 
@@ -33,7 +33,7 @@ class Account:
 
   Attributes:
     kept: paths of leaves that are the same arrays.
-    changed: paths of leaves that were gathered into another shape.
+    changed: paths of leaves that were gathered, scaled or replaced.
     new: paths of leaves that had no counterpart before.
     dropped: paths of leaves that have no counterpart after.
     refused: reasons, by path, why leaves could not be carried; they started
@@ -85,14 +85,45 @@ def carry(
     The tree after, and what became of its leaves. `like` has its structure.
 
   Raises:
-    ValueError: a leaf does not fit `like`, or nothing says what new units are.
+    ValueError: a leaf does not fit `like`, nothing says what new units are, or
+      the growth changes an axis that is not in the table.
   """
+  _check(growth, table)
   mover = _Mover(growth, table, axes_lib.by_path(tree), key, moments)
   carried = axes_lib.map_with_names(mover.move, like)
+  started = _started(carried, growth, table, like, key, moments)
+  before, after = axes_lib.by_path(carried), axes_lib.by_path(started)
+  for path, what in mover.outcome.items():
+    if what == 'kept' and after[path] is not before[path]:
+      mover.outcome[path] = 'changed'
   mover.outcome.update(
-      (path, 'dropped') for path in mover.before.keys() - mover.outcome.keys()
+      (path, 'dropped') for path in mover.before if path not in mover.outcome
   )
-  return _started(carried, growth, table, key, moments), mover.account
+  return started, mover.account
+
+
+def _check(growth: Growth, table: AxisTable) -> None:
+  """Raises ValueError if the vectors of a growth do not fit the table."""
+  sizes = {**table.sizes, **growth.sizes}
+  for vectors in (growth.sources, growth.scales, growth.noise):
+    for name, vector in vectors.items():
+      if name not in table.sizes:
+        raise ValueError(
+            f'The growth changes axis {name!r}, which is not among '
+            f'{", ".join(table.sizes)}.'
+        )
+      if len(vector) != sizes[name]:
+        raise ValueError(
+            f'The growth has {len(vector)} values for axis {name!r}, which '
+            f'has {sizes[name]} units.'
+        )
+
+
+def _holds(path: Path, names: frozenset[str], table: AxisTable) -> bool:
+  """Returns True if what is in front of a parameter's path has such a name."""
+  end = table.end(path)
+  front = path[: -len(end or path[-1:])]
+  return bool((names if end else names - {'v'}) & set(front))
 
 
 @dataclasses.dataclass
@@ -156,7 +187,7 @@ class _Mover:
           f'Leaf {"/".join(path)} is new, and only its shape is known; give '
           'arrays as `like`.'
       )
-    if not self.moments or not SQUARES & set(path):
+    if not self.moments or not _holds(path, SQUARES, self.table):
       return fresh
     means = [
         leaf.mean(dtype=np.float64)
@@ -170,7 +201,11 @@ class _Mover:
 
   def _drawn(self, path: Path, old: Any, fresh: Any) -> np.ndarray:
     """Returns the values of new units of a leaf."""
-    if self.moments and SQUARES & set(path) and np.shape(old):
+    if (
+        self.moments
+        and np.shape(old)
+        and _holds(path, SQUARES, self.table)
+    ):
       return np.full(
           fresh.shape, np.asarray(old).mean(dtype=np.float64), fresh.dtype
       )
@@ -204,19 +239,13 @@ def _started(
     tree: Any,
     growth: Growth,
     table: AxisTable,
+    like: Any,
     key: jax.Array | None,
     moments: bool,
 ) -> Any:
   """The carried tree with scales, noise and values, or reset moments."""
   if moments and growth.moments == 'reset':
-    return axes_lib.map_with_names(
-        lambda path, leaf: (
-            np.zeros_like(leaf)
-            if table.find(path) is not None or path[-1] == 'count'
-            else leaf
-        ),
-        tree,
-    )
+    return axes_lib.map_with_names(_reset, tree, like)
   after = AxisTable(table.axes, {**table.sizes, **growth.sizes})
   if growth.scales:
     # The gradient of a reader does not change when its weight and that of its
@@ -226,7 +255,7 @@ def _started(
         after,
         growth.scales,
         lambda path, axis: axis.role == 'reads'
-        and not (moments and (SQUARES | SUMS) & set(path)),
+        and not (moments and _holds(path, SQUARES | SUMS, table)),
     )
   if moments:
     if isinstance(growth.moments, Mapping):
@@ -239,6 +268,15 @@ def _started(
   if growth.values:
     tree = with_values(tree, growth.values)
   return tree
+
+
+def _reset(path: Path, leaf: Any, fresh: Any) -> Any:
+  """A leaf of a fresh optimizer; its hyperparameters stay."""
+  if 'hyperparams' in path:
+    return leaf
+  if hasattr(fresh, '__array__'):
+    return np.asarray(fresh)
+  return np.zeros_like(leaf)
 
 
 def _noisy(
@@ -258,7 +296,10 @@ def _noisy(
     if key is None:
       raise ValueError('The growth adds noise to twins: give a key.')
     source = axes_lib.source_of(axis, growth.sources, table.sizes)
-    draw = np.asarray(jax.random.normal(key_of(key, path), leaf.shape))
+    shape = list(leaf.shape)
+    if source is not None:  # Siblings share the draw of their parent.
+      shape[dim] = max(shape[dim], source.max() + 1)
+    draw = np.asarray(jax.random.normal(key_of(key, path), shape))
     if source is not None:
       draw = np.take(draw, np.maximum(source, 0), axis=dim)
     draw = draw * axes_lib.along(np.asarray(size), dim, leaf.ndim)

@@ -59,8 +59,15 @@ class Growth:
   note: str = ''
 
   def __post_init__(self):
+    for name in ('sources', 'scales', 'noise'):
+      vectors = getattr(self, name).items()
+      arrays = {axis: np.asarray(vector) for axis, vector in vectors}
+      object.__setattr__(self, name, arrays)
     for axis, source in self.sources.items():
-      source = np.asarray(source)
+      if not source.size:
+        raise ValueError(
+            f'Axis {axis!r} would have no unit; keep at least one.'
+        )
       if source.ndim != 1 or not np.issubdtype(source.dtype, np.integer):
         raise ValueError(
             f'Sources of axis {axis!r} must be a vector of integers, got '
@@ -196,13 +203,13 @@ def checked_units(name: str, size: int, units: Sequence[int]) -> np.ndarray:
   Raises:
     ValueError: they are not.
   """
-  array = np.asarray(units, int)
+  array = np.asarray(units)
   if len(set(array.tolist()) & set(range(size))) != array.size:
     raise ValueError(
         f'Units of axis {name!r} are distinct numbers from 0 to {size - 1}, '
         f'got {array.tolist()}.'
     )
-  return array
+  return array.astype(int)
 
 
 def _for_each(

@@ -81,7 +81,8 @@ def grow(
     probe: the function before, that after, and inputs: both are called with a
       tree and the inputs to measure the change of the outputs.
     tx: the optimizer; only for states that have leaves of other shapes than
-      their parameters, such as adafactor's.
+      their parameters, such as adafactor's, or copies of the parameters, such
+      as schedule_free's. Noise and values of the growth do not reach copies.
 
   Returns:
     The tree, the optimizer's state, the extra trees, and the `Receipt`.
@@ -129,11 +130,18 @@ def largest_change(before: Any, after: Any) -> float:
 def _fresh_state(
     tx: optax.GradientTransformation, opt_state: Any, tree: Any, grown: Any
 ) -> Any:
-  """A new state over a grown tree, or over its 'params'."""
-  whole = jax.eval_shape(tx.init, tree)
-  if _structure(whole) == _structure(opt_state):
-    return tx.init(grown)
-  return tx.init(grown['params'])
+  """A new state over a grown tree, or over its 'params'.
+
+  Raises:
+    ValueError: the state is not one of the optimizer.
+  """
+  pairs = [(tree, grown)]
+  if isinstance(tree, Mapping) and 'params' in tree:
+    pairs.append((tree['params'], grown['params']))
+  for old, new in pairs:
+    if _structure(jax.eval_shape(tx.init, old)) == _structure(opt_state):
+      return tx.init(new)
+  raise ValueError('`opt_state` is not a state of `tx` over the tree.')
 
 
 def _moments_like(opt_state: Any, tree: Any, grown: Any) -> Any:
@@ -156,9 +164,13 @@ def _moments_like(opt_state: Any, tree: Any, grown: Any) -> Any:
 
   def moment(path, node):
     if (structure := _structure(node)) in structures:
-      dtype = jax.tree.leaves(node)[0].dtype
-      return jax.tree.map(
-          lambda leaf: np.zeros(np.shape(leaf), dtype), structures[structure]
+      was = axes_lib.by_path(node)
+      other = next(iter(was.values()))
+      return axes_lib.map_with_names(
+          lambda path, leaf: np.zeros(
+              np.shape(leaf), was.get(path, other).dtype
+          ),
+          structures[structure],
       )
     ends = (path[start:] for start in range(len(path)))
     shape = np.shape(node)

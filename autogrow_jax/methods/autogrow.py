@@ -83,13 +83,17 @@ class AutoGrow(base.Method):
 
   def propose(
       self, decision: policies.Decision, situation: base.Situation
-  ) -> growth_lib.Growth | None:
+  ) -> growth_lib.Growth | base.Skip | None:
     """Alg. 1, steps 10 to 13: append blocks and initialise them."""
     if decision.action != 'grow':
       return None
-    appended = state_lib.append(
-        situation.architecture, decision.stages(situation.architecture.depths)
-    )
+    stages = decision.stages(situation.architecture.depths)
+    if not stages:
+      return base.Skip(
+          'the policy names no stage to grow; take one that does',
+          is_final=True,
+      )
+    appended = state_lib.append(situation.architecture, stages)
     architecture = appended.target
     old = {name for stage in situation.architecture.stages for name in stage}
     norms = {

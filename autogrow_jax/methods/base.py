@@ -74,9 +74,10 @@ class Situation:
     state: the canonical state; not to be changed.
     key: key of everything that the growth draws.
     task: what the network predicts, and its loss.
-    batches: makes endless training batches (inputs (batch, height, width,
-      channel) preprocessed and augmented, labels (batch,)), from a stream of
-      their own, so that drawing from them does not shift the run's batches.
+    batches: makes endless training batches: inputs, of images (batch, height,
+      width, channel) preprocessed and augmented, of text (batch, step); and
+      labels (batch, ...) int32. They come from a stream of their own, so that
+      drawing from them does not shift the run's batches.
     batches_per_epoch: number of batches of an epoch.
     train_accuracy: fraction, over the epoch just finished.
     weight_decay: weight decay of the run's optimizer.
