@@ -37,7 +37,8 @@ class Axis:
     role: 'reads' for the input side of a kernel; 'writes' for its output side,
       a bias or the scale of a norm; 'both' for a depthwise kernel; 'tied' for a
       leaf that reads it in one place and writes it in another; 'indexed' for
-      rows that integers select; 'layers' for a stack; 'neither' for statistics.
+      rows that integers select; 'layers' for a stack, but 'reads' where the leaf
+      adds to what is outside of the stack; 'neither' for statistics.
   """
 
   segments: tuple[tuple[str, ...], ...]
@@ -226,9 +227,9 @@ class Verification:
 
 def _noisy(leaf: Any, rng: np.random.Generator) -> Any:
   """A leaf with noise; what is never negative, such as a variance, stays so."""
-  leaf = np.asarray(leaf)
-  if not np.issubdtype(leaf.dtype, np.floating):
+  if not jax.numpy.issubdtype(leaf.dtype, np.floating):
     return leaf
+  leaf = np.asarray(leaf)
   noisy = leaf + 0.05 * rng.standard_normal(leaf.shape)
   if leaf.ndim == 1 and leaf.any() and leaf.min() >= 0:
     noisy = np.abs(noisy) + 0.1

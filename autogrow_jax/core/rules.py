@@ -126,11 +126,17 @@ class Step:
   def call(self, jaxpr: Any, ins: list[Value]) -> list[Value]:
     """Results of an inner jaxpr."""
     consts = getattr(jaxpr, 'consts', ())
-    return run(getattr(jaxpr, 'jaxpr', jaxpr), consts, ins, self.uses)
+    return run(
+        getattr(jaxpr, 'jaxpr', jaxpr), consts, ins, self.uses, self.where
+    )
 
 
 def run(
-    jaxpr: Any, consts: Sequence[Any], ins: Sequence[Value], uses: Uses
+    jaxpr: Any,
+    consts: Sequence[Any],
+    ins: Sequence[Value],
+    uses: Uses,
+    where: str = '',
 ) -> list[Value]:
   """Results of a jaxpr.
 
@@ -139,6 +145,7 @@ def run(
     consts: its constants; if there are fewer, they are unknown.
     ins: its operands.
     uses: notes what leaves are used for.
+    where: place in the source, of equations that have none of their own.
   """
   values = dict(zip(jaxpr.invars, ins, strict=True))
   for number, var in enumerate(jaxpr.constvars):
@@ -156,7 +163,7 @@ def run(
         [getattr(atom.aval, 'shape', ()) for atom in equation.invars],
         [var.aval for var in equation.outvars],
         uses,
-        source_info_util.summarize(equation.source_info),
+        source_info_util.summarize(equation.source_info) or where,
     )
     rule = _RULES.get(step.name, _unknown)
     values |= zip(equation.outvars, rule(step), strict=True)
@@ -193,9 +200,13 @@ def _elementwise(step: Step) -> list[Value]:
         dims[number] = operand.dims[number]
       else:
         step.unify(dim, operand.dims[number])
-  return step.made(
-      [dim or labels.dim_of(n) for dim, n in zip(dims, step.shape, strict=True)]
-  )
+  result = [
+      dim or labels.dim_of(n) for dim, n in zip(dims, step.shape, strict=True)
+  ]
+  if step.name in ('add', 'add_any', 'sub') and step.leaves is None:
+    for operand in step.ins:
+      step.uses.note(step.uses.writes, operand, operand.dims)
+  return step.made(result)
 
 
 def _random(step: Step) -> list[Value]:

@@ -16,7 +16,7 @@ _KINDS = {
 }
 _SUFFIXES = {
     'writes': 'out', 'both': 'out', 'reads': 'in', 'tied': 'in',
-    'indexed': 'rows', 'layers': 'layers',
+    'indexed': 'rows',
 }
 
 
@@ -105,8 +105,15 @@ def _roles(
           ('reads', uses.reads), ('writes', uses.writes), ('both', uses.both)
       )
   }
+  outside = {
+      factor
+      for dims in leaves.values()
+      if not any(rules.STACKED in f.marks for f in _factors(dims))
+      for factor in _factors(dims)
+  }
   roles = {}
   for number, (path, dims) in enumerate(leaves.items()):
+    writes = {factor for leaf, factor in used['writes'] if leaf == number}
     for place, dim in enumerate(dims):
       factors = _factors([dim])
       marks = {mark for factor in factors for mark in factor.marks}
@@ -117,11 +124,11 @@ def _roles(
       if is_used['both']:
         role = 'both'
       elif rules.STACKED in marks:
-        role = 'layers'
+        role = 'reads' if writes & outside else 'layers'
       elif is_used['reads']:
         shared = factors & _factors(dims[:place] + dims[place + 1 :])
         role = 'tied' if is_used['writes'] and not shared else 'reads'
-      elif is_statistic[number]:
+      elif is_statistic[number] or rules.SPACE in marks:
         role = 'neither'
       else:
         role = 'indexed' if rules.INDEXED in marks else 'writes'
@@ -170,16 +177,19 @@ def _names(
     roles: Mapping[tuple[axes_lib.Path, int], axes_lib.Role],
 ) -> dict[labels.Factor, str]:
   """A name for each factor, by the leaf that best stands for it."""
-  candidates: dict[labels.Factor, tuple[int, str]] = {}
+  candidates: dict[labels.Factor, tuple[tuple[bool, int], str]] = {}
   for path, dims in leaves.items():
+    layers = sum(rules.STACKED in f.marks for f in _factors(dims))
     for place, dim in enumerate(dims):
       role = roles[path, place]
       factors = [factor for segment in dim for factor in segment]
       suffix = _SUFFIXES.get(role, str(place)) if len(dims) > 1 else ''
-      rank = 2 if role != 'writes' else int(len(dims) < 2)
+      rank = (role != 'writes', layers - len(dims))
       for number, factor in enumerate(factors):
+        if rules.STACKED in factor.marks:
+          suffix = 'layers'
         parts = [suffix] * bool(suffix) + [str(number)] * (len(factors) > 1)
-        name = '/'.join(path) + ':' * bool(parts) + '.'.join(parts)
+        name = '/'.join(path).removesuffix('/value') + ':' * bool(parts) + '.'.join(parts)
         if factor not in candidates or rank < candidates[factor][0]:
           candidates[factor] = (rank, name)
   taken: dict[str, labels.Factor] = {}
