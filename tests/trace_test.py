@@ -308,12 +308,13 @@ class OwnFamiliesTest(parameterized.TestCase):
     bucket = view.layout(architecture, fuse=False).bucket
     state = tiny_networks.state(architecture)
     tree = {
-        'weights': state.params['weights'], 'network': state.stats['network']
+        'params': state.params['weights'],
+        'batch_stats': state.stats['network'],
     }
     x = tiny_networks.images(2)
     traced = ag.trace(
         lambda tree, x: base.apply(
-            bucket, tree['weights'], tree['network'], x, train=False
+            bucket, tree['params'], tree['batch_stats'], x, train=False
         )[0],
         tree, x,
     )
@@ -323,8 +324,8 @@ class OwnFamiliesTest(parameterized.TestCase):
       for own, found in zip(axes, traced.find(path), strict=True):
         if own is None or own.name not in declared.sizes:
           continue
-        self.assertEqual(own.role, found.role, path)
-        self.assertLen(own.segments, len(found.segments), path)
+        self.assertEqual(own.role, found.role, str(path))
+        self.assertLen(own.segments, len(found.segments), str(path))
         for left, right in zip(own.factors, found.factors):
           names.setdefault(left, set()).add(right)
     self.assertNotEmpty(names)
