@@ -343,16 +343,20 @@ def _for_each(
     raise ValueError(
         f'No axis matches {pattern!r}; there are {", ".join(table.sizes)}.'
     )
-  chosen = [name for name in matching if name not in table.frozen]
-  if not chosen:
+  can_change = [name for name in matching if name not in table.frozen]
+  if not can_change:
     name = matching[0]
     raise ValueError(f'Axis {name!r} is frozen: {table.frozen[name]}.')
+  # A pattern that matches free axes means these.
+  chosen = [name for name in can_change if name in table.free] or can_change
   sources, notes = {}, []
   for name in chosen:
     size = table.sizes[name]
     source = sources[name] = sources_of(name, size)
     why = _why_not_kept(table, name) if NEW in source else ''
     notes.append(f'{verb} {name}, {size} to {len(source)} units{why}')
+  if others := [name for name in matching if name not in chosen]:
+    notes.append(f'left alone, though they match: {", ".join(others)}')
   return Growth(sources, note='; '.join(notes))
 
 

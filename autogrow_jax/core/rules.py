@@ -72,6 +72,7 @@ class Uses:
   reads: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)
   writes: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)
   both: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)
+  adds: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)
   normalised: list[Dim] = dataclasses.field(default_factory=list)
 
   def note(self, kind: list, operand: Value, dims: Sequence[Dim]) -> None:
@@ -205,7 +206,7 @@ def _elementwise(step: Step) -> list[Value]:
   ]
   if step.name in ('add', 'add_any', 'sub') and step.leaves is None:
     for operand in step.ins:
-      step.uses.note(step.uses.writes, operand, operand.dims)
+      step.uses.note(step.uses.adds, operand, operand.dims)
   return step.made(result)
 
 

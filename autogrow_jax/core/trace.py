@@ -102,7 +102,8 @@ def _roles(
           (leaf, factor) for leaf, dim in pairs for factor in _factors([dim])
       }
       for kind, pairs in (
-          ('reads', uses.reads), ('writes', uses.writes), ('both', uses.both)
+          ('reads', uses.reads), ('writes', uses.writes),
+          ('both', uses.both), ('adds', uses.adds),
       )
   }
   outside = {
@@ -113,7 +114,11 @@ def _roles(
   }
   roles = {}
   for number, (path, dims) in enumerate(leaves.items()):
-    writes = {factor for leaf, factor in used['writes'] if leaf == number}
+    writes = {
+        factor
+        for leaf, factor in used['writes'] | used['adds']
+        if leaf == number
+    }
     for place, dim in enumerate(dims):
       factors = _factors([dim])
       marks = {mark for factor in factors for mark in factor.marks}
@@ -128,7 +133,7 @@ def _roles(
       elif is_used['reads']:
         shared = factors & _factors(dims[:place] + dims[place + 1 :])
         role = 'tied' if is_used['writes'] and not shared else 'reads'
-      elif is_statistic[number] or rules.SPACE in marks:
+      elif rules.SPACE in marks or is_statistic[number] > is_used['writes']:
         role = 'neither'
       else:
         role = 'indexed' if rules.INDEXED in marks else 'writes'
