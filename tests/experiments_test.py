@@ -53,10 +53,11 @@ BAD_AUTOGROW = (
     ('--optimizer=magic', "is one of sgd, .* or 'package.module:Class', got"),
     ('--policy=no:where', "policy is one of periodic, .*got 'no:where'"),
     ('--policy=every --dry_run=shapes', 'every so many epochs is experiments'),
-    ('--policy=oneshot', 'target is None'),
+    ('--policy=oneshot', 'needs a target, .*--policy.target=5-5-5'),
+    ('--method=sparsify', 'sparsify does not append .*experiments.sparsify'),
     ('--compare=best', 'compare names some of seed, found, not best'),
     ('--preset=paper', "Unknown preset 'paper'; there are digits"),
-    ('--preset=vgg19_cifar10_small', 'does not append sub-modules'),
+    ('--preset=vgg19_cifar10_small', 'gauss_newton does not append'),
     (
         '--preset=table9/basic3resnet-cifar10-scratch',
         "fixed networks are experiments.baseline's",
@@ -86,8 +87,8 @@ BAD_DESCRIBE = (
     ('--input_shape=axbxc', 'height x width x channels'),
     ('--input_shape=32x32x0', 'input shape'),
     ('--classes=0', 'classes is at least 1'),
-    ('--widths=1-2', '3 positive widths'),
-    ('--width=1-2-3', 'did you mean --widths'),
+    ('--network.widths=1-2', '3 positive widths'),
+    ('--width=1-2-3', 'did you mean --network.widths'),
 )
 
 
@@ -108,7 +109,8 @@ class DescribeTest(parameterized.TestCase):
             *runs.arguments_of(BAD_DESCRIBE),
         ],
     )
-    runs.check_help(self, help_, 'describe', 'input_shape', 'widths')
+    runs.check_help(self, help_, 'describe', 'input_shape',
+                    'network.widths')
     runs.check_refused(self, outcomes[3:], BAD_DESCRIBE)
     self.assertRegex(presets.stdout, r'table8/plain4net-svhn_cropped-25pct +')
     self.assertIn('Do not aim at the depths of Table 10', presets.stdout)

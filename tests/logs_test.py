@@ -186,11 +186,14 @@ class FormatTest(parameterized.TestCase):
 
   def test_epoch_after_an_estimated_growth(self):
     changes = {'estimated_change': -0.0704, 'actual_change': 0.0431}
-    line = console.format_epoch({**_EPOCH, 'shape': '28-21-23-17-51', **changes})
+    line = console.format_epoch(
+        {**_EPOCH, 'shape': '28-21-23-17-51', **changes}
+    )
     self.assertIn('28-21-23-17-51', line)
     self.assertTrue(line.endswith('best 86.10%  grew -.070/+.043'), line)
     changes = {'estimated_change': -20.5, 'actual_change': 10.02}
-    self.assertIn('grew -20.500/+10.020', console.format_epoch(_EPOCH | changes))
+    line = console.format_epoch(_EPOCH | changes)
+    self.assertIn('grew -20.500/+10.020', line)
 
   def test_epoch_with_required_keys_only(self):
     record = {'event': 'epoch', 'epoch': 0, 'step': 0, 'depths': [1]}

@@ -265,7 +265,8 @@ class AnyTfdsTest(parameterized.TestCase):
 
   def test_varying_size(self):
     # Beside its image it has another one, a mask, and a box.
-    with self.assertRaisesRegex(ValueError, 'differ in size.*--data.image_size'):
+    words = 'differ in size.*--data.image_size'
+    with self.assertRaisesRegex(ValueError, words):
       load('oxford_iiit_pet')
     dataset = load('oxford_iiit_pet', image_size=40)
     splits = SETS['oxford_iiit_pet']()

@@ -468,7 +468,8 @@ class RunTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_killed_with_a_worker_process(self):
     flags = [
-        f'--workdir={self.workdir}', '--network.widths=4-8-16', '--grow_interval=1',
+        f'--workdir={self.workdir}', '--network.widths=4-8-16',
+        '--grow_interval=1',
         '--stop_window=2', '--policy.max_depths=2-2-1', '--learning_rate=0.05',
         '--finetune_epochs=2', '--batch_size=64', '--compare=',
         f'--compilation_cache={runs.CACHE}', '--data.stream=always',

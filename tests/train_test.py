@@ -246,7 +246,8 @@ class ResultTest(RunTest):
   def test_a_method_of_ones_own_is_another_run(self):
     with self.assertRaisesRegex(
         ValueError,
-        r'run \(own:  -> method .*:AutoGrow AutoGrow\(.*scale=0.5.*\)\); choose',
+        r'run \(own:  -> method .*:AutoGrow AutoGrow\(.*scale=0.5.*\)\); '
+        'choose',
     ):
       runs.quietly(runs.tiny(BASE), method=autogrow.AutoGrow(scale=0.5))
     changes = dict(policy={'name': 'fixed'}, schedule={'finetune_epochs': 0})
