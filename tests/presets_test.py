@@ -345,7 +345,6 @@ class ScheduleTest(parameterized.TestCase):
           schedule.rate('growing', epoch), schedule.rate('finetuning', epoch)
       )
 
-  @pytest.mark.slow
   def test_every_architecture_has_a_cost(self):
     known = {}
     for name in of_depths():
