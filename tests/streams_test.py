@@ -582,7 +582,7 @@ class ShownTest(absltest.TestCase):
   def test_waiting_and_skipped(self):
     record = {
         'event': 'epoch', 'epoch': 3, 'depths': [1, 1], 'train_total': 1000,
-        'images_per_second': 100.0, 'input_wait_seconds': 0.9,
+        'seconds': 10.0, 'input_wait_seconds': 0.9,
     }
     self.assertNotIn('wait', console.format_epoch(record))
     record |= {'input_wait_seconds': 2.5, 'skipped': 4}

@@ -780,7 +780,7 @@ class StopTest(RunTest):
     infinite = lambda self, phase, epoch: float('inf') if epoch else 0.05
     with mock.patch.object(optimizers.Schedule, 'rate', infinite):
       with mock.patch.object(
-          config_lib.Cadence, 'due', lambda self, epoch, seconds: True
+          config_lib.CheckpointConfig, 'is_due', lambda *_, **__: True
       ):
         with self.assertRaisesRegex(train.Diverged, 'epoch 2'):
           self.run_tiny()
