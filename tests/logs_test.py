@@ -227,7 +227,7 @@ class ProgressTest(absltest.TestCase):
     stream = io.StringIO()
     progress = console.Console(stream=stream)
     progress.start_epoch(12, 10, '3-2-2', 0)
-    progress.update(10, self.fail)  # Nobody looks: they are not asked for.
+    progress.update(self.fail)  # Nobody looks: they are not asked for.
     progress.record(_EPOCH)
     progress.record({'event': 'end'})
     progress.close()
@@ -238,8 +238,8 @@ class ProgressTest(absltest.TestCase):
     progress = console.Console(stream=stream)
     progress.start_epoch(12, 10, '3-2-2', 0)
     progress.write('a line')
-    progress.update(5, lambda: (0.5, 80.0))
-    progress.update(5, self.fail)  # They were, a moment ago.
+    progress.update(lambda: (0.5, 80.0))
+    progress.update(self.fail)  # They were, a moment ago.
     progress.record(_EPOCH)
     progress.close()
     self.assertIn('epoch 12  3-2-2:', stream.getvalue())

@@ -703,38 +703,6 @@ class StopTest(RunTest):
     self.assertEqual(runs.course(self.workdir), runs.course(BASE))
     self.assertEqual(result['train_macs'], RESULT['train_macs'])
 
-  def test_several_steps_in_a_call(self):
-    """Nothing else changes; a signal is heard between two calls."""
-    fixed = {'policy': {'name': 'fixed'}, 'schedule': {'finetune_epochs': 2}}
-    several = {'devices': {'compile_ahead': False, 'steps_per_call': 5}}
-
-    def at_call(count, unused_arguments):
-      if count == 6:  # 4 calls for an epoch of 16 steps.
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with runs.watch_steps(at_call):
-      with self.assertRaisesRegex(train.Interrupted, 'step 26 '):
-        self.run_tiny(**fixed, **several)
-    several['devices']['steps_per_call'] = 4  # From step 10 of an epoch.
-    forward = programs.Programs.forward
-    with mock.patch.object(prepare, 'MAX_EVAL_BATCH', 16), mock.patch.object(
-        programs.Programs, 'forward', autospec=True, side_effect=forward
-    ) as forward:
-      got = self.run_tiny(**fixed, **several)
-    # The hold-out after the epoch and at the end, and the test set.
-    at_once = 16 * math.ceil(got['holdout'] / 16)
-    tested = math.ceil(got['test_total'] / at_once)
-    self.assertEqual(forward.call_count, 2 + tested)
-    other = self.workdir.with_name('other')
-    want = runs.quietly(runs.tiny(other, **fixed))
-    self.assertEqual(got['train_macs'], want['train_macs'])
-    ours, others = (
-        runs.records(workdir, 'epoch') for workdir in (self.workdir, other)
-    )
-    self.assertEqual([r['step'] for r in ours], [16, 32])
-    for one, another in zip(ours, others, strict=True):
-      np.testing.assert_allclose(one['loss'], another['loss'], rtol=0.02)
-
   def test_signal_at_the_very_end_is_heard(self):
     write = history_lib.write_json
 

@@ -141,11 +141,6 @@ class DeviceConfig:
       'Stages whose blocks the backward pass computes again, for less memory: '
       'none, all, or numbers from 0, as 0,1.',
   )
-  steps_per_call: int = _setting(
-      1,
-      'Training steps between two looks of the host, at most an epoch; 1 of a '
-      'stream. Signals, checkpoints and progress wait for them.',
-  )
 
   def __post_init__(self):
     common.check_choice('parallel', self.parallel, ('auto', 'pmap', 'jit'))
@@ -153,9 +148,7 @@ class DeviceConfig:
     common.check_choice(
         'depth_buckets', self.depth_buckets, ('exact', 'powers')
     )
-    _check_at_least(
-        1, num_devices=self.num_devices, steps_per_call=self.steps_per_call
-    )
+    _check_at_least(1, num_devices=self.num_devices)
     _check_at_least(0, decode_workers=self.decode_workers)
     if not re.fullmatch(r'none|all|\d+(,\d+)*', self.remat):
       raise ValueError(

@@ -60,13 +60,10 @@ class Console:
           initial=done,
       )
 
-  def update(
-      self, steps: int, numbers: Callable[[], tuple[float, float]]
-  ) -> None:
-    """Moves the bar on.
+  def update(self, numbers: Callable[[], tuple[float, float]]) -> None:
+    """Moves the bar on by a step.
 
     Args:
-      steps: steps since the last call.
       numbers: gives the mean loss, and the accuracy in percent; called only
         where they are shown, at most ten times a second.
     """
@@ -79,7 +76,7 @@ class Console:
       self._bar.set_postfix(
           {'loss': f'{loss:.3f}', 'accuracy': f'{accuracy:.1f}%'}
       )
-    self._bar.update(steps)
+    self._bar.update()
 
   def record(self, record: Record) -> None:
     """Shows a record of the history, if it is one that people want to see."""

@@ -29,8 +29,7 @@ class Examples(NamedTuple):
     images: uint8 (examples, height, width, channel), or int32 (examples, step),
       on the devices.
     labels: int32 (examples, ...), on the devices.
-    rows: int32 (batch,), those of the batch; None if all are; of several steps
-      (steps, batch), with -1 after the end of an epoch.
+    rows: int32 (batch,), those of the batch; None if all are.
   """
 
   images: jax.Array
@@ -45,17 +44,14 @@ class Feed:
     waited: seconds for which the devices had nothing to do because a batch was
       not there yet; whoever reads them sets them to zero.
     damaged: reasons of the images that were skipped; likewise.
-    steps_per_call: training steps that `take` gives examples for; the last call
-      of an epoch may hold fewer, filled up with rows of -1.
   """
 
-  def __init__(self, steps_per_call: int):
+  def __init__(self):
     self.waited = 0.0
     self.damaged: list[str] = []
-    self.steps_per_call = steps_per_call
 
   def take(self, step: int, running: Any = None) -> Examples:
-    """The examples of a step, and of those that are given with it.
+    """The examples of a step.
 
     Args:
       step: number of the step, from 0, over all epochs.
@@ -74,7 +70,6 @@ def make(
     key: jax.Array,
     batch_size: int,
     workers: int = 0,
-    steps_per_call: int = 1,
 ) -> Feed:
   """The feed for a data set, in memory or streamed.
 
@@ -84,11 +79,9 @@ def make(
     key: key of the order of the examples.
     batch_size: number of examples, over all devices.
     workers: processes that decode a stream; 0 for threads.
-    steps_per_call: steps to give examples for at a time, at most an epoch; of a
-      stream 1.
   """
   if dataset.stream is None:
-    return _InMemory(dataset, parallel, key, batch_size, steps_per_call)
+    return _InMemory(dataset, parallel, key, batch_size)
   return _Streamed(dataset, parallel, key, batch_size, workers)
 
 
@@ -105,10 +98,10 @@ def order(
 class _InMemory(Feed):
   """A training set that the devices hold."""
 
-  def __init__(self, dataset, parallel, key, batch_size, steps_per_call):
+  def __init__(self, dataset, parallel, key, batch_size):
+    super().__init__()
     train = dataset.train
     self._steps_per_epoch = len(train.labels) // batch_size
-    super().__init__(min(steps_per_call, self._steps_per_epoch))
     self._parallel, self._size = parallel, batch_size
     self._order = lambda epoch: order(dataset, key, epoch, batch_size)
     self._held = parallel.replicate((train.images, train.labels))
@@ -116,23 +109,18 @@ class _InMemory(Feed):
 
   def take(self, step: int, running: Any = None) -> Examples:
     del running
-    epoch, first = divmod(step, self._steps_per_epoch)
+    epoch, index = divmod(step, self._steps_per_epoch)
     if epoch != self._epoch:
       self._epoch, self._permutation = epoch, self._order(epoch)
-    rows = np.full((self.steps_per_call, self._size), -1, np.int32)
-    end = min(first + self.steps_per_call, self._steps_per_epoch)
-    for row, index in enumerate(range(first, end)):
-      rows[row] = data.batch_indices(self._permutation, index, self._size)
-    if len(rows) == 1:
-      return Examples(*self._held, self._parallel.shard(rows[0]))
-    return Examples(*self._held, self._parallel.shard(rows, dim=1))
+    rows = data.batch_indices(self._permutation, index, self._size)
+    return Examples(*self._held, self._parallel.shard(rows.astype(np.int32)))
 
 
 class _Streamed(Feed):
   """A training set that is decoded while it is needed."""
 
   def __init__(self, dataset, parallel, key, batch_size, workers):
-    super().__init__(1)
+    super().__init__()
     self._parallel = parallel
     self._open = lambda step: dataset.stream(
         key, step, batch_size, workers=workers

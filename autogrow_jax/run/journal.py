@@ -151,13 +151,10 @@ class Journal:
     self._screen.start_epoch(state.progress.epoch + 1, steps, shape, done)
 
   def tick(self, meters: Any) -> None:
-    """Waits for a call of the training step and moves the bar on."""
+    """Waits for a training step and moves the bar on."""
     jax.block_until_ready(meters)
     fetch = self._setup.parallel.fetch
-    self._screen.update(
-        self._setup.feed.steps_per_call,
-        lambda: run_state.running(fetch(meters)),
-    )
+    self._screen.update(lambda: run_state.running(fetch(meters)))
 
   def note_skipped(self, state: RunState) -> RunState:
     """Counts and shows the images that the feed skipped."""

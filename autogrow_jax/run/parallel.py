@@ -96,25 +96,17 @@ class Parallel:
         tree,
     )
 
-  def shard(self, tree: Any, dim: int = 0) -> Any:
-    """Splits one dimension of a host tree, which the devices divide.
+  def shard(self, tree: Any) -> Any:
+    """Splits the first dimension of a host tree, which the devices divide.
 
-    In `pmap` mode the result has a first dimension of devices.
+    In `pmap` mode the result has another first dimension, of devices.
     """
     if self.mode == 'pmap':
       count = len(self.devices)
       tree = jax.tree.map(
-          lambda leaf: np.moveaxis(
-              leaf.reshape(
-                  *leaf.shape[:dim], count, -1, *leaf.shape[dim + 1 :]
-              ),
-              dim,
-              0,
-          ),
-          tree,
+          lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree
       )
-      dim = 0
-    return self._put(tree, sharded=self.mode != 'single', dim=dim)
+    return self._put(tree, sharded=self.mode != 'single')
 
   def fetch(self, tree: Any) -> Any:
     """Copies a replicated tree to the host."""
@@ -164,16 +156,15 @@ class Parallel:
     compiled = mapped.lower(*arguments).compile()
     return compiled, time.perf_counter() - start
 
-  def _sharding(self, *, sharded: bool, dim: int = 0) -> jax.sharding.Sharding:
+  def _sharding(self, *, sharded: bool) -> jax.sharding.Sharding:
     if self.mode == 'single':
       return jax.sharding.SingleDeviceSharding(self.devices[0])
-    dims = [None] * dim + [AXIS] if sharded else []
-    spec = jax.sharding.PartitionSpec(*dims)
+    spec = jax.sharding.PartitionSpec(*[AXIS] * sharded)
     return jax.sharding.NamedSharding(_mesh(self.devices), spec)
 
-  def _put(self, tree: Any, *, sharded: bool, dim: int = 0) -> Any:
+  def _put(self, tree: Any, *, sharded: bool) -> Any:
     # `may_alias=False`: an alias of host memory could not be donated.
-    sharding = self._sharding(sharded=sharded, dim=dim)
+    sharding = self._sharding(sharded=sharded)
     return jax.device_put(tree, sharding, may_alias=False)
 
 

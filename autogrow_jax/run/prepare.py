@@ -130,19 +130,6 @@ class Setup:
     )
     return max(1, wanted // devices) * devices
 
-  @property
-  def eval_batches(self) -> int:
-    """Batches of an evaluation call: all of the hold-out, or one.
-
-    As with training steps, a loop is for devices that wait for the host, and
-    for images in memory; the logits of texts and masks would be too many.
-    """
-    split = self.dataset.selection
-    is_whole = isinstance(split.images, np.ndarray) and split.labels.ndim == 1
-    if self.config.devices.steps_per_call == 1 or not is_whole:
-      return 1
-    return -(-len(split.labels) // self.eval_batch)
-
   @functools.cached_property
   def programs(self) -> programs_lib.Programs:
     """Cache of compiled programs."""
@@ -157,7 +144,6 @@ class Setup:
         key=self.stream('data'),
         batch_size=self.config.batch_size,
         workers=self.config.devices.decode_workers,
-        steps_per_call=self.config.devices.steps_per_call,
     )
 
   def close(self) -> None:

@@ -150,11 +150,11 @@ class Programs:
     self._done: list[Compilation] = []
 
   def train_step(self, layout: view.Layout, arguments: Any) -> Compiled:
-    """`train_steps` for arguments like these; consumes the packed state."""
+    """`train_step` for arguments like these; consumes the packed state."""
     return self._get(layout, _TRAINING, arguments)
 
   def forward(self, layout: view.Layout, arguments: Any) -> Compiled:
-    """`forward_batches` for arguments like these."""
+    """`forward` for arguments like these."""
     return self._get(layout, _EVALUATION, arguments)
 
   def prepare(self, layout: view.Layout) -> None:
@@ -230,7 +230,7 @@ class Programs:
 
   def _compile(self, layout, name, arguments):
     is_training = name == _TRAINING
-    function = steps.train_steps if is_training else steps.forward_batches
+    function = steps.train_step if is_training else steps.forward
     return self._computation.parallel.compile(
         functools.partial(function, self._computation, layout),
         arguments,

@@ -142,7 +142,7 @@ def _train_epoch(
     state = state.rewound()
   late = program = None
   started, feed.waited = time.perf_counter(), 0.0
-  for number in range(first, end, feed.steps_per_call):
+  for number in range(first, end):
     log.stop_if_asked(state)
     examples = feed.take(number, late)
     state = log.note_skipped(state)
@@ -152,16 +152,15 @@ def _train_epoch(
       program = setup.programs.train_step(state.layout, arguments)
       started += time.perf_counter() - compiling
     packed, meters = program(*arguments)
-    done = min(number + feed.steps_per_call, end)
     state = dataclasses.replace(
-        state.with_progress(step=done), packed=packed, meters=meters
+        state.with_progress(step=number + 1), packed=packed, meters=meters
     )
     if late is None:
       _compile_ahead(setup, state, observation)
-    else:  # One call late, so that the device never waits.
+    else:  # One step late, so that the device never waits.
       log.tick(late)
     late = meters
-    if done < end:
+    if number + 1 < end:
       state = log.maybe_save(state, at_epoch=False)
   if late is None:
     return state, {}

@@ -101,6 +101,5 @@ def _outcome(config: RunConfig) -> dict[str, Any]:
       'devices.decode_workers': 0,
       'devices.compile_ahead': True,
       'devices.remat': 'none',
-      'devices.steps_per_call': 1,
   })
   return json.loads(history.dumps(neutral.to_json()))
