@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import io
 import json
-import math
 import os
 import pathlib
 import shutil
 import signal
+import socket
 import tempfile
 import unittest
 from unittest import mock
@@ -663,6 +663,19 @@ class InitFromTest(RunTest):
 
 class StopTest(RunTest):
   """Runs that end before their end."""
+
+  def test_a_second_start_is_refused_while_the_first_works(self):
+    fixed = {'policy': {'name': 'fixed'}, 'schedule': {'finetune_epochs': 1}}
+    holder = f'process {os.getpid()} on {socket.gethostname()}; wait'
+
+    def at_step(count, unused_arguments):
+      if count == 3:
+        with self.assertRaisesRegex(ValueError, f'in use by {holder}'):
+          self.run_tiny(**fixed)
+
+    with runs.watch_steps(at_step):
+      result = self.run_tiny(**fixed)
+    self.assertEqual(self.run_tiny(**fixed), result)
 
   @parameterized.parameters(
       (signal.SIGTERM, 21, False),
