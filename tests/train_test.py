@@ -17,6 +17,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import optax
 import pytest
 import runs
 
@@ -259,6 +260,19 @@ class ResultTest(RunTest):
       begin(method=autogrow.AutoGrow(scale=0.25))
     with self.assertRaisesRegex(ValueError, 'scale=0.5.* -> \\);'):
       begin()
+
+  def test_loads_a_run_with_an_optimizer_of_ones_own(self):
+    untrained = runs.tiny(
+        self.workdir, policy={'name': 'fixed'}, schedule={'finetune_epochs': 0}
+    )
+    runs.quietly(untrained, optimizer=optax.adamw(1e-3))
+    with self.assertRaisesRegex(
+        ValueError,
+        r"method or optimizer: 'state/opt_state/.* given objects \(optimizer ",
+    ):
+      trained.load(self.workdir)
+    network = trained.load(self.workdir, optimizer=optax.adamw(1e-3))
+    self.assertEqual(network.epoch, 0)
 
   def test_what_does_not_matter_may_change(self):
     again = runs.quietly(runs.tiny(BASE, checkpoints={'every': '3', 'keep': 9}))
