@@ -82,9 +82,9 @@ class Setup:
     given: the configuration as it was given.
     dataset: the data.
     schedule: learning rates.
-    computation: what programs depend on besides the network.
+    computation: everything that programs depend on besides the network.
     policy: the policy at its start.
-    checkpoints: where states are saved.
+    checkpoints: saved states.
     workdir: directory of all results.
   """
 

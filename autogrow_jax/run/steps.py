@@ -33,7 +33,7 @@ class Computation:
     method: the method, which gives the objective.
     task: the task, which gives the loss.
     tx: the optimizer.
-    preprocessing: how inputs are augmented and normalised.
+    preprocessing: augmentation and normalisation of inputs.
     dtype: type of activations.
     parallel: placement on devices.
     augment: own augmentation of raw batches, (key, images, labels) -> (images,
@@ -96,7 +96,7 @@ def train_step(
     computation: static.
     layout: static, layout of the network.
     packed: the packed `TrainState`.
-    meters: see `new_meters`.
+    meters: sums of `new_meters`.
     images: the whole training set, uint8 (examples, height, width, channel)
       or tokens int32 (examples, step), or the batch alone.
     labels: (examples, ...) int32; -1 does not count.
