@@ -1,4 +1,4 @@
-"""Numbers of a run: its first line, records of its epochs, and `result.json`."""
+"""Numbers of a run: first line, records of epochs, and `result.json`."""
 
 from collections.abc import Sequence
 import importlib.metadata
