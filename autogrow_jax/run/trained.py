@@ -94,6 +94,7 @@ class TrainedNetwork:
     return examples_at_once(PREDICTION_BATCH, logits)
 
   def _check(self, images: np.ndarray) -> None:
+    """Raises ValueError for inputs of another kind or size."""
     if self.preprocessing.kind == 'tokens':
       if images.dtype != np.int32 or images.ndim != 2:
         raise ValueError(
@@ -101,20 +102,15 @@ class TrainedNetwork:
             f'{images.dtype} {images.shape}.'
         )
       return
-    shape = self.image_shape
+    option: dict[str, Any] = dict(self.architecture.options)
+    pad = 2 * self.preprocessing.pad
+    height, width = option['resolution']
+    shape = height - pad, width - pad, self.architecture.size('image')
     if images.dtype != np.uint8 or images.shape[1:] != shape:
       raise ValueError(
           f'Images must be uint8 (examples, {", ".join(map(str, shape))}), got '
           f'{images.dtype} {images.shape}.'
       )
-
-  @property
-  def image_shape(self) -> tuple[int, ...]:
-    """(height, width, channel) of raw images."""
-    option: dict[str, Any] = dict(self.architecture.options)
-    pad = 2 * self.preprocessing.pad
-    height, width = option['resolution']
-    return height - pad, width - pad, self.architecture.size('image')
 
   def parts(self) -> dict[str, tuple[Any, Any]]:
     """{part: (weights, statistics)}."""
