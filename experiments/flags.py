@@ -208,7 +208,10 @@ def run(
   except ValueError as error:
     sys.exit(_report(error))
   if {'-h', '-help', '--help', '--helpfull', '--helpshort'} & set(arguments):
-    print(help_text(doc, set(FLAGS) - foreign))
+    if status := _quietly(
+        lambda: print(help_text(doc, set(FLAGS) - foreign))
+    ):
+      sys.exit(status)
     return
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -227,7 +230,7 @@ def run(
     if not FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
     try:
-      return main()
+      return _quietly(main)
     except train.Interrupted as error:
       print(error, file=sys.stderr)
       return 128 + error.signum
@@ -240,6 +243,17 @@ def run(
       return _report(error)
 
   app.run(checked, flags_parser=parse)
+
+
+def _quietly(main: Callable[[], int | None]) -> int | None:
+  """Calls a function; ends without a word if nobody reads its output."""
+  try:
+    status = main()
+    sys.stdout.flush()
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+  return status
 
 
 def help_text(doc: str, names: Collection[str]) -> str:

@@ -1,9 +1,12 @@
 """Tests of the binaries: what they print, leave behind and refuse."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 
 from absl.testing import absltest
@@ -51,6 +54,9 @@ BAD_AUTOGROW = (
     ('--reinitialize=3', "Non-boolean argument .*'3'"),
     ('--dry_run=quick', 'should be one of <no|shapes|full>'),
     ('--optimizer=magic', "is one of sgd, .* or 'package.module:Class', got"),
+    ('--optimizer=optax:adamw', "derived from Optimizer; got 'optax:adamw'"),
+    ('--optimizer=autogrow_jax.costs:Ledger', 'derived from Optimizer; got'),
+    ('--optimizer=autogrow_jax.optimizers:Optimizer', 'cannot be .*abstract'),
     ('--policy=no:where', "policy is one of periodic, .*got 'no:where'"),
     ('--policy=every --dry_run=shapes', 'every so many epochs is experiments'),
     ('--policy=oneshot', 'needs a target, .*--policy.target=5-5-5'),
@@ -127,6 +133,17 @@ class DescribeTest(parameterized.TestCase):
     )
     self.assertIn('272,474 parameters', outcomes[2].stdout)
     self.assertIn(f'{small["macs"]:,} multiply-adds', outcomes[2].stdout)
+
+
+  def test_ends_quietly_where_nobody_reads(self):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, '-m', 'experiments.describe', '--network=vgg16'],
+        cwd=runs.ROOT, stdout=writer, stderr=subprocess.PIPE, check=False,
+    )
+    os.close(writer)
+    self.assertEqual((done.returncode, done.stderr), (128 + 13, b''))
 
 
 class AutogrowTest(parameterized.TestCase):
