@@ -35,6 +35,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not ci'
 
 test-ci: .venv/ready
+	@$(BIN)/python -m pip install -qq -e '.[test,test-models]' --config-settings editable_mode=compat
 	$(BIN)/python -m pytest -rs -m ci
 
 test-slow: .venv/ready

@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 
 from autogrow_jax.core import axes as axes_lib
-from autogrow_jax.core import trace as trace_lib
+from autogrow_jax.tracing import trace as trace_lib
 
 
 def functional(module: nnx.Module) -> tuple[Callable[..., Any], Any]:
@@ -26,7 +26,7 @@ def trace(model: Any, *args: Any) -> axes_lib.AxisTable:
     *args: the tree, if the model is a function; then the inputs. Shapes do.
 
   Returns:
-    The axes; see `core.trace.trace`. Those of an NNX module are of
+    The axes; see `tracing.trace.trace`. Those of an NNX module are of
     `nnx.state(module)`.
   """
   if isinstance(model, nnx.Module):

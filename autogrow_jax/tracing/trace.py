@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from autogrow_jax.core import axes as axes_lib
-from autogrow_jax.core import labels
-from autogrow_jax.core import rules
+from autogrow_jax.tracing import labels
+from autogrow_jax.tracing import rules
 
 _KINDS = {
     rules.OUTPUT: 'outputs',

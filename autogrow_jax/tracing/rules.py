@@ -8,8 +8,8 @@ from jax.extend import core as jax_core
 from jax.extend import source_info_util
 import numpy as np
 
-from autogrow_jax.core import labels
-from autogrow_jax.core.labels import Dim
+from autogrow_jax.tracing import labels
+from autogrow_jax.tracing.labels import Dim
 
 # Reasons that mark a factor; the first three don't freeze it (see `trace`).
 INDEXED = 'rows that integers select'
