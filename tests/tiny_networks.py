@@ -41,8 +41,17 @@ FAMILIES = tuple(
     if network.inputs == 'images'
 )
 
-# (family, options): all of them, and options that change the network.
-VARIANTS = tuple((n, {}) for n in FAMILIES if n != 'vgg16') + (
+# Without those that are another one with more stages, or with fewer leaves.
+DISTINCT = tuple(
+    name
+    for name in networks.FAMILIES
+    if name not in ('basic4resnet', 'plain4net', 'vgg19')
+)
+
+# (family, options): on images, and options that change the network.
+VARIANTS = tuple(
+    (n, {}) for n in DISTINCT if n in FAMILIES and n != 'vgg16'
+) + (
     ('basic3resnet', {'shortcut': 'A'}),
     ('vgg16', {'widths': (*WIDTHS, 7)}),
 )
