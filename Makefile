@@ -35,7 +35,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not ci'
 
 test-ci: .venv/ready
-	$(BIN)/python -m pytest -rs -m ci
+	$(BIN)/python -m pytest -n 2 --dist load -rs -m ci
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m 'not ci'

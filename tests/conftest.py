@@ -16,7 +16,7 @@ _CACHE = os.path.join(
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(
     _CACHE, os.environ.get('PYTEST_XDIST_WORKER', 'main')
 )
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 

@@ -267,7 +267,7 @@ class RunningMaximumTest(parameterized.TestCase):
   def test_equals_the_pseudo_code(self, kind):
     rng = random.Random(kind)
     seen = set()
-    for _ in range(700):
+    for _ in range(200):
       seed = tuple(rng.randint(1, 3) for _ in range(rng.randint(1, 5)))
       largest = tuple(d + rng.choice([0, 1, 2, 5, 100]) for d in seed)
       interval = rng.randint(1, 6)
