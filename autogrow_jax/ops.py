@@ -15,10 +15,6 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-# Output positions of a chunk, over which CPUs sum kernel gradients; at least 8
-# images. `benchmarks.chunks` compares others.
-CHUNK = 2048
-
 
 def plain_conv(
     x: jax.Array, kernel: jax.Array, stride: int, pad: int, dilation: int = 1
@@ -139,7 +135,7 @@ conv_input_gradient.defvjp(_input_gradient_forward, _input_gradient_backward)
 def _kernel_gradient(x, dy, kernel, stride, pad, dilation):
   """Gradient of `conv` by its kernel, of which only shape and type count."""
   on_cpu = (
-      _chunked_kernel_gradient
+      _transposed_kernel_gradient
       if kernel.shape[2] == x.shape[-1]
       else _depthwise_kernel_gradient
   )
@@ -160,24 +156,6 @@ def _turned_input_gradient(dy, kernel, inputs, pad, dilation):
     turned = turned.transpose(0, 1, 3, 2)
   reach = (kernel.shape[0] - 1) * dilation
   return plain_conv(dy, turned, 1, reach - pad, dilation)
-
-
-def _chunked_kernel_gradient(x, dy, *geometry):
-  """Sum of the kernel gradients of groups of images that caches can hold."""
-  count, positions = len(x), math.prod(dy.shape[1:3])
-  size = max(8, CHUNK >> (positions - 1).bit_length())
-  # Across devices a loop would make each of them wait for all the others.
-  if size >= count or count % size or not jax.typeof(x).sharding.mesh.empty:
-    return _transposed_kernel_gradient(x, dy, *geometry)
-
-  def add(total, chunk):
-    part = _transposed_kernel_gradient(*chunk, *geometry)
-    return total + part.astype(total.dtype), None
-
-  shape = *(geometry[0],) * 2, x.shape[-1], dy.shape[-1]
-  zeros = jnp.zeros(shape, jnp.promote_types(x.dtype, jnp.float32))
-  cut = lambda array: array.reshape(-1, size, *array.shape[1:])
-  return lax.scan(add, zeros, (cut(x), cut(dy)))[0].astype(x.dtype)
 
 
 def _transposed_kernel_gradient(x, dy, size, stride, pad, dilation):

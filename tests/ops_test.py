@@ -1,7 +1,5 @@
 """Tests of convolution and pooling, and of their derivatives."""
 
-from unittest import mock
-
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import linen as nn
@@ -94,25 +92,6 @@ class ConvTest(parameterized.TestCase):
     for channel in range(4):
       alone = ops.plain_conv(x[..., [channel]], kernel[..., [channel]], 2, 1)
       assert_close([y[..., [channel]]], [alone])
-
-  def test_sums_kernel_gradients_over_chunks(self):
-    x, kernel = normal(24, 6, 6, 3), normal(3, 3, 3, 4, seed=1)
-    dy = normal(24, 3, 3, 4, seed=2)
-
-    of = lambda convolve: jax.jit(
-        lambda x, dy: jax.vjp(lambda k: convolve(x, k, 2, 1), kernel)[1](dy)
-    )
-    want, gradient = of(ops.plain_conv)(x, dy), of(ops.conv)
-    for chunk, is_loop in ((128, True), (256, False)):  # 24 images by 8, by 16.
-      with mock.patch.object(ops, 'CHUNK', chunk):
-        jax.clear_caches()
-        assert_close(gradient(x, dy), want)
-        self.assertEqual('while' in gradient.lower(x, dy).as_text(), is_loop)
-        # Devices do not wait for each other in a loop.
-        mesh = jax.make_mesh((8,), ('devices',), (jax.sharding.AxisType.Auto,))
-        place = jax.NamedSharding(mesh, jax.P('devices'))
-        text = gradient.lower(*jax.device_put((x, dy), place)).as_text()
-        self.assertNotIn('while', text)
 
   @parameterized.parameters(1, 2)
   def test_equals_plain_in_a_loop(self, dilation):
