@@ -14,7 +14,7 @@ import numpy as np
 import tiny_morphisms as tiny
 import tiny_networks
 from autogrow_jax import costs
-from autogrow_jax.methods import base as methods_base
+from autogrow_jax import tasks
 from autogrow_jax.methods.gauss_newton import estimates
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import selection
@@ -496,7 +496,7 @@ def hessians_of(data, site, x, labels):
 
   def loss(a):
     after = taps.run(behind, data.trees.weights, data.trees.stats, a)
-    return methods_base.cross_entropy(after.output, labels).sum()
+    return tasks.cross_entropy(after.output, labels).sum()
 
   slope = jax.jit(jax.grad(loss))(tapped.entered[behind[0].key])
   kernel = data.trees.kernel(writer.layer)
@@ -543,7 +543,7 @@ def gradients_of(architecture, path, trees, batches):
     layer = {**own[name], 'kernel': kernel}
     weights = {**trees.weights, part: {**own, name: layer}}
     logits = taps.run(chain, weights, trees.stats, x).output
-    return methods_base.cross_entropy(logits, labels).mean()
+    return tasks.cross_entropy(logits, labels).mean()
 
   return jax.grad(loss)(own[name]['kernel'])
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import estimates
 from autogrow_jax.methods.gauss_newton import learning
 from autogrow_jax.methods.gauss_newton import prunes
@@ -20,6 +19,7 @@ from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax import networks
+from autogrow_jax import tasks
 import tiny_morphisms as tiny
 import tiny_networks
 
@@ -251,14 +251,14 @@ class SignalsTest(parameterized.TestCase):
       @jax.grad
       def gradient(changes):
         logits = logits_with(data, changes)
-        return methods_base.cross_entropy(logits, data.labels).sum()
+        return tasks.cross_entropy(logits, data.labels).sum()
 
       wants = gradient(jax.tree.map(jnp.zeros_like, slopes))
       for path, want in wants.items():
         np.testing.assert_allclose(slopes[path], want, atol=1e-12)
       np.testing.assert_allclose(
           losses,
-          methods_base.cross_entropy(logits_with(data, {}), data.labels),
+          tasks.cross_entropy(logits_with(data, {}), data.labels),
           rtol=1e-12,
       )
 

@@ -19,7 +19,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax.methods import base as methods_base
+from autogrow_jax import tasks
 from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
@@ -202,4 +202,4 @@ def _sums(model, curvature, trees, splits, x, labels, key):
 @functools.partial(jax.jit, static_argnums=0)
 def _loss_sum(chain, trees, x, labels):
   logits = taps.run(chain, trees.weights, trees.stats, x).output
-  return methods_base.cross_entropy(logits, labels).sum()
+  return tasks.cross_entropy(logits, labels).sum()

@@ -22,7 +22,7 @@ import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import networks
-from autogrow_jax.methods import base as methods_base
+from autogrow_jax import tasks
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.networks import base
@@ -124,7 +124,7 @@ def signals(
   ]
   zeros = {path: jnp.zeros_like(shapes[path]) for path in readers}
   logits, pull, tapped = jax.vjp(forward, zeros, has_aux=True)
-  losses = methods_base.cross_entropy(logits, labels)
+  losses = tasks.cross_entropy(logits, labels)
   probabilities = jax.nn.softmax(logits)
   one_hot = lambda labels: jax.nn.one_hot(
       labels, logits.shape[-1], dtype=logits.dtype

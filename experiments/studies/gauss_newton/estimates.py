@@ -12,7 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax.methods import base
+from autogrow_jax import tasks
 from autogrow_jax.methods.gauss_newton import charges
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
 from autogrow_jax.methods.gauss_newton import learning as learning_lib
@@ -182,7 +182,7 @@ def _prune_changes(model, site, trees, weights, x, labels):
 
   def losses(trees):
     logits = taps.run(model.chain, trees.weights, trees.stats, x).output
-    return base.cross_entropy(logits, labels)
+    return tasks.cross_entropy(logits, labels)
 
   before = losses(trees)
 

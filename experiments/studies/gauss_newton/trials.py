@@ -19,8 +19,8 @@ import optax
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax.core import axes as axes_lib
-from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import taps
@@ -174,7 +174,7 @@ def losses(
   after = split_trees(architecture, model, trees, splits, units)
   chain = taps.chain_of(networks.parts(wider))
   logits = taps.run(chain, after.weights, after.stats, x).output
-  return methods_base.cross_entropy(logits, labels)
+  return tasks.cross_entropy(logits, labels)
 
 
 def split_trees(
