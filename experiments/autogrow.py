@@ -23,6 +23,7 @@ from autogrow_jax.run import train
 from . import compare
 from . import dry_run
 from . import flags
+from . import placebo
 from . import report
 from . import summary
 from .studies import null_model
@@ -56,6 +57,7 @@ SETTINGS = flags.Settings({**flags.PLAIN, **flags.GROWING}, base=_appending)
 
 def _define(arguments: Sequence[str]) -> None:
   absl_flags.DEFINE_list('compare', ['seed'], compare.described(COMPARED))
+  absl_flags.DEFINE_enum('placebo', 'auto', placebo.CHOICES, placebo.HELP)
   absl_flags.DEFINE_enum(
       'dry_run',
       'no',
@@ -89,6 +91,9 @@ def _main() -> None:
   result = train.run(run_config, dataset=dataset)
   controls = null_model.of_run(run_config.workdir)
   results.add(run_config.workdir, **controls)
+  controls |= placebo.run(
+      run_config, dataset, result, flags.FLAGS.placebo
+  )
   report.write(run_config.workdir)
   fixed = compare.run(run_config, dataset, result, flags.FLAGS.compare)
   print(summary.of_run({**result, **controls}, run_config.workdir, fixed))

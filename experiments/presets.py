@@ -242,6 +242,15 @@ PRESETS: dict[str, RunConfig] = {
         schedule=config.ScheduleConfig(learning_rate=0.05, finetune_epochs=8),
         batch_size=64,
     ),
+    # A task that no network of one block can learn, and one of three can.
+    'dots': dataclasses.replace(
+        _PAPER,
+        data=data.DataConfig(dataset='dots:8-10@8x20'),
+        network=config.NetworkConfig('basic1resnet'),
+        policy=config.PolicyConfig(interval=3, window=6),
+        schedule=config.ScheduleConfig(learning_rate=0.1, finetune_epochs=3),
+        batch_size=64,
+    ),
     # Two percent of Fashion-MNIST (1,160 images), sized for two CPU cores.
     'fashion_mnist_small': dataclasses.replace(
         _PAPER,

@@ -40,7 +40,8 @@ _REST = {
     'data_fraction': 'Fraction of the training data',
     'train_macs': 'Training multiply-adds', 'wall_seconds': 'Wall time (s)',
     'compile_seconds': 'Compilation (s)', 'compile_count': 'Compilations',
-    'floor': 'Floor', 'null_band': 'Null band', 'comparison': 'Comparison',
+    'floor': 'Floor', 'null_band': 'Null band', 'placebo': 'Placebo',
+    'comparison': 'Comparison',
     'architecture': 'Architecture', 'params_digest': 'SHA-256 of parameters',
     'devices': 'Devices', 'versions': 'Versions',
 }

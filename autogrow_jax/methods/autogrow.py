@@ -138,6 +138,27 @@ class AutoGrow(base.Method):
     return jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
 
 
+@dataclasses.dataclass(frozen=True)
+class Placebo(base.Method):
+  """Declines every growth, so that a policy sees a network that never grows.
+
+  The loop, the batches and the learning rates are those of `AutoGrow`.
+  """
+
+  @property
+  def execution(self) -> view.Plain:
+    return view.Plain(spare=True)
+
+  def propose(
+      self, decision: policies.Decision, situation: base.Situation
+  ) -> base.Skip | None:
+    """Declines; the stages that would have grown are recorded."""
+    if decision.action != 'grow':
+      return None
+    stages = decision.stages(situation.architecture.depths)
+    return base.Skip('a placebo never grows', report={'stages': stages})
+
+
 def last_norm(
     architecture: architecture_lib.Architecture, block: str
 ) -> str | None:

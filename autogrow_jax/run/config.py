@@ -22,6 +22,7 @@ GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 # Methods by the 'kind' that configurations store.
 METHODS = {
     'autogrow': 'autogrow_jax.methods.autogrow:AutoGrow',
+    'placebo': 'autogrow_jax.methods.autogrow:Placebo',
     'sparsify': 'autogrow_jax.methods.sparsify.method:Sparsify',
     'gauss_newton': 'autogrow_jax.methods.gauss_newton.method:GaussNewton',
 }
