@@ -34,6 +34,7 @@ class Observation:
     cost: multiply-adds spent on training so far.
     hits: bool (examples,), results of single examples in an order that never
       changes, for paired tests; None where an example has several labels.
+    twin_hits: hits of the ungrown twin; None without one.
   """
 
   epoch: int
@@ -43,6 +44,7 @@ class Observation:
   loss_sum: float
   cost: int
   hits: np.ndarray | None = None
+  twin_hits: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Decision:
     closed: stages closed for ever by this check's stop, before any growth.
     capped: stages closed by this growth, at their largest depth.
     target: depths after a growth of several at once, or None.
+    twin: 'new' to remember the network of before this growth as the twin,
+      'back' to put the twin in place of the network first and then likewise.
   """
 
   action: Literal['keep', 'grow', 'finish']
@@ -63,6 +67,7 @@ class Decision:
   closed: tuple[int, ...] = ()
   capped: tuple[int, ...] = ()
   target: Depths | None = None
+  twin: Literal['', 'new', 'back'] = ''
 
   def stages(self, depths: Depths) -> tuple[int, ...]:
     """Returns the stage of each block to append to a network of `depths`."""
@@ -237,10 +242,16 @@ class RoundRobin(_Checking):
     if policy.finished or not growth:
       action = 'finish' if policy.finished else 'keep'
       return policy, Decision(action, closed=closed)
+    return policy._grown(policy._next(), closed)
+
+  def _next(self) -> int:
+    """Returns the open stage that follows the one grown last."""
     last, stages = -1 if self.grown is None else self.grown, len(self.depths)
-    stage = min(policy.open_stages, key=lambda s: (s - last - 1) % stages)
+    return min(self.open_stages, key=lambda s: (s - last - 1) % stages)
+
+  def _grown(self, stage: int, closed: Depths) -> tuple[Self, Decision]:
     policy = dataclasses.replace(
-        policy,
+        self,
         depths=tuple(d + (s == stage) for s, d in enumerate(self.depths)),
         grown=stage,
         last_growth=self.epoch,
@@ -323,17 +334,93 @@ class Sequential(RoundRobin):
     _set_exact(self, 'error_rate', 0.5)
 
   def _item(self, observation: Observation) -> str:
-    if observation.hits is None:
-      raise ValueError('The sequential policy needs hits of single examples.')
-    return paired.pack_hits(observation.hits)
+    return _packed(observation.hits)
 
   def _judge(self, total: int) -> tuple[bool, bool]:
     if self.epoch == self.interval:
       return False, True
     first, last = self.memory[: self.interval], self.memory[-self.interval :]
-    p_value = paired.p_value(paired.counts(first), paired.counts(last))
-    # Rounding must not decide where p = alpha, which is an improvement.
-    return p_value > float(self.error_rate) * (1 + 1e-9), True
+    return not _is_better(first, last, self.error_rate), True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Twin(RoundRobin):
+  """Grows as long as growth helps, by comparison with an ungrown twin.
+
+  Not in the paper, whose policies ask if time helped. The run trains the twin,
+  the network of before a growth, on the same batches. Over the second half of
+  an interval, after the set-back of a growth, an exact paired test compares how
+  often the two got each image right. If growth helped, `paired.p_value` is at
+  most alpha, the next stage grows, and the grown network is the next twin. If
+  not, up to m more growths of the same stage may follow, and then the twin
+  takes the grown network's place and the stage closes.
+
+  Attributes:
+    failed: growths in a row that did not help.
+    before: depths of the twin; None before the first growth.
+  """
+
+  error_rate: Number = _setting('alpha, how often the test may err by chance')
+  patience: int = _setting(
+      'm, growths in a row that may fail before one that does is the last',
+      default=0,
+  )
+  failed: int = 0
+  before: Depths | None = None
+
+  window = property(lambda self: self.interval)
+
+  def __post_init__(self):
+    super().__post_init__()
+    _set_exact(self, 'error_rate', 0.5)
+    _require(self.patience >= 0, f'm is {self.patience}; 0 is the least.')
+
+  def _item(self, observation: Observation) -> str:
+    hits = _packed(observation.hits)
+    if self.before is None or observation.twin_hits is None:
+      return ''
+    return f'{_packed(observation.twin_hits)} {hits}'
+
+  def _judge(self, total: int) -> tuple[bool, bool]:
+    pairs = [pair.split() for pair in self.memory[-self.interval // 2 :]]
+    helped = all(pairs) and _is_better(*zip(*pairs), self.error_rate)
+    return not helped, True
+
+  def _checked(self, total: int) -> tuple[Self, Decision]:
+    if self.before is None:
+      return self._forked((), 'new')
+    failed, _ = self._judge(total)
+    if not failed:
+      policy, closed, twin = dataclasses.replace(self, failed=0), (), 'new'
+    elif (
+        self.failed < self.patience
+        and self.grown in self.open_stages
+        and self.epoch != self.max_epochs
+    ):
+      policy = dataclasses.replace(self, failed=self.failed + 1)
+      return policy._grown(self.grown, ())
+    else:
+      closed, twin = (self.grown,), 'back'
+      policy = dataclasses.replace(
+          self,
+          closed=(*self.closed, *closed),
+          depths=self.before,
+          failed=0,
+      )
+    if policy.finished:
+      twin = twin if closed else ''
+      return policy, Decision('finish', closed=closed, twin=twin)
+    return policy._forked(closed, twin)
+
+  def _forked(
+      self, closed: Depths, twin: Literal['new', 'back']
+  ) -> tuple[Self, Decision]:
+    """Grows the next stage, and remembers the network of before."""
+    policy, decision = self._grown(self._next(), closed)
+    return (
+        dataclasses.replace(policy, before=self.depths),
+        dataclasses.replace(decision, twin=twin),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -386,6 +473,7 @@ POLICIES: dict[str, type[Any]] = {
     'periodic': Periodic,
     'convergent': Convergent,
     'sequential': Sequential,
+    'twin': Twin,
     'oneshot': OneShot,
     'every': EveryEpochs,
     'fixed': Fixed,
@@ -422,6 +510,20 @@ def parse_depths(text: str) -> Depths:
       f"Depths {text!r} must be positive, one per stage, such as '3-2-2'.",
   )
   return tuple(map(int, text.split('-')))
+
+
+def _packed(hits: np.ndarray | None) -> str:
+  _require(hits is not None, 'This policy needs hits of single examples.')
+  return paired.pack_hits(hits)
+
+
+def _is_better(
+    first: Sequence[str], last: Sequence[str], error_rate: Number
+) -> bool:
+  """Returns if a paired test finds the later evaluations to be better."""
+  p_value = paired.p_value(paired.counts(first), paired.counts(last))
+  # Rounding must not decide where p = alpha, which is an improvement.
+  return p_value <= float(error_rate) * (1 + 1e-9)
 
 
 def _require(condition: Any, message: str) -> None:

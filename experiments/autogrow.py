@@ -79,7 +79,7 @@ def _main() -> None:
   policy = run_config.policy.name
   if policy == 'every' or policy == 'fixed' and not is_dry:
     raise ValueError(
-        '--policy is periodic, convergent, sequential or oneshot; fixed '
+        '--policy is periodic, convergent, sequential, twin or oneshot; fixed '
         "networks are experiments.baseline's, and what grows widths every so "
         "many epochs is experiments.gauss_newton's."
     )

@@ -77,6 +77,8 @@ def run(
   )
   found = list(seed.depths)
   for record in history.read(workdir / 'history.jsonl'):
+    if record['event'] == 'back':  # Nothing helps, and all is taken back.
+      found = list(seed.depths)
     for stage in record.get('stages', ()):
       found[stage] += 1
   keys = 'epochs', 'test_accuracy', 'train_macs'

@@ -53,7 +53,8 @@ class PolicyConfig:
   name: str = _setting(
       'periodic',
       'periodic, convergent, sequential (stops when an exact paired test finds '
-      'no improvement), oneshot (all stages at once), every (the method '
+      'no improvement), twin (stops when growing helps no more than not '
+      'growing), oneshot (all stages at once), every (the method '
       'decides what) or fixed (nothing grows).',
   )
   interval: int | None = _setting(
@@ -67,6 +68,7 @@ class PolicyConfig:
   max_epochs: int | None = _policy('max_epochs', None)
   error_rate: str = _policy('error_rate', '0.05')
   target: tuple[int, ...] | None = _policy('target', None)
+  patience: int = _policy('patience', 0)
 
   def __post_init__(self):
     common.check_choice('policy', self.name, tuple(policies.POLICIES))

@@ -119,6 +119,8 @@ def format_record(record: Record) -> str:
   if event == 'stop':
     reason = _REASONS.get(record['reason'], record['reason'])
     return f"stage {record['stage']} stops growing: {reason}"
+  if event == 'back':
+    return f"growing did not help: back to {format_depths(record['depths'])}"
   if event == 'phase':
     return f"phase {record['name']} at {format_depths(record['depths'])}"
   if event == 'compile':

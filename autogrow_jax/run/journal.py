@@ -94,9 +94,9 @@ class Journal:
         f'continuing {setup.workdir} from step {progress.step}, epoch '
         f'{progress.epoch}'
     )
-    return setup.place(
-        progress, restored.state['state'], restored.state['meters']
-    )
+    arrays = restored.state
+    state = setup.place(progress, arrays['state'], arrays['meters'])
+    return dataclasses.replace(state, twin=arrays.get('twin'))
 
   def begin(self, state: RunState) -> None:
     """Opens what depends on where the run starts from."""
@@ -177,13 +177,14 @@ class Journal:
     setup, state = self._setup, self.timed(state)
     canonical = state.fetch(setup.parallel)
     meters = setup.parallel.fetch(state.meters)
+    twin = {} if state.twin is None else {'twin': state.twin}
     self.check_finite(
         state, (meters['loss_sum'], canonical.params, canonical.stats)
     )
     length = state.progress.records
     setup.checkpoints.save(
         state.progress.step,
-        {'state': canonical, 'meters': meters},
+        {'state': canonical, 'meters': meters} | twin,
         {
             **state.progress.to_documents(),
             'history': {

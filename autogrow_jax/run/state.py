@@ -30,6 +30,7 @@ class Progress:
     ledger: costs so far.
     records: number of records in the history.
     skipped: damaged training images skipped in the current epoch.
+    twin: architecture of the ungrown twin; None without one.
   """
 
   architecture: Architecture
@@ -42,6 +43,7 @@ class Progress:
   ledger: costs.Ledger = costs.Ledger()
   records: int = 0
   skipped: int = 0
+  twin: Architecture | None = None
 
   def to_documents(self) -> dict[str, Any]:
     """JSON documents for a checkpoint."""
@@ -53,6 +55,7 @@ class Progress:
             **{name: getattr(self, name) for name in plain},
             'ledger': dataclasses.asdict(self.ledger),
             'records': self.records,
+            'twin': self.twin and self.twin.to_json(),
         },
     }
 
@@ -62,7 +65,9 @@ class Progress:
   ) -> Self:
     """Makes it of what `to_documents` gave; `policy` is the restored one."""
     progress = dict(documents['progress'])
+    twin = progress.pop('twin', None)
     return cls(
+        twin=twin and Architecture.from_json(twin),
         architecture=Architecture.from_json(documents['architecture']),
         policy=policy,
         ledger=costs.Ledger(**progress.pop('ledger')),
@@ -84,6 +89,7 @@ class RunState:
     meters: sums over the current epoch, on the devices.
     active: part of the canonical state that is computed; None for all.
     canonical: the canonical state if only a part of it is computed, else None.
+    twin: canonical state of the ungrown twin, on the host; None without one.
   """
 
   progress: Progress
@@ -93,6 +99,7 @@ class RunState:
   meters: Any
   active: view.Active | None
   canonical: state_lib.TrainState | None
+  twin: state_lib.TrainState | None = None
 
   @property
   def cost(self) -> tuple[int, int]:
