@@ -91,9 +91,8 @@ def _main() -> None:
   result = train.run(run_config, dataset=dataset)
   controls = null_model.of_run(run_config.workdir)
   results.add(run_config.workdir, **controls)
-  controls |= placebo.run(
-      run_config, dataset, result, flags.FLAGS.placebo
-  )
+  report.write(run_config.workdir)
+  controls |= placebo.run(run_config, dataset, result, flags.FLAGS.placebo)
   report.write(run_config.workdir)
   fixed = compare.run(run_config, dataset, result, flags.FLAGS.compare)
   print(summary.of_run({**result, **controls}, run_config.workdir, fixed))
