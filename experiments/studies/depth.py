@@ -50,10 +50,10 @@ TASKS = {
 }
 # Fixed before any seed was run: K, J, and growths in a row that may fail.
 POLICY = config.PolicyConfig(
-    interval=4, window=8, threshold='0.05', error_rate='0.05', patience=2,
-    max_depths=(12,), max_epochs=60,
+    interval=6, window=12, threshold='0.05', error_rate='0.05', patience=2,
+    max_depths=(10,), max_epochs=84,
 )
-EPOCHS_OF_FIXED = 24
+EPOCHS_OF_FIXED = 36
 
 Cell = dict[str, Any]
 
@@ -108,7 +108,7 @@ def run(task: str, arm: str, seed: int) -> Cell:
   return cell
 
 
-def read(path: pathlib.Path = PATH) -> list[Cell]:
+def read(path: pathlib.Path) -> list[Cell]:
   """Reads the finished cells."""
   lines = path.read_text().splitlines() if path.exists() else []
   return [json.loads(line) for line in lines]
@@ -191,17 +191,22 @@ def _tests(rows: Sequence[Cell], arm: str) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--table', action='store_true', help='only the table')
-  if not parser.parse_args().table:
+  parser.add_argument(
+      '--results', type=pathlib.Path, default=PATH, help='file of the cells'
+  )
+  arguments = parser.parse_args()
+  path = arguments.results
+  if not arguments.table:
     train.cache_compilations(os.path.expanduser('~/.cache/autogrow_jax'))
-    PATH.parent.mkdir(exist_ok=True)
-    done = {(row['task'], row['arm'], row['seed']) for row in read()}
+    path.parent.mkdir(exist_ok=True)
+    done = {(row['task'], row['arm'], row['seed']) for row in read(path)}
     for cell in cells():
       if cell not in done:
         row = run(*cell)
         jax.clear_caches()  # Hundreds of programs would stay in memory.
-        with PATH.open('a') as file:
+        with path.open('a') as file:
           file.write(json.dumps(row) + '\n')
-  print(table(read()))
+  print(table(read(path)))
 
 
 if __name__ == '__main__':
