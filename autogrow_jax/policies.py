@@ -6,114 +6,25 @@ settings, the others its progress.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import fractions
-import json
 import re
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
 from autogrow_jax import paired
+from autogrow_jax.policy import Decision as Decision
+from autogrow_jax.policy import Depths as Depths
+from autogrow_jax.policy import FINISH as FINISH
+from autogrow_jax.policy import grow as grow
+from autogrow_jax.policy import KEEP as KEEP
+from autogrow_jax.policy import next_growth as next_growth
+from autogrow_jax.policy import Observation as Observation
+from autogrow_jax.policy import Policy as Policy
 
-Depths: TypeAlias = tuple[int, ...]  # Sub-modules per stage.
 Number: TypeAlias = fractions.Fraction | str  # As it is written, and exact.
-
-
-@dataclasses.dataclass(frozen=True)
-class Observation:
-  """Results of one growing epoch on the selection data.
-
-  Attributes:
-    epoch: number of finished growing epochs, from 1.
-    step: number of finished training steps.
-    correct: number of correct predictions.
-    total: number of predictions.
-    loss_sum: sum of their losses.
-    cost: multiply-adds spent on training so far.
-    hits: bool (examples,), results of single examples in an order that never
-      changes, for paired tests; None where an example has several labels.
-    twin_hits: hits of the ungrown twin; None without one.
-  """
-
-  epoch: int
-  step: int
-  correct: int
-  total: int
-  loss_sum: float
-  cost: int
-  hits: np.ndarray | None = None
-  twin_hits: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-  """A policy's answer to an observation.
-
-  Attributes:
-    action: 'keep' training, 'grow' and train on, or 'finish' growing.
-    stage: stage that grows by one; None if nothing grows, or if the method
-      decides what grows.
-    closed: stages closed for ever by this check's stop, before any growth.
-    capped: stages closed by this growth, at their largest depth.
-    target: depths after a growth of several at once, or None.
-    twin: 'new' to remember the network of before this growth as the twin,
-      'back' to put the twin in place of the network first and then likewise.
-  """
-
-  action: Literal['keep', 'grow', 'finish']
-  stage: int | None = None
-  closed: tuple[int, ...] = ()
-  capped: tuple[int, ...] = ()
-  target: Depths | None = None
-  twin: Literal['', 'new', 'back'] = ''
-
-  def stages(self, depths: Depths) -> tuple[int, ...]:
-    """Returns the stage of each block to append to a network of `depths`."""
-    if self.target is None:
-      return () if self.stage is None else (self.stage,)
-    pairs = enumerate(zip(depths, self.target, strict=True))
-    return sum(((stage,) * (goal - now) for stage, (now, goal) in pairs), ())
-
-
-KEEP = Decision('keep')
-FINISH = Decision('finish')
-
-
-def grow(stage: int | None = None) -> Decision:
-  """Returns the decision to grow a stage; None leaves it to the method."""
-  return Decision('grow', stage)
-
-
-class Policy(Protocol):
-  """When and where a network grows; a frozen, hashable value.
-
-  Equal policies answer equal observations with equal decisions, so that hosts
-  which feed theirs the same counts agree without talking. A dataclass that
-  inherits from this class is stored as its fields.
-  """
-
-  @property
-  @abc.abstractmethod
-  def finished(self) -> bool:
-    """True once growing is over; then `update` is not called any more."""
-
-  @abc.abstractmethod
-  def update(self, observation: Observation) -> tuple[Self, Decision]:
-    """Returns the policy after the next epoch, and what to do now."""
-
-  def to_json(self) -> dict[str, Any]:
-    """Returns lists, texts and numbers; see `from_json`."""
-    return json.loads(json.dumps(dataclasses.asdict(self), default=str))
-
-  @classmethod
-  def from_json(cls, data: Mapping[str, Any]) -> Self:
-    """Inverts `to_json`, at any moment of a run."""
-    return cls(**{
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in data.items()
-    })
 
 
 def _setting(text: str, **default: Any) -> Any:
@@ -484,18 +395,6 @@ def make(name: str, **values: Any) -> Policy:
   """Makes the policy of a name; settings of other policies are ignored."""
   names = {f.name for f in dataclasses.fields(POLICIES[name]) if f.metadata}
   return POLICIES[name](**{k: v for k, v in values.items() if k in names})
-
-
-def next_growth(policy: Policy, observation: Observation) -> Decision | None:
-  """Predicts the next growth, if all epochs were like the one just observed."""
-  for _ in range(1000):
-    if policy.finished:
-      break
-    observation = dataclasses.replace(observation, epoch=observation.epoch + 1)
-    policy, decision = policy.update(observation)
-    if decision.action == 'grow':
-      return decision
-  return None
 
 
 def format_depths(depths: Sequence[int]) -> str:

@@ -29,8 +29,8 @@ Result = Mapping[str, Any]
 CHOICES = ('auto', 'yes', 'no')
 HELP = (
     'Repeat the run with a network that never grows, in WORKDIR/placebo, and '
-    'report what depth the policy finds there. auto does so for dots, and where '
-    'it takes less than a fifth of the training cost.'
+    'report what depth the policy finds there. auto does so for dots, and '
+    'where it takes less than a fifth of the training cost.'
 )
 _SHARE = 0.2  # Largest part of the run's cost that auto pays.
 _LEVEL = 0.001  # Of the verdict's test.
