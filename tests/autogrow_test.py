@@ -149,9 +149,9 @@ class ProposeTest(parameterized.TestCase):
       self.assertEqual(change.target, architecture.with_block(stage))
       self.assertEqual(change.sources, {})
       self.assertIn(f'append {new_block(change, stage)}, ', change.note)
-      if family in PLAIN:
+      if family in PLAIN and initializer != 'copy':
         self.assertIn('default initialisation', change.note)
-      else:
+      elif initializer != 'copy':
         self.assertIn(f'{initializer} initialisation of norm', change.note)
       # Formulas of a sub-module of this width; none of them projects.
       width = tiny_networks.WIDTHS[stage]
@@ -185,7 +185,7 @@ class ProposeTest(parameterized.TestCase):
       autogrow.last_norm(architecture, 's1b7')
 
   @parameterized.parameters(
-      (dict(initializer='ones'), "gauss, zero, uniform, adam, got 'ones'"),
+      (dict(initializer='ones'), "adam, copy, got 'ones'"),
       (dict(scale=0.0), 'scale is positive, got 0.0'),
       (dict(scale=float('nan')), 'scale is positive, got nan'),
       (dict(low=1.0, high=1.0), 'low is below high, got 1.0 and 1.0'),
@@ -204,6 +204,7 @@ class CarryTest(parameterized.TestCase):
       *((family, 'gauss') for family in tiny_networks.DISTINCT),
       ('basic3resnet', 'zero'),
       ('basic3resnet', 'uniform'),
+      ('basic3resnet', 'copy'),
   )
   def test_old_leaves_are_untouched(self, family, initializer):
     architecture = tiny_networks.seed(family)
@@ -222,6 +223,23 @@ class CarryTest(parameterized.TestCase):
             state_lib.abstract_state(change.target, SGD)
         ),
     )
+
+  @parameterized.parameters('basic3resnet', 'plain3net', 'bottleneck4resnet')
+  def test_a_copy_is_one_but_for_what_begins_a_stage(self, family):
+    architecture = tiny_networks.seed(family)
+    state = trained_state(architecture)
+    _, grown = grow(AutoGrow('copy'), architecture, state, 1)
+    old, new = (
+        {
+            path: leaf
+            for path, leaf in tiny_networks.leaves(grown).items()
+            if f'/{block}/' in path and not path.startswith('opt_state')
+        }
+        for block in architecture.stages[1][-1:] + ('s1b2',)
+    )
+    self.assertNotEmpty(new)
+    for path, leaf in new.items():
+      np.testing.assert_array_equal(leaf, old[path.replace('s1b2', 's1b1')])
 
   @parameterized.parameters('gauss', 'uniform')
   def test_draws_follow_the_key(self, initializer):
@@ -256,6 +274,7 @@ class CarryTest(parameterized.TestCase):
     grown = [
         grow(AutoGrow(initializer), architecture, state, stage)
         for initializer in autogrow.INITIALIZERS
+        if initializer != 'copy'
     ]
     for change, other in grown[1:]:
       tiny_networks.assert_same(other, grown[0][1])

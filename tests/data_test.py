@@ -92,7 +92,7 @@ class DataConfigTest(parameterized.TestCase):
 
   @parameterized.parameters('CIFAR-10', '', '../x', 'a*')
   def test_unknown_names(self, name):
-    message = f'Unknown data set {name!r}; there are digits, mnist, fashion_'
+    message = f'Unknown data set {name!r}; there are digits, dots, mnist, '
     with self.assertRaisesRegex(ValueError, re.escape(message)):
       data.load(data.DataConfig(name), seed=0)
 

@@ -569,7 +569,7 @@ class OtherPoliciesTest(parameterized.TestCase):
   def test_make_takes_the_settings_of_all(self):
     settings = dict(
         interval=2, window=4, threshold='1', error_rate='0.1', depths=(1, 2),
-        max_depths=None, max_epochs=8, target=(2, 2),
+        max_depths=None, max_epochs=8, target=(2, 2), patience=0,
     )
     for name, kind in policies.POLICIES.items():
       policy = policies.make(name, **settings)

@@ -34,11 +34,11 @@ CLASSES = 5
 # Compiling takes longer than running in tests.
 FAST_COMPILE = {'xla_backend_optimization_level': 0}
 
-# Those that take images.
+# Those that take images; a network of one stage is the start of another.
 FAMILIES = tuple(
     name
     for name, network in networks.FAMILIES.items()
-    if network.inputs == 'images'
+    if network.inputs == 'images' and name != 'basic1resnet'
 )
 
 # Without those that are another one with more stages, or with fewer leaves.
