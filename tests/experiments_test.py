@@ -53,10 +53,10 @@ BAD_AUTOGROW = (
     ('--network.widths=x', "widths must be integers such as '3-2-2', got 'x'"),
     ('--reinitialize=3', "Non-boolean argument .*'3'"),
     ('--dry_run=quick', 'should be one of <no|shapes|full>'),
-    ('--optimizer=magic', "is one of sgd, .* or 'package.module:Class', got"),
+    ('--optimizer=magic', "is one of sgd, .* or 'package.module:Class' of"),
     ('--optimizer=optax:adamw', "derived from Optimizer; got 'optax:adamw'"),
     ('--optimizer=autogrow_jax.costs:Ledger', 'derived from Optimizer; got'),
-    ('--optimizer=autogrow_jax.optimizers:Optimizer', 'cannot be .*abstract'),
+    ('--optimizer=autogrow_jax.optimizers:Optimizer', 'derived from Optimizer'),
     ('--policy=no:where', "policy is one of periodic, .*got 'no:where'"),
     ('--policy=every --dry_run=shapes', 'every so many epochs is experiments'),
     ('--policy=oneshot', 'needs a target, .*--policy.target=5-5-5'),
@@ -158,7 +158,9 @@ class AutogrowTest(parameterized.TestCase):
     cls.folder = pathlib.Path(cls.directory, 'folder')
     cls.folder.mkdir()
     (cls.folder / 'file').write_text('mine')
-    flags = [f'--workdir={cls.workdir}', *TINY, '--compare=seed']
+    flags = [
+        f'--workdir={cls.workdir}', *TINY, '--compare=seed', '--placebo=yes'
+    ]
     cls.outcome, cls.dry_outcome, cls.help, *others = runs.call(
         'autogrow',
         [
@@ -203,7 +205,16 @@ class AutogrowTest(parameterized.TestCase):
           rf'{result["test_accuracy"]:.2f} %\n',
       )
     self.assertIn(self.result['floor'], summary[summary.index('Growths:'):])
-    for word in ('floor', 'null band', '10-90 %'):
+    placebo = history_lib.read_json(self.workdir / 'placebo' / 'result.json')
+    self.assertEqual(placebo['found'], '1-1-1')
+    self.assertEqual(
+        self.result['placebo'],
+        {'found': '2-1-1'} | {
+            key: placebo[key]
+            for key in ('epochs', 'test_accuracy', 'train_macs')
+        },
+    )
+    for word in ('floor', 'null band', '10-90 %', 'need 4 ', 'Verdict: '):
       self.assertIn(word, summary)
     self.assertIn(f'Everything is in {self.workdir}', summary)
     for line in summary.replace(str(self.workdir), 'W').splitlines():
