@@ -1,8 +1,7 @@
 """Policies: *when* a network grows, at which stage, and when it is done.
 
-A policy is an immutable state machine that sees one `Observation` per epoch and
-answers with a `Decision`. Fields with a help text in their metadata are its
-settings, the others its progress.
+The protocol is in `policy`. Fields with a help text in their metadata are the
+settings of a policy, the others its progress.
 """
 
 import abc

@@ -42,9 +42,11 @@ def trace(
   closed = jax.make_jaxpr(function)(tree, *inputs)
   jaxpr, uses = closed.jaxpr, rules.Uses()
   paths = _paths(tree)
+  origins = [frozenset([number]) for number in range(len(paths))]
+  origins += [None] * (len(jaxpr.invars) - len(paths))
   values = [
-      rules.value(var.aval, frozenset([number]) if number < len(paths) else None)
-      for number, var in enumerate(jaxpr.invars)
+      rules.value(var.aval, origin)
+      for var, origin in zip(jaxpr.invars, origins, strict=True)
   ]
   outputs = rules.run(jaxpr, closed.consts, values, uses)
   weights, rest = values[: len(paths)], values[len(paths) :]
