@@ -250,7 +250,7 @@ def _merged(dims: Sequence[Dim]) -> Dim:
 
 
 def _split(dim: Dim, sizes: Sequence[int], where: str) -> list[Dim]:
-  """A dimension as a product; pieces of a concatenation share the inner ones."""
+  """A dimension as a product; pieces of a sum share the inner ones."""
   inner = math.prod(sizes[1:])
   outer: Dim = []
   others: list[Dim] = []

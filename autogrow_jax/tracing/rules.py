@@ -1,7 +1,6 @@
 """Rules: what each primitive of JAX does to the labels of its operands."""
 
 from collections.abc import Callable, Sequence
-import dataclasses
 from typing import Any
 
 from jax.extend import core as jax_core
@@ -9,16 +8,12 @@ from jax.extend import source_info_util
 import numpy as np
 
 from autogrow_jax.tracing import labels
+from autogrow_jax.tracing import steps
 from autogrow_jax.tracing.labels import Dim
-
-# Reasons that mark a factor; the first three don't freeze it (see `trace`).
-INDEXED = 'rows that integers select'
-STACKED = 'layers of a stack'
-OUTPUT = 'an output of the model'
-INPUT = 'an input of the model'
-SPACE = 'positions of a window'
-ORDER = 'its units are told apart by their number'
-CONSTANT = 'meets a constant that is not uniform'
+from autogrow_jax.tracing.steps import Step
+from autogrow_jax.tracing.steps import Uses
+from autogrow_jax.tracing.steps import Value
+from autogrow_jax.tracing.steps import value
 
 _ELEMENTWISE = frozenset(
     'abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e '
@@ -44,92 +39,6 @@ _CALLS = {
         'custom_vmap_call'
     ).split()
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-  """A traced array.
-
-  Attributes:
-    dims: labels of its dimensions.
-    leaves: numbers of the leaves that alone it comes from; None if inputs of
-      the model take part.
-  """
-
-  dims: list[Dim]
-  leaves: frozenset[int] | None
-
-
-def value(aval: Any, leaves: frozenset[int] | None = frozenset()) -> Value:
-  """A value of which nothing is known."""
-  return Value([labels.dim_of(size) for size in aval.shape], leaves)
-
-
-@dataclasses.dataclass
-class Uses:
-  """What the leaves are used for: (leaf, dimension) pairs of each kind."""
-
-  reads: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)
-  writes: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)
-  both: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)
-  adds: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)
-  normalised: list[Dim] = dataclasses.field(default_factory=list)
-
-  def note(self, kind: list, operand: Value, dims: Sequence[Dim]) -> None:
-    """Notes that leaves use dimensions in one way."""
-    kind += [(leaf, dim) for leaf in operand.leaves or () for dim in dims]
-
-
-@dataclasses.dataclass
-class Step:
-  """One equation of a jaxpr with the labels of its operands."""
-
-  name: str
-  params: dict[str, Any]
-  ins: list[Value]
-  shapes_in: list[tuple[int, ...]]
-  avals: list[Any]
-  uses: Uses
-  where: str
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """Shape of the first result."""
-    return self.avals[0].shape
-
-  @property
-  def leaves(self) -> frozenset[int] | None:
-    """Leaves of the results."""
-    found: frozenset[int] = frozenset()
-    for operand in self.ins:
-      if operand.leaves is None:
-        return None
-      found |= operand.leaves
-    return found
-
-  def freeze(self, reason: str, *dims: Dim) -> None:
-    """Marks dimensions."""
-    labels.mark(dims, reason, self.where)
-
-  def unify(self, left: Dim, right: Dim) -> None:
-    """Joins two dimensions."""
-    labels.unify(left, right, self.where)
-
-  def unify_all(self, left: Value, right: Value) -> None:
-    """Joins two values of one shape."""
-    for a, b in zip(left.dims, right.dims, strict=True):
-      self.unify(a, b)
-
-  def made(self, *dims: list[Dim]) -> list[Value]:
-    """Results with these dimensions."""
-    return [Value(each, self.leaves) for each in dims]
-
-  def call(self, jaxpr: Any, ins: list[Value]) -> list[Value]:
-    """Results of an inner jaxpr."""
-    consts = getattr(jaxpr, 'consts', ())
-    return run(
-        getattr(jaxpr, 'jaxpr', jaxpr), consts, ins, self.uses, self.where
-    )
 
 
 def run(
@@ -165,6 +74,7 @@ def run(
         [var.aval for var in equation.outvars],
         uses,
         source_info_util.summarize(equation.source_info) or where,
+        run,
     )
     rule = _RULES.get(step.name, _unknown)
     values |= zip(equation.outvars, rule(step), strict=True)
@@ -179,13 +89,14 @@ def _mark_constant(constant: Value, array: Any) -> None:
     return
   for number, dim in enumerate(constant.dims):
     if not (array == np.take(array, [0], number)).all():
-      labels.mark([dim], CONSTANT, '')
+      labels.mark([dim], steps.CONSTANT, '')
 
 
 def _unknown(step: Step) -> list[Value]:
   results = [value(aval, None) for aval in step.avals]
   reason = f'goes through {step.name}, which tracing does not know'
-  step.freeze(reason, *(dim for each in step.ins + results for dim in each.dims))
+  for each in step.ins + results:
+    step.freeze(reason, *each.dims)
   return results
 
 
@@ -231,7 +142,7 @@ def _scan(step: Step) -> list[Value]:
     consts, carry, _ = (len(part) for part in step.params['ft_in'].unpack())
   stacked = step.ins[consts + carry :]
   for operand in stacked:
-    step.freeze(STACKED, operand.dims[0])
+    step.freeze(steps.STACKED, operand.dims[0])
     step.unify(operand.dims[0], stacked[0].dims[0])
   ins = step.ins[:consts] + _carried(step.ins[consts : consts + carry])
   ins += [Value(each.dims[1:], each.leaves) for each in stacked]
@@ -325,8 +236,8 @@ def _conv(step: Step) -> list[Value]:
   outs, reads = (kernel.dims[i] for i in numbers.rhs_spec[:2])
   if step.params['batch_group_count'] != 1:
     return _unknown(step)
-  step.freeze(SPACE, *(kernel.dims[i] for i in numbers.rhs_spec[2:]))
-  step.freeze(SPACE, *(image.dims[i] for i in numbers.lhs_spec[2:]))
+  step.freeze(steps.SPACE, *(kernel.dims[i] for i in numbers.rhs_spec[2:]))
+  step.freeze(steps.SPACE, *(image.dims[i] for i in numbers.lhs_spec[2:]))
   if groups == 1:
     step.unify(features, reads)
     step.uses.note(step.uses.writes, kernel, [outs])
@@ -341,7 +252,7 @@ def _conv(step: Step) -> list[Value]:
   step.uses.note(step.uses.reads, kernel, [reads])
   dims = [labels.dim_of(size) for size in step.shape]
   for place in numbers.out_spec[2:]:
-    step.freeze(SPACE, dims[place])
+    step.freeze(steps.SPACE, dims[place])
   dims[numbers.out_spec[0]] = image.dims[numbers.lhs_spec[0]]
   dims[numbers.out_spec[1]] = outs
   return step.made(dims)
@@ -352,7 +263,7 @@ def _reduce(step: Step) -> list[Value]:
   operand = step.ins[0]
   reduced = [operand.dims[i] for i in gone]
   if step.name.startswith('arg'):
-    step.freeze(ORDER, *reduced)
+    step.freeze(steps.ORDER, *reduced)
   elif step.leaves is None:
     step.uses.normalised += reduced
   kept = [dim for i, dim in enumerate(operand.dims) if i not in gone]
@@ -368,9 +279,9 @@ def _window(step: Step) -> list[Value]:
       step.ins[0].dims, sizes, strides, step.shape, strict=True
   ):
     if (size, stride) != (1, 1):
-      step.freeze(SPACE, dim)
+      step.freeze(steps.SPACE, dim)
       dim = labels.dim_of(after)
-      step.freeze(SPACE, dim)
+      step.freeze(steps.SPACE, dim)
     dims.append(dim)
   return step.made(dims)
 
@@ -451,7 +362,7 @@ def _gather(step: Step) -> list[Value]:
       continue
     dim = table.dims[kept[numbers.offset_dims.index(place)]]
     if size != labels.size_of(dim):
-      step.freeze(INDEXED, dim)
+      step.freeze(steps.INDEXED, dim)
       dim = labels.dim_of(size)
     whole.append(dim)
     dims.append(dim)
@@ -459,7 +370,7 @@ def _gather(step: Step) -> list[Value]:
   for i, j in zip(batching, others):
     step.unify(table.dims[i], rows.dims[j])
   for i in numbers.collapsed_slice_dims:
-    step.freeze(INDEXED if table.leaves else ORDER, table.dims[i])
+    step.freeze(steps.INDEXED if table.leaves else steps.ORDER, table.dims[i])
   step.uses.note(step.uses.writes, table, whole)
   return step.made(dims)
 
@@ -470,7 +381,7 @@ def _dynamic(step: Step) -> list[Value]:
   dims = []
   for i, (dim, size) in enumerate(zip(step.ins[0].dims, piece, strict=True)):
     if size != labels.size_of(dim):
-      step.freeze(INDEXED if step.ins[0].leaves else ORDER, dim)
+      step.freeze(steps.INDEXED if step.ins[0].leaves else steps.ORDER, dim)
       dim = dim if is_update else labels.dim_of(size)
     elif is_update:
       step.unify(dim, step.ins[1].dims[i])
@@ -493,7 +404,7 @@ def _ordered(step: Step) -> list[Value]:
       numbers = at.get('dimensions') or [at.get('dimension', at.get('axis'))]
   for result, shape in zip(results, (aval.shape for aval in step.avals)):
     for number in numbers:
-      step.freeze(ORDER, result.dims[number])
+      step.freeze(steps.ORDER, result.dims[number])
       if labels.size_of(result.dims[number]) != shape[number]:
         result.dims[number] = labels.dim_of(shape[number])
   return results

@@ -8,11 +8,12 @@ import jax
 from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.tracing import labels
 from autogrow_jax.tracing import rules
+from autogrow_jax.tracing import steps
 
 _KINDS = {
-    rules.OUTPUT: 'outputs',
-    rules.INDEXED: 'indexed',
-    rules.STACKED: 'layers',
+    steps.OUTPUT: 'outputs',
+    steps.INDEXED: 'indexed',
+    steps.STACKED: 'layers',
 }
 _SUFFIXES = {
     'writes': 'out', 'both': 'out', 'reads': 'in', 'tied': 'in',
@@ -40,17 +41,17 @@ def trace(
     'mlp/kernel:out'. Paths begin behind the collection ('params').
   """
   closed = jax.make_jaxpr(function)(tree, *inputs)
-  jaxpr, uses = closed.jaxpr, rules.Uses()
+  jaxpr, uses = closed.jaxpr, steps.Uses()
   paths = _paths(tree)
   origins = [frozenset([number]) for number in range(len(paths))]
   origins += [None] * (len(jaxpr.invars) - len(paths))
   values = [
-      rules.value(var.aval, origin)
+      steps.value(var.aval, origin)
       for var, origin in zip(jaxpr.invars, origins, strict=True)
   ]
   outputs = rules.run(jaxpr, closed.consts, values, uses)
   weights, rest = values[: len(paths)], values[len(paths) :]
-  for reason, ends in ((rules.INPUT, rest), (rules.OUTPUT, outputs)):
+  for reason, ends in ((steps.INPUT, rest), (steps.OUTPUT, outputs)):
     labels.mark((dim for end in ends for dim in end.dims), reason, '')
   leaves = {
       path: [labels.expand(dim) for dim in weight.dims]
@@ -95,7 +96,7 @@ def _factors(dims: Sequence[labels.Dim]) -> set[labels.Factor]:
 
 def _roles(
     leaves: Mapping[axes_lib.Path, list[labels.Dim]],
-    uses: rules.Uses,
+    uses: steps.Uses,
     is_statistic: Sequence[bool],
 ) -> dict[tuple[axes_lib.Path, int], axes_lib.Role]:
   """What each leaf does with each of its dimensions."""
@@ -111,7 +112,7 @@ def _roles(
   outside = {
       factor
       for dims in leaves.values()
-      if not any(rules.STACKED in f.marks for f in _factors(dims))
+      if not any(steps.STACKED in f.marks for f in _factors(dims))
       for factor in _factors(dims)
   }
   roles = {}
@@ -130,15 +131,15 @@ def _roles(
       }
       if is_used['both']:
         role = 'both'
-      elif rules.STACKED in marks:
+      elif steps.STACKED in marks:
         role = 'reads' if writes & outside else 'layers'
       elif is_used['reads']:
         shared = factors & _factors(dims[:place] + dims[place + 1 :])
         role = 'tied' if is_used['writes'] and not shared else 'reads'
-      elif rules.SPACE in marks or is_statistic[number] > is_used['writes']:
+      elif steps.SPACE in marks or is_statistic[number] > is_used['writes']:
         role = 'neither'
       else:
-        role = 'indexed' if rules.INDEXED in marks else 'writes'
+        role = 'indexed' if steps.INDEXED in marks else 'writes'
       roles[path, place] = role
   return roles
 
@@ -186,17 +187,18 @@ def _names(
   """A name for each factor, by the leaf that best stands for it."""
   candidates: dict[labels.Factor, tuple[tuple[bool, int], str]] = {}
   for path, dims in leaves.items():
-    layers = sum(rules.STACKED in f.marks for f in _factors(dims))
+    layers = sum(steps.STACKED in f.marks for f in _factors(dims))
     for place, dim in enumerate(dims):
       role = roles[path, place]
       factors = [factor for segment in dim for factor in segment]
       suffix = _SUFFIXES.get(role, str(place)) if len(dims) > 1 else ''
       rank = (role != 'writes', layers - len(dims))
       for number, factor in enumerate(factors):
-        if rules.STACKED in factor.marks:
+        if steps.STACKED in factor.marks:
           suffix = 'layers'
         parts = [suffix] * bool(suffix) + [str(number)] * (len(factors) > 1)
-        name = '/'.join(path).removesuffix('/value') + ':' * bool(parts) + '.'.join(parts)
+        name = '/'.join(path).removesuffix('/value')
+        name += ':' * bool(parts) + '.'.join(parts)
         if factor not in candidates or rank < candidates[factor][0]:
           candidates[factor] = (rank, name)
   taken: dict[str, labels.Factor] = {}
