@@ -128,6 +128,10 @@ def _drawn(shapes):
 
 class ForeignModelsTest(parameterized.TestCase):
 
+  def setUp(self):
+    super().setUp()
+    self.enter_context(jax.numpy_rank_promotion('allow'))
+
   @parameterized.parameters(*IN_CI)
   @pytest.mark.ci
   def test_some(self, name):

@@ -37,8 +37,8 @@ class Axis:
     role: 'reads' for the input side of a kernel; 'writes' for its output side,
       a bias or the scale of a norm; 'both' for a depthwise kernel; 'tied' for a
       leaf that reads it in one place and writes it in another; 'indexed' for
-      rows that integers select; 'layers' for a stack, but 'reads' where the leaf
-      adds to what is outside of the stack; 'neither' for statistics.
+      rows that integers select; 'layers' for a stack, but 'reads' where the
+      leaf adds to what is outside of the stack; 'neither' for statistics.
   """
 
   segments: tuple[tuple[str, ...], ...]
