@@ -129,8 +129,9 @@ def run(
     *,
     changes: Mapping[Path, Change] | None = None,
     on_layer: Callable[..., None] | None = None,
+    train: bool | jax.Array = False,
 ) -> Tapped:
-  """Runs a chain in evaluation mode.
+  """Runs a chain.
 
   Args:
     chain: unfused segments, of a whole network or a piece of it.
@@ -139,6 +140,7 @@ def run(
     x: input of the chain.
     changes: per layer, a function that replaces its output.
     on_layer: callback with (path, module, input, output) of each layer.
+    train: whether norms use statistics of the batch; may be traced.
 
   Returns:
     The recorded arrays.
@@ -167,7 +169,7 @@ def run(
         raise ValueError(f'Segment {segment.key!r} is fused; taps need parts.')
       part = segment.key
       entered[part] = x
-      x, _ = base.apply((segment,), weights, stats, x, train=False)
+      x, _ = base.apply((segment,), weights, stats, x, train=train)
   return Tapped(x, entered, inputs, outputs)
 
 
