@@ -220,10 +220,10 @@ def _stepped(
     limits = config.trust * np.linalg.norm(weights, axis=-1)
     lengths = np.maximum(np.linalg.norm(steps, axis=-1), 1e-30)
     steps *= np.minimum(1, limits / lengths)[:, None]
-  return split.replace(**{block: _plus(kernels, steps, _DIMS[block])})
+  return split.replace(**{block: plus(kernels, steps, _DIMS[block])})
 
 
-def _plus(kernels: Kernels, rows: np.ndarray, dim: int) -> Kernels:
+def plus(kernels: Kernels, rows: np.ndarray, dim: int) -> Kernels:
   """Adds (units, weights) to kernels whose units are along a dimension."""
   result, begin = [], 0
   for kernel in map(np.asarray, kernels):
