@@ -86,17 +86,6 @@ def largest_scales(curvatures: np.ndarray) -> np.ndarray:
   return np.sqrt(largest / np.maximum(curvatures, largest))
 
 
-def no_prunes(model: Model, trees: Trees) -> dict[str, np.ndarray]:
-  """Returns w = 0 for all units."""
-  result = {}
-  for site in model.sites:
-    kernels = trees.local(site).kernels(site.form.readers)
-    units = kernels[0].shape[-2]
-    shape = units, len(kernels), units + 1
-    result[site.axis] = np.zeros(shape, np.float32)
-  return result
-
-
 def compensated(
     model: Model, trees: Trees, moments: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -110,7 +99,7 @@ def compensated(
   Returns:
     Per axis, (units, readers, units + 1) w, the constant's last; padded.
   """
-  result = no_prunes(model, trees)
+  result = splits_lib.no_prunes(model, trees)
   for site in model.sites:
     local, units = trees.local(site), site.units
     for number, reader in enumerate(site.form.readers):
@@ -153,14 +142,14 @@ def estimate(
     curvature: one of `signals.CURVATURES`.
     samples: number of sampled labels per example.
   """
-  taken = no_prunes(model, trees) if taken is None else taken
+  taken = splits_lib.no_prunes(model, trees) if taken is None else taken
   local = [trees.local(site) for site in model.sites]
   slopes, gram, examples = 0.0, 0.0, 0
   # Only mc is random: further samples would repeat the first.
   for _ in range(samples if curvature == 'mc' else 1):
     for batch in batches:
       _, signals = signals_lib.signals(
-          model, trees, batch, rng.integers(2**32), curvature=curvature
+          model, trees, batch, rng.integers(2**32, dtype='u4'), curvature=curvature
       )
       pairs = [
           splits_lib.project(

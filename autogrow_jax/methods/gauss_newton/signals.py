@@ -153,7 +153,7 @@ def trees_of(
 
 
 def signals(
-    model: Model, trees: Trees, batch: Batch, seed: int, *, curvature: str
+    model: Model, trees: Trees, batch: Batch, seed: Any, *, curvature: str
 ) -> tuple[jax.Array, tuple[Signal, ...]]:
   """Runs the network forward once, and backward once or twice.
 
@@ -161,7 +161,7 @@ def signals(
     model: the network.
     trees: its arrays.
     batch: examples.
-    seed: seed of sampled labels.
+    seed: seed of sampled labels, uint32.
     curvature: one of `CURVATURES`.
 
   Returns:
@@ -169,7 +169,7 @@ def signals(
   """
   nodes = tuple(_Nodes.of(site) for site in model.sites)
   return _signals(
-      model.chain, nodes, curvature, trees, *batch, np.uint32(seed)
+      model.chain, nodes, curvature, trees, *batch, seed
   )
 
 

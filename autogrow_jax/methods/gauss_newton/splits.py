@@ -171,7 +171,7 @@ def learn(
     parts = {site.axis: [] for site in model.sites}
     for batch in batches:
       _, found = signals_lib.signals(
-          model, trees, batch, rng.integers(2**32), curvature=config.curvature
+          model, trees, batch, rng.integers(2**32, dtype='u4'), curvature=config.curvature
       )
       for site, signal in zip(model.sites, found, strict=True):
         axis = site.axis
@@ -274,6 +274,17 @@ def balanced(model: Model, trees: Trees, splits: Splits, trust: float) -> Splits
   return result
 
 
+def no_prunes(model: Model, trees: Trees) -> dict[str, np.ndarray]:
+  """Returns w = 0 for all units."""
+  result = {}
+  for site in model.sites:
+    kernels = trees.local(site).kernels(site.form.readers)
+    units = kernels[0].shape[-2]
+    shape = units, len(kernels), units + 1
+    result[site.axis] = np.zeros(shape, np.float32)
+  return result
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def project(
     form: Form, local: Trees, signal: Signal, split: Split, taken: jax.Array
@@ -341,7 +352,7 @@ def _moments(form, block, local, signal, split):
         'gram': flat.T @ flat,
         'traces': jnp.square(psi).sum((0, 2)),
         'gradient': slope.sum(0) + jnp.einsum('bu,bud->ud', c, psi),
-        'activations': jnp.stack([_second_moments(a) for a in inputs]),
+        'activations': _second_moments(inputs),
     }
 
 
@@ -445,11 +456,21 @@ def _rows(ends, reads, gradients, products):
   return jnp.concatenate(blocks, -1)
 
 
-def _second_moments(a):
-  """Sums second moments of activations and 1 over a batch."""
-  a = _flat(a)
-  extended = jnp.concatenate([a, jnp.ones_like(a[..., :1])], -1)
-  return jnp.einsum('bpi,bpj->ij', extended, extended) / a.shape[1]
+@functools.partial(jax.jit, static_argnums=0)
+def second_moments(form: Form, local: Trees, signal: Signal) -> jax.Array:
+  """Sums second moments of the readers' inputs, see `Learned`, over a batch."""
+  return _second_moments(
+      form.read(local.weights, local.stats, signal.entered, signal.h)
+  )
+
+
+def _second_moments(inputs):
+  """Sums second moments of activations and 1 over a batch, per reader."""
+  result = []
+  for a in map(_flat, inputs):
+    a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], -1)
+    result.append(jnp.einsum('bpi,bpj->ij', a, a) / a.shape[1])
+  return jnp.stack(result)
 
 
 def _flat(a: jax.Array) -> jax.Array:
