@@ -36,13 +36,14 @@ from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 from autogrow_jax.run import config as config_lib
+from autogrow_jax.run import resolve
 from autogrow_jax.run import settings
 from autogrow_jax.run import train
 
 from . import rivals
 
 RESULTS = pathlib.Path(__file__).parents[1] / 'results'
-GROWTHS, FINAL_EPOCHS, WIDTH = 6, 3, 4
+GROWTHS, GROWTH, FINAL_EPOCHS, WIDTH = 6, 0.3, 3, 4
 EXAMPLES = 30_720  # Training examples of TE: 120 steps of 256.
 
 _TESTBEDS = flags.DEFINE_list('testbeds', ['TE', 'FM'], 'Testbeds to run.')
@@ -55,7 +56,7 @@ _DATA_DIR = flags.DEFINE_string(
 )
 _NAME = flags.DEFINE_string('name', 'testbeds', 'Name of the results.')
 _SETTINGS = flags.DEFINE_list(
-    'method', [], 'Settings of the method, as limits.growth_cap=0.2.'
+    'method', [], 'Settings of the method, as samples=4.'
 )
 
 
@@ -101,6 +102,8 @@ class Perceptron(common.Family):
 PERCEPTRON = Perceptron(
     f'{__name__}:PERCEPTRON', 'Perceptron', (WIDTH,), depths=(3,)
 )
+# With a stage, and so a width to be given, for each layer.
+FIXED = Perceptron(f'{__name__}:FIXED', 'Perceptron', (WIDTH,) * 3)
 
 
 def teacher() -> data.Dataset:
@@ -153,14 +156,16 @@ def fashion(data_dir: str | None) -> data.Dataset:
 
 
 @dataclasses.dataclass(frozen=True)
-class Timed(methods_base.Method):
-  """A method that reports the seconds of its proposals.
+class Paced(methods_base.Method):
+  """A method with a budget for each growth, and the seconds of its proposals.
 
   Attributes:
     method: the method.
+    start: parameters of the network before the first growth.
   """
 
-  method: methods_base.Method
+  method: method_lib.GaussNewton
+  start: int
 
   @property
   def execution(self):
@@ -171,7 +176,14 @@ class Timed(methods_base.Method):
 
   def propose(self, decision, situation):
     started = time.perf_counter(), time.process_time()
-    change = self.method.propose(decision, situation)
+    growths = situation.state.step // situation.batches_per_epoch
+    limits = dataclasses.replace(
+        self.method.limits,
+        growth_cap=100.0,
+        budget=int(self.start * (1 + GROWTH) ** growths),
+    )
+    method = dataclasses.replace(self.method, limits=limits)
+    change = method.propose(decision, situation)
     if change is None:
       return None
     seconds = {
@@ -184,7 +196,7 @@ class Timed(methods_base.Method):
 def method_of(strategy: str) -> method_lib.GaussNewton:
   """The method of a strategy; learned splits come without prunes."""
   method = method_lib.GaussNewton(examples=2048)
-  changes = {'limits.growth_cap': 0.3}
+  changes = {}
   if strategy == 'gauss_newton':
     changes['ranking.compensation'] = 'off'
   else:
@@ -208,7 +220,8 @@ def grown(
       batch_size=256,
       seed=seed,
   )
-  method = Timed(method_of(strategy))
+  architecture = resolve.seed_architecture(config, dataset)
+  method = Paced(method_of(strategy), costs.params(architecture))
   return _cell(train.run(config, dataset=dataset, method=method), workdir)
 
 
@@ -216,11 +229,23 @@ def fixed(
     dataset: data.Dataset, like: Mapping[str, Any], seed: int, workdir: str
 ) -> dict[str, Any]:
   """Trains the widths of another cell from scratch, at its cost."""
-  network = dataclasses.replace(
-      PERCEPTRON, widths=(WIDTH,) * 3, depths=(1, 1, 1)
+  family = f'{__name__}:FIXED'
+  network = config_lib.NetworkConfig(family, widths=tuple(like['widths']))
+  config = config_lib.RunConfig(
+      workdir=workdir,
+      network=network,
+      policy=config_lib.PolicyConfig('fixed'),
+      method=methods_base.FixedArchitecture(),
+      batch_size=256,
+      seed=seed,
   )
-  del network
-  raise NotImplementedError(costs, like, seed, workdir)
+  macs = costs.macs(resolve.seed_architecture(config, dataset))
+  images = len(dataset.train.labels) // 256 * 256
+  epoch = costs.Ledger().trained(macs, images).train_macs
+  epochs = max(1, round(like['train_macs'] / epoch))
+  schedule = config_lib.ScheduleConfig(0.1, finetune_epochs=epochs)
+  config = dataclasses.replace(config, schedule=schedule)
+  return _cell(train.run(config, dataset=dataset), workdir)
 
 
 def _cell(result: Mapping[str, Any], workdir: str) -> dict[str, Any]:
