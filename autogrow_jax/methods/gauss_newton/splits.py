@@ -176,7 +176,7 @@ def learn(
       for site, signal in zip(model.sites, found, strict=True):
         axis = site.axis
         parts[axis].append(
-            _moments(site.form, block, local[axis], signal, splits[axis])
+            moments(site.form, block, local[axis], signal, splits[axis])
         )
     sums = {axis: signals_lib.add(parts[axis]) for axis in parts}
     splits = {
@@ -186,11 +186,9 @@ def learn(
         )
         for site in model.sites
     }
-  moments = {
-      axis: sum_['activations'] / signals_lib.count(batches)
-      for axis, sum_ in sums.items()
-  }
-  return Learned(splits, moments)
+  count = signals_lib.count(batches)
+  activations = {axis: one['activations'] / count for axis, one in sums.items()}
+  return Learned(splits, activations)
 
 
 def _stepped(
@@ -315,7 +313,9 @@ def project(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _moments(form, block, local, signal, split):
+def moments(
+    form: Form, block: str, local: Trees, signal: Signal, split: Split
+) -> dict[str, jax.Array]:
   """Sums the statistics of a block's solve over a batch.
 
   Returns:
@@ -438,7 +438,7 @@ def _pruned(form, local, inputs, gradients, taken):
     whole = kernel.reshape(-1, *kernel.shape[-2:]).sum(0)
     summed = _flat(gradients[number]).sum(1) @ whole.T
     total += product.sum(tuple(range(1, product.ndim - 1)))
-    total += summed * weights[:, -1]
+    total += summed * weights[None, :, -1]
   return total
 
 

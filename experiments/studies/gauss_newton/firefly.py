@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from autogrow_jax import costs
+from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods.gauss_newton import padding
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
@@ -119,7 +120,7 @@ def _scale_gradients(architecture, sites, trees, splits, scale, x, labels):
 
   def loss(scales):
     scaled = {
-        axis: split.replace(u=tuple(u * scales[axis] for u in split.u))
+        axis: split.replace(u=_times(split.u, scales[axis], -1))
         for axis, split in splits.items()
     }
     return trials.losses(
@@ -140,4 +141,9 @@ def _shortened(kernels, weights, limit, dim):
 
   length, largest = lengths(kernels), limit * lengths(weights)
   factor = jnp.minimum(1, largest / jnp.where(length > 0, length, 1))
-  return tuple(k * (factor if dim == -1 else factor[:, None]) for k in kernels)
+  return _times(kernels, factor, dim)
+
+
+def _times(kernels, factor, dim):
+  """Multiplies kernels by a factor of each unit."""
+  return tuple(k * axes_lib.along(factor, k.ndim + dim, k.ndim) for k in kernels)

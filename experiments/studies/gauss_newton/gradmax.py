@@ -42,7 +42,7 @@ class GradMax(ranking.RankingByGain):
     for by_axis in common.signals_of(snapshot):
       for site in model.sites:
         if site.axis in parts:
-          parts[site.axis].append(_outgoing_gradients(
+          parts[site.axis].append(outgoing_gradients(
               site.form, trees.local(site), by_axis[site.axis]
           ))
     count, found = signals_lib.count(snapshot.learning), {}
@@ -94,7 +94,7 @@ def _cost(snapshot, found):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _outgoing_gradients(form, local, signal):
+def outgoing_gradients(form, local, signal):
   """Sums the map that GradMax decomposes over a batch.
 
   Returns:

@@ -96,7 +96,9 @@ def _splitting_matrices(form, local, signal):
   # T is differentiated at a nearby positive place with the maxima of h.
   (gradient,) = jax.vjp(written, common.rectified(h))[1](signal.slope)
   gate = jax.nn.sigmoid(BETA * h)
-  density = gradient * BETA * gate * (1 - gate) * local.factor(writer) ** 2
+  density = gradient * BETA * gate * (1 - gate)
+  if writer.norm is not None:
+    density *= local.factor(writer).reshape((1,) * (h.ndim - 1) + (-1,)) ** 2
   patches = common.patches(form, signal)
   patches = patches.reshape(-1, patches.shape[-1])
   return jax.lax.map(
