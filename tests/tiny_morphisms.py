@@ -50,6 +50,11 @@ class Case:
 
 @functools.lru_cache(maxsize=None)
 def case(family, count=6, dtype='f8'):
+  with jax.enable_x64(dtype == 'f8'):
+    return _case(family, count, dtype)
+
+
+def _case(family, count, dtype):
   depths, widths = FAMILIES[family]
   architecture = tiny_networks.seed(family, depths, widths=widths)
   if family == 'wrn28_10':

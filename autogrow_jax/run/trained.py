@@ -195,7 +195,7 @@ def load(
   active = (method or config.method).execution.active(
       architecture, state.stats['method']
   )
-  if active is not None:
+  if active is not None and active.counts != dict(architecture.sizes):
     raise ValueError(
         f'The run in {workdir} is still choosing what its network consists of '
         f'(epoch {documents["progress"]["epoch"]}); continue it to its end.'

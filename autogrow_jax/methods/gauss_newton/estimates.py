@@ -94,7 +94,7 @@ def compensated(
   Args:
     model: the network.
     trees: its arrays.
-    moments: second moments of the readers' inputs, see `splits.Learned`.
+    moments: see `splits.Learned`.
 
   Returns:
     Per axis, (units, readers, units + 1) w, the constant's last; padded.
@@ -167,8 +167,12 @@ def estimate(
       examples += len(s)
   slopes, gram = slopes / examples, gram / examples
   curvatures, count = np.diag(gram), len(model.candidates)
-  usable = np.isfinite(slopes) & (curvatures > splits_lib.DEAD_TRACE)
+  usable = np.isfinite(slopes) & np.isfinite(curvatures)
+  usable[:count] &= curvatures[:count] > splits_lib.DEAD_TRACE
   usable[count:] &= curvatures[count:] <= 2 * LARGEST_DIVERGENCE['prune']
+  usable[count:] &= np.concatenate(
+      [taken[site.axis][: site.units].any((1, 2)) for site in model.sites]
+  )
   return Joint(model.candidates, slopes, gram, usable)
 
 

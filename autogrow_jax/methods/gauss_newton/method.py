@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 from autogrow_jax import architecture as architecture_lib
+from autogrow_jax import costs
 from autogrow_jax import policies
 from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
@@ -123,7 +124,9 @@ class GaussNewton(base.Method):
     return dataclasses.replace(
         change,
         # The smaller network saw the examples.
-        examples=round(step.images * steps.relative_cost(snapshot, target)),
+        examples=round(
+            step.images * costs.macs(architecture) / costs.macs(target)
+        ),
         report={
             'estimated_change': step.change,
             'actual_change': measured,

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
@@ -57,6 +58,11 @@ def pad(tree: Tree, architecture: Architecture) -> Tree:
   return axes_lib.map_with_names(of_leaf, tree)
 
 
+def cut(leaf: Any, like: Any) -> np.ndarray:
+  """Cuts the padding of a leaf off, to the shape of another."""
+  return np.asarray(leaf)[tuple(map(slice, np.shape(like)))]
+
+
 @dataclasses.dataclass(frozen=True)
 class Whole:
   """A whole network that is computed with padded widths; see `view.Active`.
@@ -83,11 +89,7 @@ class Whole:
     return pad(state, self.computed)
 
   def put(self, computed: Tree, state: Tree) -> Tree:
-    def cut(path, leaf, like):
-      del path
-      return leaf[tuple(map(slice, np.shape(like)))] if np.ndim(leaf) else leaf
-
-    return axes_lib.map_with_names(cut, computed, state)
+    return jax.tree.map(cut, computed, state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,10 +41,6 @@ class LearnedSplits(Ranking):
   Splits and the compensations of prunes are learned from some batches and
   estimated on others. The selection is estimated once more as a whole, with
   other labels, since the best of many noisy estimates are too good.
-
-  Attributes:
-    learn: settings of learning splits.
-    compensation: 'least_squares', or 'off' for no prunes.
   """
 
   learn: splits_lib.LearnConfig = splits_lib.LearnConfig()
@@ -104,17 +100,26 @@ class LearnedSplits(Ranking):
     prunes = selection_lib.pick_prunes(
         architecture, whole, at_one, limits, selected.prunes
     )
-    selected = dataclasses.replace(selected, prunes=prunes)
+    count, chosen = len(joint.candidates), list(selected.splits)
+    scales = np.zeros(2 * count)
+    scales[chosen] = 1
+    slope = whole.slopes[chosen].sum()  # The rest may not be finite.
+    curvature = whole.gram[np.ix_(chosen, chosen)].sum()
+    scales[[count + number for number in prunes]] = 1
     draws = snapshot.samples if self.learn.curvature == 'mc' else 1
-    return steps.Step.of(
-        joint.candidates, selected, whole,
+    return steps.Step(
+        splits=steps.by_axis(joint.candidates[i] for i in chosen),
         parameters=splits,
-        taken=taken,
         images=snapshot.images(2 * draws, snapshot.judging),
+        pruned=dict(joint.candidates[i] for i in prunes),
+        taken=taken,
+        slope=float(slope),
+        curvature=float(curvature),
+        change=whole.change(scales),
         report={
-            'scales': [round(selected.scales[i], 4) for i in selected.splits],
+            'scales': np.round(selected.scales[chosen], 4).tolist(),
             'price': selected.price,
-            'candidates': len(joint.candidates),
+            'candidates': count,
             'dropped': joint.dropped,
         },
     )
@@ -124,71 +129,6 @@ class LearnedSplits(Ranking):
         snapshot.model, snapshot.trees, splits, snapshot.judging, snapshot.rng,
         taken=taken, curvature=self.learn.curvature, samples=snapshot.samples,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranked:
-  """Splits of all units of all sites, ranked by their gains.
-
-  Attributes:
-    splits: splits of every unit of every site.
-    gains: (candidates,) gain of each unit: nats, or any score that is larger
-      for better splits; NaN for units that cannot be split.
-    images: cost, images of training steps.
-    one_sided: true if units are new channels, see `surgery.morph`.
-    refused: axes that cannot be split in this way, with reasons.
-  """
-
-  splits: splits_lib.Splits
-  gains: np.ndarray
-  images: int
-  one_sided: bool = False
-  refused: str = ''
-
-
-class RankingByGain(Ranking):
-  """A way to split and rank units whose gains are taken to add up.
-
-  Splits are picked by gain per resource and applied without scaling. Nothing is
-  pruned, and every step is taken.
-  """
-
-  @abc.abstractmethod
-  def rank(self, snapshot: steps.Snapshot) -> Ranked:
-    """Splits all units, in the order of `Model.candidates`."""
-
-  def step(
-      self, snapshot: steps.Snapshot, limits: selection_lib.Limits
-  ) -> steps.Step:
-    model, ranked = snapshot.model, self.rank(snapshot)
-    usable = np.isfinite(ranked.gains)
-    gains = np.where(usable, ranked.gains, 0)
-    picked, price = selection_lib.greedy(
-        snapshot.architecture, model.candidates, usable, limits, lambda: gains
-    )
-    scales = np.zeros(len(gains))
-    scales[picked] = 1
-    step = steps.Step(
-        splits=steps.by_axis(model.candidates[i] for i in picked),
-        parameters=ranked.splits,
-        images=ranked.images,
-        one_sided=ranked.one_sided,
-        must_help=False,
-        report={
-            'price': max(limits.price, price),
-            'candidates': len(gains),
-            'dropped': int(np.count_nonzero(~usable)),
-            **({'refused': ranked.refused} if ranked.refused else {}),
-        },
-    )
-    if ranked.one_sided:  # New channels change nothing at first.
-      return step
-    joint = estimates_lib.estimate(
-        model, snapshot.trees, scaled(model, ranked.splits, scales),
-        snapshot.judging, snapshot.rng, samples=snapshot.samples,
-    )
-    change = joint.change(np.concatenate([scales, 0 * scales]))
-    return dataclasses.replace(step, change=change)
 
 
 def scaled(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np
+from scipy import optimize
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
@@ -25,20 +26,11 @@ RESOURCES = ('params', 'macs')
 SMALLEST_SCALE = 0.05
 # Relative ridge on the diagonal of the Gram matrix of the picks.
 RELATIVE_RIDGE = 1e-3
-# Coordinate descent over a box ends when no coordinate moves by more.
-BOX_TOLERANCE, BOX_SWEEPS = 1e-10, 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Limits of one growth step.
-
-  Attributes:
-    resource: 'params' or 'macs', parameters or multiply-adds per image.
-    growth_cap: largest relative increase of the resource in a step.
-    price: smallest gain of a split, nats per unit of resource.
-    budget: largest resource of the network, None for no limit.
-  """
+  """Limits of one growth step."""
 
   resource: str = dataclasses.field(
       default='params',
@@ -127,10 +119,17 @@ def joint_scales(
     joint: estimates_lib.Joint, picked: Sequence[int]
 ) -> np.ndarray:
   """Returns the best scales of some splits together, within trust."""
+  if not picked:
+    return np.zeros(0)
   chosen = np.array(picked, int)
   gram = joint.gram[np.ix_(chosen, chosen)]
   largest = estimates_lib.largest_scales(np.diag(gram))
-  return minimize_in_box(joint.slopes[chosen], gram, largest)
+  # With G = LL', it is the least squares of L't + L^-1 s in a box.
+  factor = np.linalg.cholesky(gram + 1e-9 * np.diag(np.diag(gram)))
+  target = np.linalg.solve(factor, -joint.slopes[chosen])
+  return optimize.lsq_linear(
+      factor.T, target, (0, largest), method='bvls', tol=1e-12
+  ).x
 
 
 def pick(
@@ -285,31 +284,3 @@ def resources(architecture, sizes, axes, resource, more):
       * (measure(architecture, {**sizes, axis: sizes[axis] + more}) - now)
       for axis in axes
   }
-
-
-def minimize_in_box(
-    slopes: np.ndarray, gram: np.ndarray, largest: np.ndarray
-) -> np.ndarray:
-  """Minimises s't + 1/2 t'Gt over a box by coordinate descent.
-
-  Args:
-    slopes: (candidates,) float64.
-    gram: (candidates, candidates) positive semidefinite, float64, with a
-      positive diagonal.
-    largest: (candidates,) upper bounds; the lower ones are 0.
-
-  Returns:
-    (candidates,) scales.
-  """
-  scales = np.zeros(len(slopes))
-  gradient = np.array(slopes, np.float64)
-  for _ in range(BOX_SWEEPS):
-    before = scales.copy()
-    for index, curvature in enumerate(np.diag(gram)):
-      wanted = scales[index] - gradient[index] / curvature
-      step = np.clip(wanted, 0, largest[index]) - scales[index]
-      scales[index] += step
-      gradient += step * gram[:, index]
-    if np.abs(scales - before).max(initial=0) < BOX_TOLERANCE:
-      break
-  return scales

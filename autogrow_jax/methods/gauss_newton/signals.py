@@ -35,6 +35,7 @@ from autogrow_jax.networks import base
 
 Architecture = architecture_lib.Architecture
 Batch = tuple[jax.Array, jax.Array]
+at = sites_lib.at
 
 CURVATURES = ('mc', 'rank1')
 # Smaller losses count as this much in rank1; their examples would dominate.
@@ -69,10 +70,10 @@ class Trees:
     leaves = at(self.weights, end.layer.path)
     return end.norm is not None or 'bias' in leaves
 
-  def factor(self, writer: sites_lib.End) -> jax.Array | float:
-    """Returns the (units,) factors of a writer's norm; 1 without a norm."""
+  def factor(self, writer: sites_lib.End) -> jax.Array:
+    """Returns the (units,) factors of a writer's norm; (1,) of 1 without."""
     if writer.norm is None:
-      return 1.0
+      return jnp.ones(1)
     variance = at(self.stats, writer.norm.path)['var']
     scale = at(self.weights, writer.norm.path)['scale']
     return scale * jax.lax.rsqrt(variance + writer.norm.epsilon)
@@ -167,30 +168,21 @@ def signals(
   Returns:
     The losses (batch,) in nats, and the signal of each site.
   """
-  nodes = tuple(_Nodes.of(site) for site in model.sites)
-  return _signals(
-      model.chain, nodes, curvature, trees, *batch, seed
+  nodes = tuple(
+      (
+          site.parts[0],
+          *(
+              tuple(site.path(path) for path in paths)
+              for paths in (
+                  [end.layer.path for end in site.form.writers],
+                  [end.top for end in site.form.writers],
+                  [end.layer.path for end in site.form.readers],
+              )
+          ),
+      )
+      for site in model.sites
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Nodes:
-  """Names of what a site's signal consists of."""
-
-  first: str
-  inputs: tuple[taps.Path, ...]
-  tops: tuple[taps.Path, ...]
-  readers: tuple[taps.Path, ...]
-
-  @classmethod
-  def of(cls, site: sites_lib.Site) -> '_Nodes':
-    form, path = site.form, site.path
-    return cls(
-        site.parts[0],
-        tuple(path(end.layer.path) for end in form.writers),
-        tuple(path(end.top) for end in form.writers),
-        tuple(path(end.layer.path) for end in form.readers),
-    )
+  return _signals(model.chain, nodes, curvature, trees, *batch, seed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -205,7 +197,7 @@ def _signals(chain, nodes, curvature, trees, x, labels, seed):
     return tapped.output, tapped
 
   shapes = jax.eval_shape(lambda: forward({})[1].outputs)
-  readers = [path for site in nodes for path in site.readers]
+  readers = [path for *_, paths in nodes for path in paths]
   zeros = {path: jnp.zeros_like(shapes[path]) for path in readers}
   logits, pull, tapped = jax.vjp(forward, zeros, has_aux=True)
   losses = methods_base.cross_entropy(logits, labels)
@@ -227,13 +219,13 @@ def _signals(chain, nodes, curvature, trees, x, labels, seed):
   collect = lambda found, paths: tuple(found[path] for path in paths)
   return losses, tuple(
       Signal(
-          entered=tapped.entered[site.first],
-          x=collect(tapped.inputs, site.inputs),
-          h=collect(tapped.outputs, site.tops),
-          slope=collect(slopes, site.readers),
-          curvature=collect(curvatures, site.readers),
+          entered=tapped.entered[part],
+          x=collect(tapped.inputs, inputs),
+          h=collect(tapped.outputs, tops),
+          slope=collect(slopes, readers),
+          curvature=collect(curvatures, readers),
       )
-      for site in nodes
+      for part, inputs, tops, readers in nodes
   )
 
 
@@ -297,10 +289,3 @@ def add(parts: Iterable[Any]) -> Any:
     part = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), part)
     total = part if total is None else jax.tree.map(np.add, total, part)
   return total
-
-
-def at(tree: base.Tree, path: taps.Path) -> base.Tree:
-  """Returns the leaves of one layer."""
-  for name in path:
-    tree = tree[name]
-  return tree

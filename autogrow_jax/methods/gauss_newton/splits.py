@@ -36,6 +36,7 @@ from autogrow_jax.networks import common
 Batch, Model, Trees = signals_lib.Batch, signals_lib.Model, signals_lib.Trees
 Form, Signal, Site = sites_lib.Form, signals_lib.Signal, sites_lib.Site
 Kernels = tuple[jax.Array, ...]
+WRITTEN, READ = sites_lib.WRITTEN, sites_lib.READ
 
 # Below it, a Gram matrix carries no information about its channel.
 DEAD_TRACE = 1e-10
@@ -53,40 +54,27 @@ class Split:
   u: Kernels
   e: Kernels
 
-  def rows(self, block: str) -> np.ndarray:
-    """Returns u or e of each unit, (units, weights)."""
-    return rows_of(self, block)
-
   def scaled(self, u: np.ndarray, e: np.ndarray) -> 'Split':
     """Multiplies u and e by a factor of each unit, which 0 makes 0."""
-
-    def product(kernels, factor, dim):
-      shaped = factor if dim == sites_lib.WRITTEN else factor[:, None]
-      return tuple(
-          np.where(shaped == 0, 0, kernel * shaped).astype(kernel.dtype)
-          for kernel in map(np.asarray, kernels)
-      )
-
-    return Split(
-        product(self.u, u, sites_lib.WRITTEN),
-        product(self.e, e, sites_lib.READ),
-    )
+    return Split(*(
+        tuple(
+            np.where(factor == 0, 0, kernel * factor).astype(kernel.dtype)
+            for kernel in map(np.asarray, kernels)
+        )
+        for kernels, factor in ((self.u, u), (self.e, e[:, None]))
+    ))
 
 
 Splits = dict[str, Split]  # By axis.
-_DIMS = {'u': sites_lib.WRITTEN, 'e': sites_lib.READ}
+_DIMS = {'u': WRITTEN, 'e': READ}
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnConfig:
   """Settings of alternating least squares.
 
-  Attributes:
-    curvature: one of `signals.CURVATURES`.
-    sweeps: sweeps over both blocks; more sweeps, or less damping, leave the
-      region where the quadratic model holds.
-    damping: damping of each solve, in units of the mean eigenvalue.
-    trust: largest step of u in a sweep, in units of the norm of w.
+  More sweeps, or less damping, leave the region where the quadratic model
+  holds.
   """
 
   curvature: str = dataclasses.field(
@@ -233,10 +221,8 @@ def plus(kernels: Kernels, rows: np.ndarray, dim: int) -> Kernels:
   return tuple(result)
 
 
-def rows_of(kernels: Kernels | Split, block: str) -> np.ndarray:
+def rows_of(kernels: Kernels, block: str) -> np.ndarray:
   """Flattens kernels along u or e of each unit, to (units, weights)."""
-  if isinstance(kernels, Split):
-    kernels = getattr(kernels, block)
   kernels = (np.moveaxis(np.asarray(k), _DIMS[block], 0) for k in kernels)
   return np.concatenate([k.reshape(len(k), -1) for k in kernels], -1)
 
@@ -247,24 +233,17 @@ def balanced(model: Model, trees: Trees, splits: Splits, trust: float) -> Splits
   A small u with a large e acts through the difference of two large and nearly
   equal children, which the first training steps destroy. So u and e get the
   same length in units of w and v, as far as u stays within trust.
-
-  Args:
-    model: the network.
-    trees: its arrays.
-    splits: splits of all sites.
-    trust: largest length of u in units of w.
   """
   result = {}
   for site in model.sites:
     local, split = trees.local(site), splits[site.axis]
-    ends = {'u': site.form.writers, 'e': site.form.readers}
 
-    def share(block, local=local, split=split, ends=ends):
-      whole = rows_of(local.kernels(ends[block]), block)
-      length = np.maximum(np.linalg.norm(whole, axis=-1), 1e-30)
-      return np.linalg.norm(split.rows(block), axis=-1) / length
+    def share(block, ends, local=local, split=split):
+      whole = np.linalg.norm(rows_of(local.kernels(ends), block), axis=-1)
+      rows = rows_of(getattr(split, block), block)
+      return np.linalg.norm(rows, axis=-1) / np.maximum(whole, 1e-30)
 
-    u, e = share('u'), share('e')
+    u, e = share('u', site.form.writers), share('e', site.form.readers)
     safe = np.where(u > 0, u, 1)
     t = np.maximum(np.minimum(np.sqrt(e / safe), trust / safe), 1)
     t = np.where(u > 0, t, 1)
@@ -273,13 +252,12 @@ def balanced(model: Model, trees: Trees, splits: Splits, trust: float) -> Splits
 
 
 def no_prunes(model: Model, trees: Trees) -> dict[str, np.ndarray]:
-  """Returns w = 0 for all units."""
+  """Returns w = 0 for all units, see `estimates.compensated`."""
   result = {}
   for site in model.sites:
-    kernels = trees.local(site).kernels(site.form.readers)
-    units = kernels[0].shape[-2]
-    shape = units, len(kernels), units + 1
-    result[site.axis] = np.zeros(shape, np.float32)
+    kernel, *rest = trees.local(site).kernels(site.form.readers)
+    units = kernel.shape[READ]
+    result[site.axis] = np.zeros((units, 1 + len(rest), units + 1), 'f4')
   return result
 
 
@@ -291,17 +269,17 @@ def project(
 
   Args:
     form: the site's form.
-    local: arrays of the form.
-    signal: signal at the site.
+    local: its arrays.
+    signal: its signal.
     split: splits of all units.
-    taken: (units, readers, units + 1), see `estimates`.
+    taken: (units, readers, units + 1) w of prunes, see `estimates`.
 
   Returns:
     s and c over all readers, (batch, 2 * units) each, splits first.
   """
   with jax.default_matmul_precision('highest'):
     r = _responses(form, local, signal, split.u)
-    changes, inputs = spread(form, local, signal, r)
+    changes, inputs = _spread(form, local, signal, r)
     shapes = [a.shape for a in inputs]
     return tuple(
         jnp.concatenate([
@@ -325,7 +303,7 @@ def moments(
   with jax.default_matmul_precision('highest'):
     r = _responses(form, local, signal, split.u)
     changes, pull, inputs = jax.vjp(
-        lambda r: spread(form, local, signal, r), r, has_aux=True
+        lambda r: _spread(form, local, signal, r), r, has_aux=True
     )
     shapes = [a.shape for a in inputs]
     slopes, curvatures = (
@@ -352,7 +330,7 @@ def moments(
         'gram': flat.T @ flat,
         'traces': jnp.square(psi).sum((0, 2)),
         'gradient': slope.sum(0) + jnp.einsum('bu,bud->ud', c, psi),
-        'activations': _second_moments(inputs),
+        'activations': second_moments(inputs),
     }
 
 
@@ -368,21 +346,13 @@ def _responses(form, local, signal, u):
 def _scaled(form, local, values):
   """Multiplies values at the writers by the factors of their norms."""
   return tuple(
-      value * local.factor(writer)
-      if writer.norm is None
-      else value * local.factor(writer).reshape((1,) * (value.ndim - 1) + (-1,))
+      value * local.factor(writer).reshape((1,) * (value.ndim - 1) + (-1,))
       for writer, value in zip(form.writers, values, strict=True)
   )
 
 
-def spread(form, local, signal, r):
-  """Computes the change of the readers' inputs.
-
-  Args:
-    form: the site's form.
-    local: arrays of the form.
-    signal: signal at the site.
-    r: per writer, change of the children's pre-activation.
+def _spread(form, local, signal, r):
+  """Computes the change of the readers' inputs for changes r of h.
 
   Returns:
     Per reader the change of the mean over the children, (T(h+r) + T(h-r)) / 2 -
@@ -456,16 +426,8 @@ def _rows(ends, reads, gradients, products):
   return jnp.concatenate(blocks, -1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def second_moments(form: Form, local: Trees, signal: Signal) -> jax.Array:
-  """Sums second moments of the readers' inputs, see `Learned`, over a batch."""
-  return _second_moments(
-      form.read(local.weights, local.stats, signal.entered, signal.h)
-  )
-
-
-def _second_moments(inputs):
-  """Sums second moments of activations and 1 over a batch, per reader."""
+def second_moments(inputs):
+  """Sums second moments of inputs and 1 over a batch, (readers, ...)."""
   result = []
   for a in map(_flat, inputs):
     a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], -1)

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
-from autogrow_jax import costs
 from autogrow_jax import randomness
 from autogrow_jax import state as state_lib
 from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
-from autogrow_jax.methods.gauss_newton import selection as selection_lib
+from autogrow_jax.methods.gauss_newton import padding
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import surgery
@@ -67,9 +66,6 @@ class Snapshot:
       examples: number of examples to learn from, and to judge by; None for up
         to `EXAMPLES`, and at most half an epoch.
       samples: see `Snapshot`.
-
-    Raises:
-      ValueError: if an epoch does not have so many examples.
     """
     learning, judging = _draw(situation, examples)
     architecture, state = situation.architecture, situation.state
@@ -96,11 +92,7 @@ class Snapshot:
   def arrays(self) -> tuple[Any, Any]:
     """Weights, and statistics over `learning`, without padding."""
     weights, old = self.state.params['weights'], self.state.stats['network']
-    stats = jax.tree.map(
-        lambda new, like: np.asarray(new)[tuple(map(slice, like.shape))],
-        self.trees.stats, old,
-    )
-    return weights, stats
+    return weights, jax.tree.map(padding.cut, self.trees.stats, old)
 
   def images(self, passes: float, batches: Sequence[Batch]) -> int:
     """Returns the cost of passes over batches, images of training steps."""
@@ -143,31 +135,6 @@ class Step:
   must_help: bool = True
   report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   attempts: tuple[tuple[float, float], ...] = ()
-
-  @classmethod
-  def of(
-      cls,
-      candidates: selection_lib.Candidates,
-      selected: selection_lib.Selection,
-      joint: estimates_lib.Joint,
-      **fields: Any,
-  ) -> 'Step':
-    """Returns the step of a selection; `joint` models it at scale 1."""
-    count = len(candidates)
-    scales = np.zeros(2 * count)
-    scales[list(selected.splits)] = 1
-    chosen = np.flatnonzero(scales)
-    slope = float(joint.slopes[chosen].sum())
-    curvature = float(joint.gram[np.ix_(chosen, chosen)].sum())
-    scales[[count + number for number in selected.prunes]] = 1
-    return cls(
-        splits=by_axis(candidates[i] for i in selected.splits),
-        pruned=dict(candidates[i] for i in selected.prunes),
-        slope=slope,
-        curvature=curvature,
-        change=joint.change(scales),
-        **fields,
-    )
 
   def growth(self, snapshot: Snapshot) -> growth_lib.Growth:
     """Returns the growth that carries out the step."""
@@ -215,41 +182,29 @@ class Step:
 
 def grown(change: growth_lib.Growth) -> tuple[Any, signals_lib.Trees]:
   """Returns the chain and the arrays after a growth that holds them all."""
-  roots: dict[str, Any] = {'weights': {}, 'network': {}}
-  for part in signals_lib.chain_of(change.target):
-    for root in roots.values():
-      root[part.key] = {}
+  chain = signals_lib.chain_of(change.target)
+  roots = {
+      root: {part.key: {} for part in chain} for root in ('weights', 'network')
+  }
   for path, leaf in change.values.items():
     node = roots
     for name in path[:-1]:
       node = node.setdefault(name, {})
     node[path[-1]] = leaf
-  trees = signals_lib.trees_of(
-      change.target, roots['weights'], roots['network']
-  )
-  return signals_lib.chain_of(change.target), trees
+  return chain, signals_lib.trees_of(change.target, *roots.values())
 
 
 def settled(
     change: growth_lib.Growth, snapshot: Snapshot
 ) -> tuple[growth_lib.Growth, float]:
-  """Measures the statistics of norms after a growth.
-
-  Returns:
-    The growth with them, and the mean loss on the judging batches.
-  """
+  """Returns the growth with measured statistics of norms, and the mean loss."""
   chain, trees = grown(change)
   trees = signals_lib.measured(chain, trees, snapshot.learning)
-  loss = signals_lib.mean_loss(chain, trees, snapshot.judging)
   values = dict(change.values)
   for path, leaf in state_lib.values(network=trees.stats).items():
-    values[path] = np.asarray(leaf)[tuple(map(slice, values[path].shape))]
+    values[path] = padding.cut(leaf, values[path])
+  loss = signals_lib.mean_loss(chain, trees, snapshot.judging)
   return dataclasses.replace(change, values=values), loss
-
-
-def relative_cost(snapshot: Snapshot, target: Architecture) -> float:
-  """Returns the cost of an example before a growth over that after it."""
-  return costs.macs(snapshot.architecture) / costs.macs(target)
 
 
 def by_axis(chosen: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

@@ -17,6 +17,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import state as state_lib
 from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.core import growth as growth_lib
+from autogrow_jax.methods.gauss_newton import padding
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
@@ -91,7 +92,7 @@ def morph(
     for end, delta in zip(ends, deltas, strict=True):
       path = sites[axis].path(end.layer.path)
       like = signals_lib.at(weights, path)['kernel']
-      delta = np.asarray(delta)[tuple(map(slice, like.shape))]
+      delta = padding.cut(delta, like)
       axes = table.axes['weights', *path, 'kernel']
       delta, _ = axes_lib.gather(delta, axes, sources, table.sizes)
       for dim, named in enumerate(axes):
@@ -102,8 +103,13 @@ def morph(
   for axis in chosen:
     add(axis, sites[axis].form.writers, splits[axis].u, moved)
   for axis, unit in pruned.items():
-    deltas = _absorbed(sites[axis], weights, taken[axis][unit], unit)
-    add(axis, sites[axis].form.readers, deltas)
+    site = sites[axis]
+    deltas = [
+        w[: site.units, None]
+        * _outgoing(weights, site.path(reader.layer.path), unit)[..., None, :]
+        for reader, w in zip(site.form.readers, taken[axis][unit])
+    ]
+    add(axis, site.form.readers, deltas)
   tree['weights'] = axes_lib.scale_readers(
       {'weights': tree['weights']}, table, kept
   )['weights']
@@ -111,10 +117,16 @@ def morph(
     add(axis, sites[axis].form.readers, splits[axis].e, signs)
   for axis, unit in pruned.items():
     for reader, w in zip(sites[axis].form.readers, taken[axis][unit]):
-      _add_constant(
-          tree, sites[axis], reader, table, sources,
-          w[-1] * _summed(sites[axis], weights, reader, unit),
-      )
+      path = sites[axis].path(reader.layer.path)
+      shift = w[-1] * _outgoing(weights, path, unit)
+      shift = shift.reshape(-1, shift.shape[-1]).sum(0)
+      written = table.axes['weights', *path, 'kernel'][-1].name
+      shift = shift[sources.get(written, slice(None))]
+      if reader.norm is not None:
+        norm = sites[axis].path(reader.norm.path)
+        _plus(tree['network'], norm, 'mean', -shift)
+      elif 'bias' in signals_lib.at(weights, path):
+        _plus(tree['weights'], path, 'bias', shift)
   return Growth(
       sources,
       values=state_lib.values(**tree),
@@ -132,38 +144,10 @@ def _sources(
   return np.concatenate([np.setdiff1d(np.arange(size), gone), parents])
 
 
-def _absorbed(
-    site: sites_lib.Site, weights: Any, taken: np.ndarray, unit: int
-) -> list[np.ndarray]:
-  """Returns the changes of the readers' kernels that compensate a prune."""
-  deltas = []
-  for reader, w in zip(site.form.readers, taken, strict=True):
-    path = site.path(reader.layer.path)
-    kernel = signals_lib.at(weights, path)['kernel']
-    outgoing = np.take(kernel, unit, sites_lib.READ)[..., None, :]
-    deltas.append(w[: kernel.shape[sites_lib.READ], None] * outgoing)
-  return deltas
-
-
-def _summed(
-    site: sites_lib.Site, weights: Any, reader: sites_lib.End, unit: int
-) -> np.ndarray:
-  """Returns a reader's response to a constant 1 of a unit."""
-  kernel = signals_lib.at(weights, site.path(reader.layer.path))['kernel']
-  outgoing = np.take(kernel, unit, sites_lib.READ)
-  return outgoing.reshape(-1, outgoing.shape[-1]).sum(0)
-
-
-def _add_constant(tree, site, reader, table, sources, shift):
-  """Adds the constant of a compensation to a reader's output."""
-  path = site.path(reader.layer.path)
-  written = table.axes['weights', *path, 'kernel'][-1].name
-  if written in sources:
-    shift = shift[sources[written]]
-  if reader.norm is not None:
-    _plus(tree['network'], site.path(reader.norm.path), 'mean', -shift)
-  elif 'bias' in signals_lib.at(tree['weights'], path):
-    _plus(tree['weights'], path, 'bias', shift)
+def _outgoing(weights: Any, path: taps.Path, unit: int) -> np.ndarray:
+  """Returns v of a unit at one reader, (..., out)."""
+  kernel = signals_lib.at(weights, path)['kernel']
+  return np.take(kernel, unit, sites_lib.READ)
 
 
 def _plus(tree: Any, path: taps.Path, name: str, change: np.ndarray) -> None:

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import steps
+
+from . import by_gain
 
 Model, Trees = signals_lib.Model, signals_lib.Trees
 Site, Split = sites_lib.Site, splits_lib.Split
@@ -61,7 +62,7 @@ def ranked(
     *,
     refused: Mapping[str, str] | None = None,
     one_sided: bool = False,
-) -> ranking.Ranked:
+) -> by_gain.Ranked:
   """Collects splits and (units,) gains of sites; others cannot be split."""
   model, trees = snapshot.model, snapshot.trees
   splits, gains = {}, []
@@ -70,7 +71,7 @@ def ranked(
     nothing = without_e(site, trees, rows), np.full(site.units, np.nan)
     splits[site.axis], gain = found.get(site.axis, nothing)
     gains.append(np.asarray(gain[: site.units], 'f8'))
-  return ranking.Ranked(
+  return by_gain.Ranked(
       splits,
       np.concatenate(gains),
       round(images),

@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 
-from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import steps
 
+from . import by_gain
 from . import common
 
 
 @dataclasses.dataclass(frozen=True)
-class Random(ranking.RankingByGain):
+class Random(by_gain.RankingByGain):
   """Splits random channels by u in random directions and e = 0.
 
   It shows the worth of a split without any learning. Gains are random: selected
@@ -26,13 +26,13 @@ class Random(ranking.RankingByGain):
   def __post_init__(self):
     common.check_positive(self)
 
-  def rank(self, snapshot: steps.Snapshot) -> ranking.Ranked:
+  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
     draw = lambda units: snapshot.rng.random(units)
     return _ranked(snapshot, self.length, draw)
 
 
 @dataclasses.dataclass(frozen=True)
-class Net2Net(ranking.RankingByGain):
+class Net2Net(by_gain.RankingByGain):
   """Copies random channels up to a little noise (Chen et al. 2016).
 
   Attributes:
@@ -44,13 +44,13 @@ class Net2Net(ranking.RankingByGain):
   def __post_init__(self):
     common.check_positive(self)
 
-  def rank(self, snapshot: steps.Snapshot) -> ranking.Ranked:
+  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
     draw = lambda units: snapshot.rng.random(units)
     return _ranked(snapshot, self.noise, draw)
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform(ranking.RankingByGain):
+class Uniform(by_gain.RankingByGain):
   """Copies random channels of the layer that is least widened so far.
 
   Attributes:
@@ -62,7 +62,7 @@ class Uniform(ranking.RankingByGain):
   def __post_init__(self):
     common.check_positive(self)
 
-  def rank(self, snapshot: steps.Snapshot) -> ranking.Ranked:
+  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
     # So steep that differences of cost do not matter.
     draw = lambda units: 10.0 ** (
         -250 * snapshot.rng.permutation(units) / units

@@ -17,11 +17,11 @@ import optax
 from autogrow_jax import costs
 from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.methods.gauss_newton import padding
-from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import steps
 
+from . import by_gain
 from . import common
 from . import trials
 
@@ -30,7 +30,7 @@ POINTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Firefly(ranking.RankingByGain):
+class Firefly(by_gain.RankingByGain):
   """Optimises all splits at once, and ranks them by their contributions.
 
   Attributes:
@@ -47,7 +47,7 @@ class Firefly(ranking.RankingByGain):
   def __post_init__(self):
     common.check_positive(self)
 
-  def rank(self, snapshot: steps.Snapshot) -> ranking.Ranked:
+  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
     model, trees, batches = snapshot.model, snapshot.trees, snapshot.learning
     architecture, sites = snapshot.architecture, model.sites
     static = padding.padded(architecture), sites

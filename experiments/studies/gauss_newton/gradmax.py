@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import costs
-from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import steps
 
+from . import by_gain
 from . import common
 
 # Smallest singular value of a usable direction, relative to the largest one.
@@ -32,10 +32,10 @@ SMALLEST_SINGULAR = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class GradMax(ranking.RankingByGain):
+class GradMax(by_gain.RankingByGain):
   """Adds the k-th best new channel of a site as a one-sided split of unit k."""
 
-  def rank(self, snapshot: steps.Snapshot) -> ranking.Ranked:
+  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
     model, trees = snapshot.model, snapshot.trees
     refused = common.refused(model)
     parts = {site.axis: [] for site in model.sites if site.axis not in refused}

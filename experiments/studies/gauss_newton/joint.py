@@ -295,7 +295,7 @@ def _moments(
   """Returns `splits.Learned.moments`."""
   sums = signals_lib.add(
       [
-          splits_lib.second_moments(site.form, trees.local(site), signal)
+          _moments_of(site.form, trees.local(site), signal)
           for site, signal in zip(model.sites, found, strict=True)
       ]
       for _, found in (
@@ -307,6 +307,13 @@ def _moments(
   return {
       site.axis: one / count for site, one in zip(model.sites, sums, strict=True)
   }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments_of(form, local, signal):
+  return splits_lib.second_moments(
+      form.read(local.weights, local.stats, signal.entered, signal.h)
+  )
 
 
 def _memory(architecture: Architecture, learning_rate: float) -> base.Tree:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 
+from . import by_gain
 from . import copies
 from . import firefly
 from . import gradmax
 from . import steepest
 
-RIVALS: dict[str, type[ranking.RankingByGain]] = {
+RIVALS: dict[str, type[by_gain.RankingByGain]] = {
     'random': copies.Random,
     'net2net': copies.Net2Net,
     'uniform': copies.Uniform,

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import costs
-from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import steps
 
+from . import by_gain
 from . import common
 
 # Sharpness of the softplus log(1 + exp(beta h)) / beta in place of ReLU.
@@ -26,7 +26,7 @@ BETA = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Steepest(ranking.RankingByGain):
+class Steepest(by_gain.RankingByGain):
   """Splits by the smallest eigenvalue lambda: gain -lambda |u|^2 / 2.
 
   Attributes:
@@ -38,7 +38,7 @@ class Steepest(ranking.RankingByGain):
   def __post_init__(self):
     common.check_positive(self)
 
-  def rank(self, snapshot: steps.Snapshot) -> ranking.Ranked:
+  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
     model, trees = snapshot.model, snapshot.trees
     refused = common.refused(model)
     parts = {site.axis: [] for site in model.sites if site.axis not in refused}

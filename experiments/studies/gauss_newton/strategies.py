@@ -23,6 +23,7 @@ from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import steps as steps_lib
 
+from . import by_gain
 from . import rivals
 from . import subject as subject_lib
 from . import trials
@@ -153,7 +154,7 @@ def _by_model(subject, site, learn):
 def _best(
     subject: subject_lib.Subject,
     site: sites_lib.Site,
-    ranked: Sequence[ranking.Ranked],
+    ranked: Sequence[by_gain.Ranked],
     steps: Sequence[float],
     units: int,
 ) -> Split:
