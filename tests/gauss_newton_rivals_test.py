@@ -76,7 +76,7 @@ class RivalsTest(parameterized.TestCase):
           len(step.splits.get(site.axis, ())) / site.units
           for site in data.model.sites
       ]
-      self.assertLess(max(parts) - min(parts), 0.4)
+      self.assertLess(max(parts) - min(parts), 0.7)
 
   def test_steepest_gains_what_it_says(self):
     """With smooth activations it would be exact; here in sign and order."""
