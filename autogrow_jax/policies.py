@@ -349,6 +349,7 @@ class OneShot(_Checking):
 
   def __post_init__(self):
     super().__post_init__()
+    _require(self.target, 'oneshot needs a target, as --policy.target=5-5-5.')
     _require_growth(self.depths, self.target, 'target')
     is_possible = self.finished or self.depths != self.target
     _require(is_possible, f'The target must differ from {self.depths}.')
@@ -441,7 +442,7 @@ def _require_growth(low: Depths, high: Depths | None, name: str) -> None:
 def _set_exact(policy: Policy, name: str, limit: float) -> None:
   """Makes a setting the number that is written; the float 0.05 is 1/20."""
   text = str(getattr(policy, name))
-  is_number = re.fullmatch(r'[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+/[1-9][0-9]*', text)
+  is_number = re.fullmatch(r'\d*\.?\d+(e-?\d+)?|\d+/[1-9]\d*', text, re.ASCII)
   _require(
       is_number and fractions.Fraction(text) < limit,
       f'The {name} is {text}; it must be a number below {limit}, like 0.05.',

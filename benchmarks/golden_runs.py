@@ -88,7 +88,8 @@ RUNS = {
         'clip_norm': '5'}),
     'deeplab': ('sparsify', {
         'dataset': 'pairs:DATA/pairs', 'network': 'deeplab',
-        'depths': '1-1-1-1', 'widths': '8-8-8-8', 'image_size': '33', 'batch_size': '4',
+        'depths': '1-1-1-1', 'widths': '8-8-8-8', 'image_size': '33',
+        'batch_size': '4',
         'holdout': '8', 'epochs': '2', 'target_sparsity': '0.5',
         'compare': '', 'backend': 'masked'}),
     'stream': ('autogrow', _TINY | {

@@ -15,9 +15,9 @@ import sys
 from absl import flags as absl_flags
 
 from autogrow_jax import data
-from autogrow_jax.methods import autogrow
 from autogrow_jax.run import config
 from autogrow_jax.run import results
+from autogrow_jax.run import settings
 from autogrow_jax.run import train
 
 from . import compare
@@ -41,17 +41,27 @@ def main() -> None:
   flags.run(_main, __doc__, _define)
 
 
-def _appending(preset: config.RunConfig) -> config.RunConfig:
-  """Returns the preset, if it is one that appends sub-modules."""
-  if not isinstance(preset.method, autogrow.AutoGrow):
+def _appending(run_config: config.RunConfig) -> config.RunConfig:
+  """Returns a configuration, if its method appends sub-modules."""
+  kind = settings.kind_of(run_config.method, config.METHODS)
+  if kind in config.METHODS and kind != 'autogrow':
     raise ValueError(
-        'The preset does not append sub-modules; it is for '
-        'experiments.gauss_newton or experiments.sparsify.'
+        f'The method {kind} does not append sub-modules; it is for '
+        f'experiments.{kind}.'
     )
-  return preset
+  return run_config
 
 
-SETTINGS = flags.Settings({**flags.PLAIN, **flags.GROWING}, base=_appending)
+SETTINGS = flags.Settings(
+    {**flags.PLAIN, **flags.GROWING, 'method': 'method'},
+    base=_appending,
+    help={
+        'method': "autogrow, or 'package.module:Class' of a method of your own "
+        'that appends sub-modules.',
+        'policy': 'periodic, convergent, sequential (stops when an exact '
+        'paired test finds no improvement), or oneshot (all stages at once).',
+    },
+)
 
 
 def _define(arguments: Sequence[str]) -> None:
@@ -72,7 +82,7 @@ def _define(arguments: Sequence[str]) -> None:
 
 def _main() -> None:
   flags.use_compilation_cache()
-  run_config = SETTINGS.config()
+  run_config = _appending(SETTINGS.config())
   is_dry = flags.FLAGS.dry_run != 'no'
   policy = run_config.policy.name
   if policy == 'every' or policy == 'fixed' and not is_dry:

@@ -30,17 +30,6 @@ def _define(arguments: Sequence[str]) -> None:
   )
 
 
-def finished(workdir: str) -> tuple[trained.TrainedNetwork, dict[str, Any]]:
-  """Returns the network and the result of a run, if it has ended."""
-  result, network = results.read_result(workdir), trained.load(workdir)
-  if result is None:
-    raise ValueError(
-        f'The run in {workdir} has not ended (epoch {network.epoch}); '
-        'start its command again to continue it.'
-    )
-  return network, result
-
-
 def _main() -> None:
   workdir, name = flags.FLAGS.workdir, flags.FLAGS.split
   network, result = finished(workdir)
@@ -66,6 +55,17 @@ def _main() -> None:
           **score.metrics,
       })
   )
+
+
+def finished(workdir: str) -> tuple[trained.TrainedNetwork, dict[str, Any]]:
+  """Loads the network of a run that has ended, and its result."""
+  result, network = results.read_result(workdir), trained.load(workdir)
+  if result is None:
+    raise ValueError(
+        f'The run in {workdir} has not ended (epoch {network.epoch}); '
+        'start its command again to continue it.'
+    )
+  return network, result
 
 
 if __name__ == '__main__':

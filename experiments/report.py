@@ -11,6 +11,7 @@ import os
 import pathlib
 from typing import Any
 
+from autogrow_jax import policies
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import results
@@ -328,7 +329,7 @@ def _growth_cells(record: history_lib.Record) -> tuple[str, ...]:
   return (
       str(record['epoch']),
       f"{stage} ({record['block']})" if record.get('block') else stage,
-      record.get('shape') or console.format_depths(record['depths']),
+      record.get('shape') or policies.format_depths(record['depths']),
       change('params', console.format_count),
       change('macs', console.format_count),
       change('loss', '{:.4f}'.format),

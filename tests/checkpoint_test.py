@@ -29,7 +29,6 @@ _SAVE_FOR_EVER = '''
 import sys
 import numpy as np
 from autogrow_jax.run import checkpoint
-from autogrow_jax.run import checkpoint
 checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
 for i in range(10_000):
   state = {f'k{j}': np.full((30,), i, np.float32) for j in range(10)}
@@ -240,7 +239,8 @@ class CheckpointsTest(parameterized.TestCase):
       (self.directory / f'{step}/documents/metadata').write_text('?')
     with self.assertRaisesRegex(
         checkpoint.CheckpointError,
-        r'^No checkpoint can be used. .*/2: damaged: .*/1: damaged: [^\n]*$',
+        r'^No checkpoint can be used. .*/2: damaged: .*/1: damaged: [^\n]*'
+        'Start again in another --workdir.$',
     ):
       self._restore()
 
@@ -257,7 +257,7 @@ class CheckpointsTest(parameterized.TestCase):
     wrong = state.replace(params={'weights': weights, 'aux': {}})
     with self.assertRaisesRegex(
         checkpoint.CheckpointError,
-        f"another architecture: 'params/weights/{list(changes)[0]}' is "
+        f"another architecture, method or optimizer: 'params/weights/{list(changes)[0]}' is "
         f'{message}',
     ):
       self._restore(wrong)

@@ -68,7 +68,7 @@ def trained():
       logits, _ = networks_base.apply(
           chain, weights, state.stats['network'], x, train=True
       )
-      return jnp.mean(base.cross_entropy(logits, labels))
+      return jnp.mean(tasks.cross_entropy(logits, labels))
 
     gradient = jax.grad(loss)(weights)
     momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, gradient)

@@ -631,7 +631,7 @@ class RefusedTest(parameterized.TestCase):
       ((1, 3), r'target is \(1, 3\)'),
       ((2, 2), 'must differ'),
       ((3, 3, 3), 'number of stages'),
-      (None, 'target is None'),
+      (None, 'needs a target'),
   )
   def test_targets(self, target, message):
     with self.assertRaisesRegex(ValueError, message):

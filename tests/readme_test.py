@@ -1,5 +1,6 @@
 """Runs the Python examples of the pages, as they stand there."""
 
+import collections
 import os
 import pathlib
 import re
@@ -9,6 +10,8 @@ import tempfile
 import textwrap
 
 from absl.testing import absltest
+import pytest
+import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CHECK = '''
@@ -60,14 +63,29 @@ class PagesTest(absltest.TestCase):
         textwrap.indent(printed, '    '), (ROOT / 'README.md').read_text()
     )
 
-  def test_commands_name_existing_binaries(self):
-    pages = [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]
-    text = ''.join(page.read_text() for page in pages)
-    names = set(re.findall(r'python -m experiments\.(\w+)', text))
-    self.assertContainsSubset(
-        names, {path.stem for path in (ROOT / 'experiments').glob('*.py')}
-    )
-    self.assertIn('autogrow', names)
+  @pytest.mark.ci
+  def test_commands_have_flags_that_exist(self):
+    sources = [
+        ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md'),
+        *(ROOT / 'experiments').glob('*.py'),
+    ]
+    text = ''.join(path.read_text() for path in sources)
+    text = re.sub(r'\\+\n\s+', '', text)
+    commands = collections.defaultdict(set)
+    for binary, arguments in re.findall(
+        r'^ +python -m experiments\.(\w+)(.*)', text, re.MULTILINE
+    ):
+      given = re.split('#|"""', arguments)[0].split()
+      commands[binary].add(tuple(a for a in given if a.startswith('--')))
+    self.assertIn('autogrow', commands)
+    for binary, calls in commands.items():
+      calls = sorted(call for call in calls if call)
+      outcomes = runs.call(binary, [[*call, '-h'] for call in calls])
+      for call, outcome in zip(calls, outcomes, strict=True):
+        self.assertEqual(outcome.status, 0, (binary, call, outcome.stderr))
+        for flag in call:
+          name = flag.partition('=')[0]
+          self.assertIn(f'\n  {name}: ', outcome.stdout, (binary, call))
 
 
 if __name__ == '__main__':

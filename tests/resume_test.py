@@ -59,7 +59,7 @@ for where, number, when, every_step in deaths:
     try:
       train.cache_compilations(cache)
       if every_step:
-        config.Cadence.due = always
+        config.CheckpointConfig.is_due = always
       if where == 'a training step':
         compiled = programs.Programs.train_step
         def train_step(self, bucket, arguments):

@@ -217,7 +217,8 @@ class MasksTest(parameterized.TestCase):
     """Invariants 11, 12."""
     t = {'a': np.array([0, 1, 9, 10])}
     np.testing.assert_allclose(
-        masks.Annealing(100.0, 10).temperatures(t)['a'], [1, 100**0.1, 100**0.9, 100],
+        masks.Annealing(100.0, 10).temperatures(t)['a'],
+        [1, 100**0.1, 100**0.9, 100],
         rtol=1e-6,
     )
 

@@ -185,6 +185,3 @@ class FixedArchitecture(Method):
       self, decision: policies.Decision, situation: Situation
   ) -> None:
     del decision, situation
-
-
-cross_entropy = tasks.cross_entropy

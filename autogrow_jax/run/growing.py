@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
@@ -51,11 +50,11 @@ def step(
   """Lets the policy decide when, and the method what, and grows the state.
 
   Args:
-    setup: the run's.
-    state: at the end of an epoch, evaluated.
-    log: the run's journal.
-    observation: what the policy decides by.
-    train_accuracy: fraction, over the epoch.
+    setup: fixed part of the run.
+    state: state at the end of an epoch, evaluated.
+    log: journal of the run.
+    observation: the policy's observation of the epoch.
+    train_accuracy: training accuracy of the epoch, a fraction.
 
   Returns:
     The state, perhaps of another architecture or in its final phase.
@@ -67,7 +66,18 @@ def step(
   state = state.with_progress(policy=policy)
   for stage in decision.closed:
     state = log.record(state, 'stop', stage=stage, reason='window')
-  situation = _situation(setup, state, log, train_accuracy, policy.finished)
+  epoch = state.progress.epoch
+  situation = base.Situation(
+      architecture=state.progress.architecture,
+      state=state.fetch(setup.parallel),
+      key=jax.random.fold_in(setup.stream('growth'), epoch),
+      task=setup.task,
+      batches=lambda: _batches(setup, epoch, log),
+      batches_per_epoch=setup.steps_per_epoch,
+      train_accuracy=train_accuracy,
+      weight_decay=setup.config.optimizer.weight_decay,
+      is_last=policy.finished,
+  )
   with programs.compilations() as spent:
     change = setup.method.propose(decision, situation)
   state = log.compiled(state, 'proposal', spent)
@@ -85,28 +95,6 @@ def step(
   if state.layout.spare:  # From now on it would be of no use.
     state = setup.place(state.progress, state.fetch(setup.parallel))
   return log.record(state, 'phase', name='finetuning')
-
-
-def _situation(
-    setup: Setup,
-    state: RunState,
-    log: journal.Journal,
-    train_accuracy: float,
-    is_last: bool,
-) -> base.Situation:
-  """Collects the state of the run for the method."""
-  epoch = state.progress.epoch
-  return base.Situation(
-      architecture=state.progress.architecture,
-      state=state.fetch(setup.parallel),
-      key=jax.random.fold_in(setup.stream('growth'), epoch),
-      task=setup.task,
-      batches=lambda: _batches(setup, epoch, log),
-      batches_per_epoch=setup.steps_per_epoch,
-      train_accuracy=train_accuracy,
-      weight_decay=setup.config.optimizer.weight_decay,
-      is_last=is_last,
-  )
 
 
 def _grown(
@@ -138,12 +126,14 @@ def _grown(
   state, after = evaluation.probe(setup, state)
   size_after = state.cost
   is_sample = architecture == old and not change.sources
+  known = {block for stage in old.stages for block in stage}
+  new = [b for stage in architecture.stages for b in stage if b not in known]
   return log.record(
       state,
       'sample' if is_sample else 'grow',
       shape=shape_of(setup, state),
       stage=decision.stage,
-      block=', '.join(_new_blocks(architecture, old)),
+      block=', '.join(new),
       note=change.note,
       params_before=size_before[0],
       params_after=size_after[0],
@@ -156,20 +146,6 @@ def _grown(
       initializer=dict(change.report),
       seconds=round(seconds, 3),
   )
-
-
-def _new_blocks(
-    architecture: architecture_lib.Architecture,
-    old: architecture_lib.Architecture,
-) -> list[str]:
-  """Blocks that an older architecture does not have."""
-  known = {block for stage in old.stages for block in stage}
-  return [
-      block
-      for stage in architecture.stages
-      for block in stage
-      if block not in known
-  ]
 
 
 def shape_of(setup: Setup, state: RunState) -> str:
@@ -201,21 +177,15 @@ def _batches(
     batches.close()
 
 
-def _raw_batches(
-    setup: Setup, key: jax.Array
-) -> Generator[Any, None, None]:
+def _raw_batches(setup: Setup, key: jax.Array) -> Generator[Any, None, None]:
   """Endless training batches on the host; can be closed."""
   dataset, size = setup.dataset, setup.config.batch_size
   if dataset.stream is not None:
     workers = setup.config.devices.decode_workers
-    return dataset.stream(key, 0, size, workers=workers)
+    yield from dataset.stream(key, 0, size, workers=workers)
   train, steps = dataset.train, setup.steps_per_epoch
-
-  def generate():
-    for first in itertools.count(step=steps):
-      permutation = feeds.order(dataset, key, first, size)
-      for index in range(steps):
-        chosen = data.batch_indices(permutation, index, size)
-        yield train.images[chosen], train.labels[chosen]
-
-  return generate()
+  for first in itertools.count(step=steps):
+    permutation = feeds.order(dataset, key, first, size)
+    for index in range(steps):
+      chosen = data.batch_indices(permutation, index, size)
+      yield train.images[chosen], train.labels[chosen]

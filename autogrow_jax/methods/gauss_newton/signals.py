@@ -27,7 +27,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import layers
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
-from autogrow_jax.methods import base as methods_base
+from autogrow_jax import tasks
 from autogrow_jax.methods.gauss_newton import padding
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import taps
@@ -200,7 +200,7 @@ def _signals(chain, nodes, curvature, trees, x, labels, seed):
   readers = [path for *_, paths in nodes for path in paths]
   zeros = {path: jnp.zeros_like(shapes[path]) for path in readers}
   logits, pull, tapped = jax.vjp(forward, zeros, has_aux=True)
-  losses = methods_base.cross_entropy(logits, labels)
+  losses = tasks.cross_entropy(logits, labels)
   one_hot = lambda labels: jax.nn.one_hot(
       labels, logits.shape[-1], dtype=logits.dtype
   )
@@ -274,7 +274,7 @@ def _forward(chain, trees, x, labels, train):
   tapped = taps.run(
       chain, trees.weights, trees.stats, x, on_layer=note, train=train
   )
-  return methods_base.cross_entropy(tapped.output, labels).sum(), moments
+  return tasks.cross_entropy(tapped.output, labels).sum(), moments
 
 
 def count(batches: Sequence[Batch]) -> int:

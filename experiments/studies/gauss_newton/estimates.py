@@ -12,7 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax.methods import base
+from autogrow_jax import tasks
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
 from autogrow_jax.methods.gauss_newton import ranking as ranking_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
@@ -137,7 +137,7 @@ def _prune_changes(chain, site, trees, taken, x, labels):
 
   def losses(trees):
     logits = taps.run(chain, trees.weights, trees.stats, x).output
-    return base.cross_entropy(logits, labels)
+    return tasks.cross_entropy(logits, labels)
 
   before = losses(trees)
   change = lambda pair: jnp.sum(losses(_pruned(site, trees, *pair)) - before)

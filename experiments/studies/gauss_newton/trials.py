@@ -17,8 +17,8 @@ import optax
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
+from autogrow_jax import tasks
 from autogrow_jax.core import axes as axes_lib
-from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import padding
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
@@ -127,7 +127,7 @@ def losses(
   after = _split_trees(architecture, sites, trees, splits, units)
   chain = taps.chain_of(networks.parts(wider))
   logits = taps.run(chain, after.weights, after.stats, x).output
-  return methods_base.cross_entropy(logits, labels)
+  return tasks.cross_entropy(logits, labels)
 
 
 def _split_trees(architecture, sites, trees, splits, units):
