@@ -301,15 +301,17 @@ class SplitsTest(parameterized.TestCase):
     self.assertFalse(joint.usable[2])
     for site in data.model.sites:
       kernels = trees.local(site).kernels(site.form.writers)
-      lengths = np.linalg.norm(splits.rows_of(found.splits[site.axis].u, 'u'), axis=-1)
+      u = splits.rows_of(found.splits[site.axis].u, 'u')
+      lengths = np.linalg.norm(u, axis=-1)
       limits = np.linalg.norm(splits.rows_of(kernels, 'u'), axis=-1)
       np.testing.assert_array_less(lengths, limits * (1 + 1e-5) + 1e-9)
       balanced = splits.balanced(data.model, trees, found.splits, 0.5)
       for block, sign in (('u', 1), ('e', -1)):
         before, after = (
-            np.linalg.norm(splits.rows_of(getattr(one[site.axis], block), block), axis=-1)
+            splits.rows_of(getattr(one[site.axis], block), block)
             for one in (found.splits, balanced)
         )
+        before, after = (np.linalg.norm(r, axis=-1) for r in (before, after))
         self.assertTrue(np.all(sign * (after - before) >= -1e-6))
 
   def test_linear_systems_are_not_solved_in_programs(self):

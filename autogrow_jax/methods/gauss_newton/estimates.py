@@ -148,8 +148,9 @@ def estimate(
   # Only mc is random: further samples would repeat the first.
   for _ in range(samples if curvature == 'mc' else 1):
     for batch in batches:
+      seed = rng.integers(2**32, dtype='u4')
       _, signals = signals_lib.signals(
-          model, trees, batch, rng.integers(2**32, dtype='u4'), curvature=curvature
+          model, trees, batch, seed, curvature=curvature
       )
       pairs = [
           splits_lib.project(

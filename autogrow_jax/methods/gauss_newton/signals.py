@@ -15,7 +15,6 @@ example as Q = <d', dz>^2 with
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-import functools
 from typing import Any
 
 from flax import struct
@@ -185,7 +184,7 @@ def signals(
   return _signals(model.chain, nodes, curvature, trees, *batch, seed)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@taps.program(0, 1, 2)
 def _signals(chain, nodes, curvature, trees, x, labels, seed):
   """Computes losses and signals."""
 
@@ -260,7 +259,7 @@ def measured(
   return trees.replace(stats=jax.device_put(stats))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@taps.program(0)
 def _forward(chain, trees, x, labels, train):
   """Sums losses; and returns means and mean squares of norms' inputs."""
   moments = {}

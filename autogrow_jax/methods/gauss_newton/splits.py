@@ -21,7 +21,6 @@ deadlock, each waiting for threads that the other holds (jaxlib 0.10.2).
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 
 from flax import struct
 import jax
@@ -31,6 +30,7 @@ from scipy import linalg
 
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
+from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.networks import common
 
 Batch, Model, Trees = signals_lib.Batch, signals_lib.Model, signals_lib.Trees
@@ -158,8 +158,9 @@ def learn(
     block = 'ue'[number % 2]
     parts = {site.axis: [] for site in model.sites}
     for batch in batches:
+      seed = rng.integers(2**32, dtype='u4')
       _, found = signals_lib.signals(
-          model, trees, batch, rng.integers(2**32, dtype='u4'), curvature=config.curvature
+          model, trees, batch, seed, curvature=config.curvature
       )
       for site, signal in zip(model.sites, found, strict=True):
         axis = site.axis
@@ -227,7 +228,9 @@ def rows_of(kernels: Kernels, block: str) -> np.ndarray:
   return np.concatenate([k.reshape(len(k), -1) for k in kernels], -1)
 
 
-def balanced(model: Model, trees: Trees, splits: Splits, trust: float) -> Splits:
+def balanced(
+    model: Model, trees: Trees, splits: Splits, trust: float
+) -> Splits:
   """Replaces (u, e) by (t u, e / t), t >= 1, which is equal to leading order.
 
   A small u with a large e acts through the difference of two large and nearly
@@ -261,7 +264,7 @@ def no_prunes(model: Model, trees: Trees) -> dict[str, np.ndarray]:
   return result
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@taps.program(0)
 def project(
     form: Form, local: Trees, signal: Signal, split: Split, taken: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -290,7 +293,7 @@ def project(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@taps.program(0, 1)
 def moments(
     form: Form, block: str, local: Trees, signal: Signal, split: Split
 ) -> dict[str, jax.Array]:

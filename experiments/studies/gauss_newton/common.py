@@ -95,7 +95,9 @@ def signals_of(
   """Yields the signals of all batches; their curvature means nothing."""
   model, trees = snapshot.model, snapshot.trees
   for batch in snapshot.learning:
-    _, found = signals_lib.signals(model, trees, batch, np.uint32(0), curvature='rank1')
+    _, found = signals_lib.signals(
+        model, trees, batch, np.uint32(0), curvature='rank1'
+    )
     yield {s.axis: one for s, one in zip(model.sites, found, strict=True)}
 
 

@@ -146,4 +146,6 @@ def _shortened(kernels, weights, limit, dim):
 
 def _times(kernels, factor, dim):
   """Multiplies kernels by a factor of each unit."""
-  return tuple(k * axes_lib.along(factor, k.ndim + dim, k.ndim) for k in kernels)
+  return tuple(
+      k * axes_lib.along(factor, k.ndim + dim, k.ndim) for k in kernels
+  )

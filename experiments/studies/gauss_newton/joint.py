@@ -281,7 +281,8 @@ def _start(model: Model, trees: signals_lib.Trees, key: jax.Array) -> Splits:
     for kernel in local.kernels(form.readers):
       key, draw = jax.random.split(key)
       signs = jax.random.rademacher(draw, kernel.shape[-2:], kernel.dtype)
-      e.append(kernel / 2 * signs.reshape((1,) * (kernel.ndim - 2) + signs.shape))
+      shape = (1,) * (kernel.ndim - 2) + signs.shape
+      e.append(kernel / 2 * signs.reshape(shape))
     u = tuple(map(jnp.zeros_like, local.kernels(form.writers)))
     splits[site.axis] = splits_lib.Split(u, tuple(e))
   return splits
@@ -299,13 +300,16 @@ def _moments(
           for site, signal in zip(model.sites, found, strict=True)
       ]
       for _, found in (
-          signals_lib.signals(model, trees, batch, np.uint32(0), curvature='rank1')
+          signals_lib.signals(
+              model, trees, batch, np.uint32(0), curvature='rank1'
+          )
           for batch in batches
       )
   )
   count = signals_lib.count(batches)
   return {
-      site.axis: one / count for site, one in zip(model.sites, sums, strict=True)
+      site.axis: one / count
+      for site, one in zip(model.sites, sums, strict=True)
   }
 
 
