@@ -26,7 +26,6 @@ from autogrow_jax.methods.gauss_newton import method
 from autogrow_jax.methods.gauss_newton import padding
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import selection
-from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import steps
 from autogrow_jax.methods.gauss_newton import surgery
 from autogrow_jax.networks import base as networks_base

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import numpy as np
-
 from autogrow_jax.methods.gauss_newton import steps
 
 from . import by_gain

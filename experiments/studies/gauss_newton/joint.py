@@ -7,7 +7,7 @@ phase. Updates are no batch means, so every device needs the whole batch: pmap
 with several devices must not be used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
