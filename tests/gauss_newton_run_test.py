@@ -131,7 +131,10 @@ class MethodTest(parameterized.TestCase):
     )
     # Twice 640 examples: 4 half sweeps on one half, and twice 2 samples of
     # labels on the other; forward passes for norms and losses.
+    matrices = 6 * (64**2 + 5**2) + 5 * (6**2 + 10**2)
+    step_macs = 3 * (64 * 6 + 6 * 5 + 5 * 10)
     images = 3 * 8 * 640 + 3 * 640 // 3 + 640 // 3
+    images += 2 * matrices / step_macs * 640
     ratio = costs.macs(now.architecture) / costs.macs(change.target)
     self.assertAlmostEqual(change.examples, images * ratio, delta=2)
     state, _ = state_lib.grow(

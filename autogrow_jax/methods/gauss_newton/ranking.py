@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from autogrow_jax import costs
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
 from autogrow_jax.methods.gauss_newton import selection as selection_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
@@ -62,7 +63,14 @@ class LearnedSplits(Ranking):
         snapshot.model, snapshot.trees, snapshot.learning, snapshot.rng,
         self.learn,
     )
-    images = snapshot.images(2 * self.learn.sweeps, snapshot.learning)
+    # Each half sweep is a pass, and forms the Gram matrices of one block.
+    macs = self.learn.sweeps * sum(
+        site.units * (site.incoming**2 + site.outgoing**2)
+        for site in snapshot.model.sites
+    )
+    step_macs = 3 * costs.macs(snapshot.architecture)
+    passes = 2 * self.learn.sweeps + macs / step_macs / steps.STEPS_PER_PASS
+    images = snapshot.images(passes, snapshot.learning)
     step = self.step_from(learned, snapshot, limits)
     return dataclasses.replace(step, images=step.images + images)
 
