@@ -4,7 +4,7 @@
 Compiled programs depend on the `Bucket` alone, not on block names. A layout
 with `spare` room stacks runs to a capacity, and then `Layout.depths` are an
 argument of programs, so that a run that grows needs a new one only where it
-outgrows a power of two.
+outgrows its capacity.
 
 An `Execution` says how a method is computed: the whole network as it is
 (`Plain`), or under gates, or only a part of it.

@@ -257,8 +257,8 @@ class CheckpointsTest(parameterized.TestCase):
     wrong = state.replace(params={'weights': weights, 'aux': {}})
     with self.assertRaisesRegex(
         checkpoint.CheckpointError,
-        f"another architecture, method or optimizer: 'params/weights/{list(changes)[0]}' is "
-        f'{message}',
+        'another architecture, method or optimizer: '
+        f"'params/weights/{list(changes)[0]}' is {message}",
     ):
       self._restore(wrong)
     self.assertEqual(self._restore().step, 1)

@@ -45,7 +45,7 @@ class DepthBucketsTest(parameterized.TestCase):
         )
         for buckets, workdir in self.workdirs.items()
     }
-    # The seed; in the first stage, behind a block of its own, 4 and 8 blocks,
+    # The seed; in the first stage, behind a block of its own, 4 and 6 blocks,
     # in the second 4; and what is found at last, exactly.
     for program in ('train step', 'evaluation'):
       self.assertEqual(compiled['exact'][program], 1 + _GROWTHS)

@@ -1,5 +1,7 @@
 """Tests of data placement on 8 simulated devices, also across a growth."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -229,6 +231,13 @@ class PlacementTest(parameterized.TestCase):
     self.assertEqual(float(done['mean'][0]), (DEVICES - 1) / 2)
     self.assertEqual(done['count'].dtype, np.int32)
     self.assertEqual(int(done['count']), 7)
+
+  def test_compiles_where_an_option_is_unknown(self):
+    jax.jit(lambda: 0).lower().compile(parallel.CPU_OPTIONS)
+    placement = parallel.make()
+    with mock.patch.dict(parallel.CPU_OPTIONS, {'xla_no_such_option': '1'}):
+      run, _ = placement.compile(lambda: 7, (), outputs='replicated')
+    self.assertEqual(run(), 7)
 
   @parameterized.parameters(
       ('pmap', 4, 'pmap'),

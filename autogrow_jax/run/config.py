@@ -131,7 +131,7 @@ class DeviceConfig:
   )
   depth_buckets: str = _setting(
       'powers',
-      'Depths that growing networks are compiled for: exact, or powers of 2.',
+      'Depths that growing networks are compiled for: exact, or powers of 4/3.',
   )
   compile_ahead: bool = _setting(
       True, 'Compile for the next growth while the network trains.'

@@ -98,7 +98,7 @@ def class_of(
     except (ImportError, AttributeError, ValueError):
       continue
     if isinstance(found, type) and issubclass(found, base):
-      if dataclasses.is_dataclass(found):
+      if dataclasses.is_dataclass(found) and found is not base:
         return found
   raise ValueError(
       f"{where} is one of {', '.join(kinds)}, or 'package.module:Class' of a "

@@ -29,7 +29,9 @@ def writer(directory: str | os.PathLike[str], *, resume_step: int) -> Any:
   except ImportError:
     return None
   return tensorboardX.SummaryWriter(
-      os.fspath(directory), purge_step=resume_step + 1
+      os.fspath(directory),
+      purge_step=resume_step + 1,
+      filename_suffix=f'.{resume_step}',  # Two starts within one second.
   )
 
 
