@@ -23,6 +23,7 @@ from autogrow_jax.run import train
 from . import compare
 from . import dry_run
 from . import flags
+from . import placebo
 from . import report
 from . import summary
 from .studies import null_model
@@ -66,6 +67,7 @@ SETTINGS = flags.Settings(
 
 def _define(arguments: Sequence[str]) -> None:
   absl_flags.DEFINE_list('compare', ['seed'], compare.described(COMPARED))
+  absl_flags.DEFINE_enum('placebo', 'auto', placebo.CHOICES, placebo.HELP)
   absl_flags.DEFINE_enum(
       'dry_run',
       'no',
@@ -87,7 +89,7 @@ def _main() -> None:
   policy = run_config.policy.name
   if policy == 'every' or policy == 'fixed' and not is_dry:
     raise ValueError(
-        '--policy is periodic, convergent, sequential or oneshot; fixed '
+        '--policy is periodic, convergent, sequential, twin or oneshot; fixed '
         "networks are experiments.baseline's, and what grows widths every so "
         "many epochs is experiments.gauss_newton's."
     )
@@ -99,6 +101,8 @@ def _main() -> None:
   result = train.run(run_config, dataset=dataset)
   controls = null_model.of_run(run_config.workdir)
   results.add(run_config.workdir, **controls)
+  report.write(run_config.workdir)
+  controls |= placebo.run(run_config, dataset, result, flags.FLAGS.placebo)
   report.write(run_config.workdir)
   fixed = compare.run(run_config, dataset, result, flags.FLAGS.compare)
   print(summary.of_run({**result, **controls}, run_config.workdir, fixed))

@@ -158,7 +158,9 @@ class AutogrowTest(parameterized.TestCase):
     cls.folder = pathlib.Path(cls.directory, 'folder')
     cls.folder.mkdir()
     (cls.folder / 'file').write_text('mine')
-    flags = [f'--workdir={cls.workdir}', *TINY, '--compare=seed']
+    flags = [
+        f'--workdir={cls.workdir}', *TINY, '--compare=seed', '--placebo=yes'
+    ]
     cls.outcome, cls.dry_outcome, cls.help, *others = runs.call(
         'autogrow',
         [
@@ -203,7 +205,16 @@ class AutogrowTest(parameterized.TestCase):
           rf'{result["test_accuracy"]:.2f} %\n',
       )
     self.assertIn(self.result['floor'], summary[summary.index('Growths:'):])
-    for word in ('floor', 'null band', '10-90 %'):
+    placebo = history_lib.read_json(self.workdir / 'placebo' / 'result.json')
+    self.assertEqual(placebo['found'], '1-1-1')
+    self.assertEqual(
+        self.result['placebo'],
+        {'found': '2-1-1'} | {
+            key: placebo[key]
+            for key in ('epochs', 'test_accuracy', 'train_macs')
+        },
+    )
+    for word in ('floor', 'null band', '10-90 %', 'need 4 ', 'Verdict: '):
       self.assertIn(word, summary)
     self.assertIn(f'Everything is in {self.workdir}', summary)
     for line in summary.replace(str(self.workdir), 'W').splitlines():

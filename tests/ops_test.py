@@ -63,7 +63,7 @@ class ConvTest(parameterized.TestCase):
     assert_close(got, want, 1e-4)
 
   @parameterized.product(
-      size=((1, 2), (2, 2), (1, 1)), stride=(1, 2), dilation=(1, 2)
+      size=((1, 2), (1, 1)), stride=(1, 2), dilation=(1, 2)
   )
   def test_images_smaller_than_the_kernel(self, size, stride, dilation):
     height, width = size

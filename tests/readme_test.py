@@ -13,6 +13,13 @@ from absl.testing import absltest
 import pytest
 import runs
 
+from autogrow_jax import costs
+from autogrow_jax import data
+from autogrow_jax.run import console
+from autogrow_jax.run import resolve
+from experiments import presets
+from experiments.studies import null_model
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CHECK = '''
 assert logits.shape == (5, 2), logits.shape
@@ -86,6 +93,34 @@ class PagesTest(absltest.TestCase):
         for flag in call:
           name = flag.partition('=')[0]
           self.assertIn(f'\n  {name}: ', outcome.stdout, (binary, call))
+  def test_the_demo_says_what_agrees_on_every_machine(self):
+    """Sizes of networks, and the floor; accuracies differ by rounding."""
+    readme = (ROOT / 'README.md').read_text()
+    run_config = presets.get('dots')
+    dataset = data.load(run_config.data, seed=0)
+    architecture = resolve.seed_architecture(run_config, dataset)
+    floor = null_model.floor(run_config.make_policy(architecture.depths))
+    self.assertIn(f'the policy finds {floor.depths[0]} (floor:', readme)
+    self.assertIn(f'{architecture.family} on {dataset.name}, seed 0', readme)
+    rows = re.findall(r'^ +(?:grown|seed, fixed) +(\d+) +(.*?)  +\d+\.',
+                      readme, re.MULTILINE)
+    self.assertLen(rows, 2)
+    for depth, sizes in rows:
+      while architecture.depths[0] < int(depth):
+        architecture = architecture.with_block(0)
+      counts = costs.params(architecture), costs.macs(architecture)
+      self.assertEqual(sizes.split('  ')[0], console.format_count(counts[0]))
+      self.assertEndsWith(sizes, console.format_count(counts[1]))
+      architecture = resolve.seed_architecture(run_config, dataset)
+
+  def test_commands_name_existing_binaries(self):
+    pages = [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]
+    text = ''.join(page.read_text() for page in pages)
+    names = set(re.findall(r'python -m experiments\.(\w+)', text))
+    self.assertContainsSubset(
+        names, {path.stem for path in (ROOT / 'experiments').glob('*.py')}
+    )
+    self.assertIn('autogrow', names)
 
 
 if __name__ == '__main__':

@@ -36,7 +36,7 @@ class RandomMasksTest(absltest.TestCase):
     setting = dynamics.Setting(method.sparsify, architecture)
     state = dynamics.start(setting, 0)[0]
     seen = set()
-    for number in range(4):
+    for number in range(2):
       state = state.replace(step=np.int32(number))
       change = tiny_masks.propose(method, architecture, state)
       state = dynamics.after(change, state)
@@ -45,7 +45,7 @@ class RandomMasksTest(absltest.TestCase):
       )
       self.assertAlmostEqual(report['density_params'] / 0.05, 1, delta=0.03)
       seen.add(report['density_macs'])
-    self.assertLen(seen, 4)
+    self.assertLen(seen, 2)
 
 
 class DynamicsTest(parameterized.TestCase):

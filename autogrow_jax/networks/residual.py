@@ -166,6 +166,7 @@ class ResNet(Trunk):
     return self.chain(architecture, common.head_link(architecture))
 
 
+BASIC1 = ResNet('basic1resnet', 'Basic1ResNet', (8,), (1,))  # Ours.
 BASIC3 = ResNet('basic3resnet', 'Basic3ResNet', (16, 32, 64), (1, 2, 2))
 BASIC4 = ResNet(
     'basic4resnet', 'Basic4ResNet', (64, 128, 256, 512), (1, 2, 2, 2)

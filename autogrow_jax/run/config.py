@@ -22,6 +22,7 @@ GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 # Methods by the 'kind' that configurations store.
 METHODS = {
     'autogrow': 'autogrow_jax.methods.autogrow:AutoGrow',
+    'placebo': 'autogrow_jax.methods.autogrow:Placebo',
     'sparsify': 'autogrow_jax.methods.sparsify.method:Sparsify',
     'gauss_newton': 'autogrow_jax.methods.gauss_newton.method:GaussNewton',
 }
@@ -59,7 +60,8 @@ class PolicyConfig:
   name: str = _setting(
       'periodic',
       'periodic, convergent, sequential (stops when an exact paired test finds '
-      'no improvement), oneshot (all stages at once), every (the method '
+      'no improvement), twin (stops when growing helps no more than not '
+      'growing), oneshot (all stages at once), every (the method '
       'decides what) or fixed (nothing grows).',
   )
   interval: int | None = _setting(
@@ -73,6 +75,7 @@ class PolicyConfig:
   max_epochs: int | None = _policy('max_epochs', None)
   error_rate: str = _policy('error_rate', '0.05')
   target: tuple[int, ...] | None = _policy('target', None)
+  patience: int = _policy('patience', 0)
 
   def __post_init__(self):
     common.check_choice('policy', self.name, tuple(policies.POLICIES))

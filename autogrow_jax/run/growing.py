@@ -21,12 +21,15 @@ from autogrow_jax.run import journal
 from autogrow_jax.run import prepare
 from autogrow_jax.run import programs
 from autogrow_jax.run import state as run_state
+from autogrow_jax.run import twins
 
 RunState = run_state.RunState
 Setup = prepare.Setup
 
 
-def observe(state: RunState, score: tasks.Score) -> policies.Observation:
+def observe(
+    state: RunState, score: tasks.Score, twin: tasks.Score | None
+) -> policies.Observation:
   """Makes the observation of an epoch for the policy."""
   progress = state.progress
   return policies.Observation(
@@ -37,6 +40,7 @@ def observe(state: RunState, score: tasks.Score) -> policies.Observation:
       loss_sum=score.loss_sum,
       cost=progress.ledger.train_macs,
       hits=score.hits,
+      twin_hits=None if twin is None else twin.hits,
   )
 
 
@@ -66,6 +70,8 @@ def step(
   state = state.with_progress(policy=policy)
   for stage in decision.closed:
     state = log.record(state, 'stop', stage=stage, reason='window')
+  if decision.twin == 'back':
+    state = log.record(twins.taken_back(setup, state), 'back')
   epoch = state.progress.epoch
   situation = base.Situation(
       architecture=state.progress.architecture,
@@ -85,13 +91,19 @@ def step(
     state = _charged(setup, state, change.examples)
     state = log.record(state, 'skip', reason=change.reason, **change.report)
   elif change is not None:
+    old, twin = state, state.twin
     state = _grown(setup, state, log, situation, change, decision)
+    if decision.twin:
+      state = state.with_progress(twin=old.progress.architecture)
+      twin = situation.state
+    state = dataclasses.replace(state, twin=twin)
   for stage in decision.capped:
     state = log.record(state, 'stop', stage=stage, reason='cap')
   is_final = isinstance(change, base.Skip) and change.is_final
   if not (policy.finished or is_final):
     return state
-  state = state.with_progress(phase='finetuning', phase_epoch=0)
+  state = state.with_progress(phase='finetuning', phase_epoch=0, twin=None)
+  state = dataclasses.replace(state, twin=None)
   if state.layout.spare:  # From now on it would be of no use.
     state = setup.place(state.progress, state.fetch(setup.parallel))
   return log.record(state, 'phase', name='finetuning')

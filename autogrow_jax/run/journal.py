@@ -91,9 +91,9 @@ class Journal:
         f'{progress.epoch}'
     )
     self._saved = _position(progress)
-    return setup.place(
-        progress, restored.state['state'], restored.state['meters']
-    )
+    arrays = restored.state
+    state = setup.place(progress, arrays['state'], arrays['meters'])
+    return dataclasses.replace(state, twin=arrays.get('twin'))
 
   def begin(self, state: RunState) -> None:
     """Opens what depends on where the run starts from."""
@@ -172,13 +172,14 @@ class Journal:
       return state
     canonical = state.fetch(setup.parallel)
     meters = setup.parallel.fetch(state.meters)
+    twin = {} if state.twin is None else {'twin': state.twin}
     self.check_finite(
         state, (meters['loss_sum'], canonical.params, canonical.stats)
     )
     length = progress.records
     setup.checkpoints.save(
         progress.step,
-        {'state': canonical, 'meters': meters},
+        {'state': canonical, 'meters': meters} | twin,
         {
             **progress.to_documents(),
             'history': {

@@ -29,6 +29,7 @@ class Progress:
     ledger: costs so far.
     records: number of records in the history.
     skipped: damaged training images skipped in the current epoch.
+    twin: architecture of the ungrown twin; None without one.
   """
 
   architecture: Architecture
@@ -41,6 +42,7 @@ class Progress:
   ledger: costs.Ledger = costs.Ledger()
   records: int = 0
   skipped: int = 0
+  twin: Architecture | None = None
 
   def to_documents(self) -> dict[str, Any]:
     """JSON documents for a checkpoint."""
@@ -48,7 +50,11 @@ class Progress:
     return {
         'architecture': fields.pop('architecture').to_json(),
         'policy': fields.pop('policy').to_json(),
-        'progress': {**fields, 'ledger': dataclasses.asdict(self.ledger)},
+        'progress': {
+            **fields,
+            'ledger': dataclasses.asdict(self.ledger),
+            'twin': self.twin and self.twin.to_json(),
+        },
     }
 
   @classmethod
@@ -57,7 +63,9 @@ class Progress:
   ) -> Self:
     """Makes it of what `to_documents` gave."""
     progress = dict(documents['progress'])
+    twin = progress.pop('twin', None)
     return cls(
+        twin=twin and Architecture.from_json(twin),
         architecture=Architecture.from_json(documents['architecture']),
         policy=policy_type.from_json(documents['policy']),
         ledger=costs.Ledger(**progress.pop('ledger')),
@@ -79,6 +87,7 @@ class RunState:
     meters: sums over the current epoch, on the devices.
     active: part of the canonical state that is computed; None for all.
     canonical: the canonical state if only a part of it is computed, else None.
+    twin: canonical state of the ungrown twin, on the host; None without one.
   """
 
   progress: Progress
@@ -88,6 +97,7 @@ class RunState:
   meters: Any
   active: view.Active | None
   canonical: state_lib.TrainState | None
+  twin: state_lib.TrainState | None = None
 
   @property
   def cost(self) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from autogrow_jax.run import programs
 from autogrow_jax.run import results
 from autogrow_jax.run import state as run_state
 from autogrow_jax.run import steps
+from autogrow_jax.run import twins
 from autogrow_jax.run import workdir
 
 Interrupted = journal.Interrupted
@@ -97,8 +98,9 @@ def _train(setup: Setup, log: journal.Journal) -> dict[str, Any]:
     trained = state
     state, score, train_accuracy = _end_epoch(setup, state, log, pace)
     if state.progress.phase == 'growing':
-      observation = growing.observe(state, score)
       try:
+        state, twin = twins.train(setup, state, log)
+        observation = growing.observe(state, score, twin)
         state = growing.step(setup, state, log, observation, train_accuracy)
       except journal.Stop:  # A restart evaluates and decides again.
         log.stop_if_asked(log.timed(trained))

@@ -225,6 +225,14 @@ def abstract_arrays(
     tx: optax.GradientTransformation,
 ) -> dict[str, Any]:
   """Shapes of all arrays in a checkpoint, from its documents."""
-  architecture = Architecture.from_json(documents['architecture'])
-  state = state_lib.abstract_state(architecture, tx, extra=method.extra)
-  return {'state': state, 'meters': steps.new_meters()}
+  networks = {'state': documents['architecture']}
+  if twin := documents['progress'].get('twin'):
+    networks['twin'] = twin
+  return {'meters': steps.new_meters()} | {
+      name: state_lib.abstract_state(
+          Architecture.from_json(value),
+          tx,
+          extra=method.extra,
+      )
+      for name, value in networks.items()
+  }

@@ -199,6 +199,15 @@ PRESETS = {
         'schedule.finetune_epochs': 8,
         'batch_size': 64,
     },
+    # A task that no network of one block can learn, and one of three can.
+    'dots': _of('dots:8-10@8x20') | {
+        'network.name': 'basic1resnet',
+        'policy.interval': 3,
+        'policy.window': 6,
+        'schedule.learning_rate': 0.1,
+        'schedule.finetune_epochs': 3,
+        'batch_size': 64,
+    },
     # Two percent of the images (1,160), sized for two CPU cores.
     'fashion_mnist_small': _of('fashion_mnist') | {
         'data.holdout': 2000,
