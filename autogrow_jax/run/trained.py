@@ -183,7 +183,7 @@ def load(
   documents, state = restored.documents, restored.state['state']
   architecture = Architecture.from_json(documents['architecture'])
   active = method.execution.active(architecture, state.stats['method'])
-  if active is not None:
+  if active is not None and active.counts != dict(architecture.sizes):
     raise ValueError(
         f'The run in {workdir} is still choosing what its network consists of '
         f'(epoch {documents["progress"]["epoch"]}); continue it to its end.'
