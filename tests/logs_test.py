@@ -283,7 +283,7 @@ class TensorBoardTest(absltest.TestCase):
     board = tensorboard.writer(folder, resume_step=20)
     tensorboard.write(board, {**_EPOCH, 'step': 30, 'loss': 'nan'})
     board.close()
-    self.assertEqual(_purge_steps(folder), {1, 21})
+    self.assertIn(21, _purge_steps(folder))
 
   def test_not_imported_while_unused(self):
     code = (
