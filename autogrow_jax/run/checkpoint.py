@@ -285,31 +285,29 @@ def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
       active_processes={alone},
       barrier_sync_key_prefix=f'process{alone}',
   )
-  tree = ocp.PyTreeCheckpointHandler(
-      multiprocessing_options=processes,
-      type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-          (np.ndarray, _NumpyHandler(deepcopy_host_arrays=False)),
-          (jax.Array, ocp.type_handlers.ArrayHandler()),
-      ),
+  types = ocp.type_handlers.create_type_handler_registry(
+      (np.ndarray, _NumpyHandler(deepcopy_host_arrays=False)),
+      (jax.Array, ocp.type_handlers.ArrayHandler()),
   )
   text = ocp.JsonCheckpointHandler(multiprocessing_options=processes)
-  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  registry.add('arrays', ocp.args.PyTreeSave, tree)
-  registry.add('arrays', ocp.args.PyTreeRestore, tree)
-  for name in ('documents', 'digest'):
-    registry.add(name, ocp.args.JsonSave, text)
-    registry.add(name, ocp.args.JsonRestore, text)
-  options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      create=False,
-      # Threads of Orbax wait for the operation that its process counted last.
-      # With saves in several threads that may be the one of another.
-      enable_async_checkpointing=False,
-      lightweight_initialize=True,  # Reads no checkpoint, which may be damaged.
-      multiprocessing_options=processes,
-  )
   return ocp.CheckpointManager(
-      directory, options=options, handler_registry=registry
+      directory,
+      item_handlers={
+          'arrays': ocp.PyTreeCheckpointHandler(
+              multiprocessing_options=processes, type_handler_registry=types
+          ),
+          'documents': text,
+          'digest': text,
+      },
+      options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep,
+          create=False,
+          # Threads of Orbax wait for the operation that its process counted
+          # last. With saves in several threads that may be another's.
+          enable_async_checkpointing=False,
+          lightweight_initialize=True,  # Reads nothing that may be damaged.
+          multiprocessing_options=processes,
+      ),
   )
 
 
