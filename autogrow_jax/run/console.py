@@ -115,7 +115,8 @@ def format_record(record: Record) -> str:
     reason = _REASONS.get(record['reason'], record['reason'])
     return f"stage {record['stage']} stops growing: {reason}"
   if event == 'back':
-    return f"growing did not help: back to {format_depths(record['depths'])}"
+    depths = policies.format_depths(record['depths'])
+    return f'growing did not help: back to {depths}'
   if event == 'phase':
     depths = policies.format_depths(record['depths'])
     return f"phase {record['name']} at {depths}"
