@@ -10,7 +10,7 @@ HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo       grow a network on the embedded digits (3 minutes)'
+	@echo 'make demo       grow a network until it can do its task (a minute)'
 	@echo 'make test       run the tests (half an hour on 2 cores)'
 	@echo 'make test-ci    test the wheel, and every Python that is installed'
 	@echo 'make test-slow  run the long tests too'
@@ -29,13 +29,14 @@ endif
 	@touch $@
 
 demo: .venv/ready
-	$(BIN)/python -m experiments.autogrow --preset=digits --workdir=runs/demo
+	$(BIN)/python -m experiments.autogrow --preset=dots --workdir=runs/demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not ci'
 
 test-ci: .venv/ready
-	$(BIN)/python -m pytest -rs -m ci
+	@$(BIN)/python -m pip install -qq -e '.[test,test-models]' --config-settings editable_mode=compat
+	$(BIN)/python -m pytest -n 2 --dist load -rs -m ci
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m 'not ci'

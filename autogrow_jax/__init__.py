@@ -27,7 +27,9 @@ if TYPE_CHECKING:
   from autogrow_jax.core.axes import NEW as NEW
   from autogrow_jax.core.carry import Account as Account
   from autogrow_jax.core.carry import carry as carry
+  from autogrow_jax.core.growth import deepen as deepen
   from autogrow_jax.core.growth import Growth as Growth
+  from autogrow_jax.core.growth import growth_between as growth_between
   from autogrow_jax.core.growth import prune as prune
   from autogrow_jax.core.growth import split as split
   from autogrow_jax.core.growth import widen as widen
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
       GaussNewton as GaussNewton,
   )
   from autogrow_jax.methods.sparsify.method import Sparsify as Sparsify
+  from autogrow_jax.models import functional as functional
+  from autogrow_jax.models import shapes as shapes
+  from autogrow_jax.models import trace as trace
   from autogrow_jax.policies import Decision as Decision
   from autogrow_jax.policies import Observation as Observation
   from autogrow_jax.policies import Policy as Policy
@@ -66,12 +71,15 @@ _ROOMS = {
     'architecture': ('Architecture',),
     'core.axes': ('Axis', 'AxisTable', 'NEW'),
     'core.carry': ('Account', 'carry'),
-    'core.growth': ('Growth', 'prune', 'split', 'widen'),
+    'core.growth': (
+        'Growth', 'deepen', 'growth_between', 'prune', 'split', 'widen',
+    ),
     'core.receipts': ('Receipt', 'grow'),
     'methods.autogrow': ('AutoGrow',),
     'methods.base': ('Method', 'Situation', 'Skip'),
     'methods.gauss_newton.method': ('GaussNewton',),
     'methods.sparsify.method': ('Sparsify',),
+    'models': ('functional', 'shapes', 'trace'),
     'policies': ('Decision', 'Observation', 'Policy'),
     'run.config': ('RunConfig',),
     'run.results': ('read_result',),

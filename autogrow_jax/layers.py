@@ -6,12 +6,14 @@ are cast; statistics and their reductions are always float32.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import linen as nn
 from flax import struct
 from flax.core import meta
 import jax
+from jax import ad_checkpoint
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
@@ -139,6 +141,9 @@ class DepthwiseConv(nn.Module):
     return convolve(x, kernel, self.stride, self.size // 2)
 
 
+_KEEP_STATISTICS = jax.checkpoint_policies.save_only_these_names('batch')
+
+
 class Norm(nn.Module):
   """Batch normalisation with the papers' constants.
 
@@ -170,32 +175,37 @@ class Norm(nn.Module):
     )
     running_mean = running('mean', jnp.zeros)
     running_var = running('var', jnp.ones)
-    mean, var = running_mean.value, running_var.value
+    old = running_mean.value, running_var.value
+    if self.is_initializing():
+      train = False
+    # The backward pass has x in its own type and computes x in float32 again.
+    y, (running_mean.value, running_var.value) = jax.checkpoint(
+        functools.partial(self._normalised, train), policy=_KEEP_STATISTICS
+    )(x, scale, bias, old)
+    return y
+
+  def _normalised(self, train, x, scale, bias, old):
+    """Normalised x, and the next running statistics."""
+    (mean, var), x32, keep = old, widened(x), self.momentum
     # A traced `train` computes both and selects: one program serves both.
-    if train is not False and not self.is_initializing():
-      x32 = widened(x)
+    if train is not False:
       dims = tuple(range(x.ndim - 1))
       batch_mean = jnp.mean(x32, dims)
       # With jnp.square, loops would keep 2 * x32 besides x for the gradient.
       batch_var = jnp.maximum(
           jnp.mean(x32 * x32, dims) - batch_mean * batch_mean, 0.0
       )
-      if train is True:
-        keep = self.momentum
-      else:
-        keep = jnp.where(train, self.momentum, 1.0)
-      running_mean.value = keep * mean + (1 - keep) * batch_mean
-      running_var.value = keep * var + (1 - keep) * batch_var
-      if train is True:
-        mean, var = batch_mean, batch_var
-      else:
-        mean = jnp.where(train, batch_mean, mean)
-        var = jnp.where(train, batch_var, var)
+      batch = ad_checkpoint.checkpoint_name((batch_mean, batch_var), 'batch')
+      mean, var = batch
+      if train is not True:
+        keep = jnp.where(train, keep, 1.0)
+        mean, var = (jnp.where(train, *pair) for pair in zip(batch, old))
+      old = tuple(keep * a + (1 - keep) * b for a, b in zip(old, batch))
     factor = scale * lax.rsqrt(var + self.epsilon)
     shift = bias - mean * factor
-    channels = (1,) * (x.ndim - 1) + shape
-    y = widened(x) * factor.reshape(channels)
-    return (y + shift.reshape(channels)).astype(x.dtype)
+    channels = (1,) * (x.ndim - 1) + scale.shape
+    y = x32 * factor.reshape(channels)
+    return (y + shift.reshape(channels)).astype(x.dtype), old
 
 
 class Dense(nn.Module):

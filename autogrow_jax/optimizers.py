@@ -178,8 +178,8 @@ class AuxConfig:
   """Descent on a method's own variables, on the schedule of the weights.
 
   Attributes:
-    learning_rate: where that of the weights is the top rate.
-    momentum: of the heavy-ball kind.
+    learning_rate: learning rate where that of the weights is the top rate.
+    momentum: heavy-ball momentum.
     weight_decay: added to gradients before the momentum.
   """
 

@@ -1,114 +1,29 @@
 """Policies: *when* a network grows, at which stage, and when it is done.
 
-A policy is an immutable state machine that sees one `Observation` per epoch and
-answers with a `Decision`. Fields with a help text in their metadata are its
-settings, the others its progress.
+The protocol is in `policy`. Fields with a help text in their metadata are the
+settings of a policy, the others its progress.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import fractions
-import json
 import re
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
 from autogrow_jax import paired
+from autogrow_jax.policy import Decision as Decision
+from autogrow_jax.policy import Depths as Depths
+from autogrow_jax.policy import FINISH as FINISH
+from autogrow_jax.policy import grow as grow
+from autogrow_jax.policy import KEEP as KEEP
+from autogrow_jax.policy import next_growth as next_growth
+from autogrow_jax.policy import Observation as Observation
+from autogrow_jax.policy import Policy as Policy
 
-Depths: TypeAlias = tuple[int, ...]  # Sub-modules per stage.
 Number: TypeAlias = fractions.Fraction | str  # As it is written, and exact.
-
-
-@dataclasses.dataclass(frozen=True)
-class Observation:
-  """Results of one growing epoch on the selection data.
-
-  Attributes:
-    epoch: number of finished growing epochs, from 1.
-    step: number of finished training steps.
-    correct: number of correct predictions.
-    total: number of predictions.
-    loss_sum: sum of their losses.
-    cost: multiply-adds spent on training so far.
-    hits: bool (examples,), results of single examples in an order that never
-      changes, for paired tests; None where an example has several labels.
-  """
-
-  epoch: int
-  step: int
-  correct: int
-  total: int
-  loss_sum: float
-  cost: int
-  hits: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-  """A policy's answer to an observation.
-
-  Attributes:
-    action: 'keep' training, 'grow' and train on, or 'finish' growing.
-    stage: stage that grows by one; None if nothing grows, or if the method
-      decides what grows.
-    closed: stages closed for ever by this check's stop, before any growth.
-    capped: stages closed by this growth, at their largest depth.
-    target: depths after a growth of several at once, or None.
-  """
-
-  action: Literal['keep', 'grow', 'finish']
-  stage: int | None = None
-  closed: tuple[int, ...] = ()
-  capped: tuple[int, ...] = ()
-  target: Depths | None = None
-
-  def stages(self, depths: Depths) -> tuple[int, ...]:
-    """Returns the stage of each block to append to a network of `depths`."""
-    if self.target is None:
-      return () if self.stage is None else (self.stage,)
-    pairs = enumerate(zip(depths, self.target, strict=True))
-    return sum(((stage,) * (goal - now) for stage, (now, goal) in pairs), ())
-
-
-KEEP = Decision('keep')
-FINISH = Decision('finish')
-
-
-def grow(stage: int | None = None) -> Decision:
-  """Returns the decision to grow a stage; None leaves it to the method."""
-  return Decision('grow', stage)
-
-
-class Policy(Protocol):
-  """When and where a network grows; a frozen, hashable value.
-
-  Equal policies answer equal observations with equal decisions, so that hosts
-  which feed theirs the same counts agree without talking. A dataclass that
-  inherits from this class is stored as its fields.
-  """
-
-  @property
-  @abc.abstractmethod
-  def finished(self) -> bool:
-    """True once growing is over; then `update` is not called any more."""
-
-  @abc.abstractmethod
-  def update(self, observation: Observation) -> tuple[Self, Decision]:
-    """Returns the policy after the next epoch, and what to do now."""
-
-  def to_json(self) -> dict[str, Any]:
-    """Returns lists, texts and numbers; see `from_json`."""
-    return json.loads(json.dumps(dataclasses.asdict(self), default=str))
-
-  @classmethod
-  def from_json(cls, data: Mapping[str, Any]) -> Self:
-    """Inverts `to_json`, at any moment of a run."""
-    return cls(**{
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in data.items()
-    })
 
 
 def _setting(text: str, **default: Any) -> Any:
@@ -237,10 +152,16 @@ class RoundRobin(_Checking):
     if policy.finished or not growth:
       action = 'finish' if policy.finished else 'keep'
       return policy, Decision(action, closed=closed)
+    return policy._grown(policy._next(), closed)
+
+  def _next(self) -> int:
+    """Returns the open stage that follows the one grown last."""
     last, stages = -1 if self.grown is None else self.grown, len(self.depths)
-    stage = min(policy.open_stages, key=lambda s: (s - last - 1) % stages)
+    return min(self.open_stages, key=lambda s: (s - last - 1) % stages)
+
+  def _grown(self, stage: int, closed: Depths) -> tuple[Self, Decision]:
     policy = dataclasses.replace(
-        policy,
+        self,
         depths=tuple(d + (s == stage) for s, d in enumerate(self.depths)),
         grown=stage,
         last_growth=self.epoch,
@@ -323,17 +244,93 @@ class Sequential(RoundRobin):
     _set_exact(self, 'error_rate', 0.5)
 
   def _item(self, observation: Observation) -> str:
-    if observation.hits is None:
-      raise ValueError('The sequential policy needs hits of single examples.')
-    return paired.pack_hits(observation.hits)
+    return _packed(observation.hits)
 
   def _judge(self, total: int) -> tuple[bool, bool]:
     if self.epoch == self.interval:
       return False, True
     first, last = self.memory[: self.interval], self.memory[-self.interval :]
-    p_value = paired.p_value(paired.counts(first), paired.counts(last))
-    # Rounding must not decide where p = alpha, which is an improvement.
-    return p_value > float(self.error_rate) * (1 + 1e-9), True
+    return not _is_better(first, last, self.error_rate), True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Twin(RoundRobin):
+  """Grows as long as growth helps, by comparison with an ungrown twin.
+
+  Not in the paper, whose policies ask if time helped. The run trains the twin,
+  the network of before a growth, on the same batches. Over the second half of
+  an interval, after the set-back of a growth, an exact paired test compares how
+  often the two got each image right. If growth helped, `paired.p_value` is at
+  most alpha, the next stage grows, and the grown network is the next twin. If
+  not, up to m more growths of the same stage may follow, and then the twin
+  takes the grown network's place and the stage closes.
+
+  Attributes:
+    failed: growths in a row that did not help.
+    before: depths of the twin; None before the first growth.
+  """
+
+  error_rate: Number = _setting('alpha, how often the test may err by chance')
+  patience: int = _setting(
+      'm, growths in a row that may fail before one that does is the last',
+      default=0,
+  )
+  failed: int = 0
+  before: Depths | None = None
+
+  window = property(lambda self: self.interval)
+
+  def __post_init__(self):
+    super().__post_init__()
+    _set_exact(self, 'error_rate', 0.5)
+    _require(self.patience >= 0, f'm is {self.patience}; 0 is the least.')
+
+  def _item(self, observation: Observation) -> str:
+    hits = _packed(observation.hits)
+    if self.before is None or observation.twin_hits is None:
+      return ''
+    return f'{_packed(observation.twin_hits)} {hits}'
+
+  def _judge(self, total: int) -> tuple[bool, bool]:
+    pairs = [pair.split() for pair in self.memory[-self.interval // 2 :]]
+    helped = all(pairs) and _is_better(*zip(*pairs), self.error_rate)
+    return not helped, True
+
+  def _checked(self, total: int) -> tuple[Self, Decision]:
+    if self.before is None:
+      return self._forked((), 'new')
+    failed, _ = self._judge(total)
+    if not failed:
+      policy, closed, twin = dataclasses.replace(self, failed=0), (), 'new'
+    elif (
+        self.failed < self.patience
+        and self.grown in self.open_stages
+        and self.epoch != self.max_epochs
+    ):
+      policy = dataclasses.replace(self, failed=self.failed + 1)
+      return policy._grown(self.grown, ())
+    else:
+      closed, twin = (self.grown,), 'back'
+      policy = dataclasses.replace(
+          self,
+          closed=(*self.closed, *closed),
+          depths=self.before,
+          failed=0,
+      )
+    if policy.finished:
+      twin = twin if closed else ''
+      return policy, Decision('finish', closed=closed, twin=twin)
+    return policy._forked(closed, twin)
+
+  def _forked(
+      self, closed: Depths, twin: Literal['new', 'back']
+  ) -> tuple[Self, Decision]:
+    """Grows the next stage, and remembers the network of before."""
+    policy, decision = self._grown(self._next(), closed)
+    return (
+        dataclasses.replace(policy, before=self.depths),
+        dataclasses.replace(decision, twin=twin),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -349,6 +346,7 @@ class OneShot(_Checking):
 
   def __post_init__(self):
     super().__post_init__()
+    _require(self.target, 'oneshot needs a target, as --policy.target=5-5-5.')
     _require_growth(self.depths, self.target, 'target')
     is_possible = self.finished or self.depths != self.target
     _require(is_possible, f'The target must differ from {self.depths}.')
@@ -386,6 +384,7 @@ POLICIES: dict[str, type[Any]] = {
     'periodic': Periodic,
     'convergent': Convergent,
     'sequential': Sequential,
+    'twin': Twin,
     'oneshot': OneShot,
     'every': EveryEpochs,
     'fixed': Fixed,
@@ -396,18 +395,6 @@ def make(name: str, **values: Any) -> Policy:
   """Makes the policy of a name; settings of other policies are ignored."""
   names = {f.name for f in dataclasses.fields(POLICIES[name]) if f.metadata}
   return POLICIES[name](**{k: v for k, v in values.items() if k in names})
-
-
-def next_growth(policy: Policy, observation: Observation) -> Decision | None:
-  """Predicts the next growth, if all epochs were like the one just observed."""
-  for _ in range(1000):
-    if policy.finished:
-      break
-    observation = dataclasses.replace(observation, epoch=observation.epoch + 1)
-    policy, decision = policy.update(observation)
-    if decision.action == 'grow':
-      return decision
-  return None
 
 
 def format_depths(depths: Sequence[int]) -> str:
@@ -422,6 +409,20 @@ def parse_depths(text: str) -> Depths:
       f"Depths {text!r} must be positive, one per stage, such as '3-2-2'.",
   )
   return tuple(map(int, text.split('-')))
+
+
+def _packed(hits: np.ndarray | None) -> str:
+  _require(hits is not None, 'This policy needs hits of single examples.')
+  return paired.pack_hits(hits)
+
+
+def _is_better(
+    first: Sequence[str], last: Sequence[str], error_rate: Number
+) -> bool:
+  """Returns if a paired test finds the later evaluations to be better."""
+  p_value = paired.p_value(paired.counts(first), paired.counts(last))
+  # Rounding must not decide where p = alpha, which is an improvement.
+  return p_value <= float(error_rate) * (1 + 1e-9)
 
 
 def _require(condition: Any, message: str) -> None:
@@ -441,7 +442,7 @@ def _require_growth(low: Depths, high: Depths | None, name: str) -> None:
 def _set_exact(policy: Policy, name: str, limit: float) -> None:
   """Makes a setting the number that is written; the float 0.05 is 1/20."""
   text = str(getattr(policy, name))
-  is_number = re.fullmatch(r'[0-9]*\.?[0-9]+(e-?[0-9]+)?|[0-9]+/[1-9][0-9]*', text)
+  is_number = re.fullmatch(r'\d*\.?\d+(e-?\d+)?|\d+/[1-9]\d*', text, re.ASCII)
   _require(
       is_number and fractions.Fraction(text) < limit,
       f'The {name} is {text}; it must be a number below {limit}, like 0.05.',

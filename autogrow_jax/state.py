@@ -97,24 +97,7 @@ def create_state(
       part.name: known.get(part.name) or base.init(part, stream)
       for part in networks.parts(architecture)
   }
-  aux, memory, _ = extra(architecture)
-  params = {
-      'weights': {name: weights for name, (weights, _) in parts.items()},
-      'aux': aux,
-  }
-  stats = {
-      'network': {name: stats for name, (_, stats) in parts.items()},
-      'method': memory,
-  }
-  return to_host(
-      TrainState(
-          step=np.int32(0),
-          params=params,
-          stats=stats,
-          opt_state=tx.init(params),
-          key=jax.random.key_data(key),
-      )
-  )
+  return to_host(_assemble(parts, extra(architecture), tx, key))
 
 
 def abstract_state(
@@ -124,37 +107,37 @@ def abstract_state(
     extra: ExtraOf = no_extra,
 ) -> TrainState:
   """Shapes and types of `create_state`, without computing anything."""
-  return jax.eval_shape(
-      lambda: _zeros_state(architecture, tx, extra)
-  )
-
-
-def _zeros_state(
-    architecture: Architecture,
-    tx: optax.GradientTransformation,
-    extra: ExtraOf,
-) -> TrainState:
-  """Zeros in the shape of a state; traceable."""
-  parts = {
+  shapes = {
       part.name: base.shapes(part) for part in networks.parts(architecture)
   }
-  zeros = lambda tree: jax.tree.map(
-      lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), tree
+  return jax.eval_shape(
+      lambda parts: _assemble(
+          parts, extra(architecture), tx, jax.random.key(0)
+      ),
+      shapes,
   )
-  aux, memory, _ = extra(architecture)
+
+
+def _assemble(
+    parts: Mapping[str, tuple[base.Tree, base.Tree]],
+    extra: Extra,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+) -> TrainState:
+  """The state at step 0 of {part: (weights, statistics)}."""
   params = {
-      'weights': {name: zeros(weights) for name, (weights, _) in parts.items()},
-      'aux': aux,
+      'weights': {name: weights for name, (weights, _) in parts.items()},
+      'aux': extra.trainable,
   }
   return TrainState(
-      step=jax.numpy.int32(0),
+      step=np.int32(0),
       params=params,
       stats={
-          'network': {name: zeros(stats) for name, (_, stats) in parts.items()},
-          'method': memory,
+          'network': {name: stats for name, (_, stats) in parts.items()},
+          'method': extra.other,
       },
       opt_state=tx.init(params),
-      key=jax.random.key_data(jax.random.key(0)),
+      key=jax.random.key_data(key),
   )
 
 

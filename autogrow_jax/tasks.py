@@ -65,7 +65,7 @@ class Task:
 
   Attributes:
     label_ndim: dimensions of the labels, the first one for examples.
-    is_stateful: whether networks carry a state from one batch to the next one.
+    is_stateful: True if networks carry a state from one batch to the next one.
   """
 
   label_ndim: ClassVar[int]
@@ -155,9 +155,9 @@ class Task:
     """Refuses labels that a network does not predict.
 
     Args:
-      name: of the network.
+      name: name of the network.
       predicted: shape of its predictions for one example.
-      labels: those of the training data, (examples, ...).
+      labels: labels of the training data, (examples, ...).
 
     Raises:
       ValueError: the labels are of another kind.

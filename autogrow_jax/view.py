@@ -4,7 +4,7 @@
 Compiled programs depend on the `Bucket` alone, not on block names. A layout
 with `spare` room stacks runs to a capacity, and then `Layout.depths` are an
 argument of programs, so that a run that grows needs a new one only where it
-outgrows a power of two.
+outgrows its capacity.
 
 An `Execution` says how a method is computed: the whole network as it is
 (`Plain`), or under gates, or only a part of it.
@@ -42,7 +42,7 @@ class Layout:
     members: per segment, the names of its parts.
     canonical: architecture of the canonical state; a larger one where only a
       part of it is computed.
-    spare: whether runs that may grow are stacked to a capacity.
+    spare: True if runs that may grow are stacked to a capacity.
   """
 
   architecture: Architecture
@@ -75,8 +75,8 @@ def layout(
 
   Args:
     architecture: architecture of the canonical state.
-    fuse: whether to stack equal blocks; False is the exact reference.
-    spare: whether stacks have room for more, see `networks.base.segments`.
+    fuse: True to stack equal blocks; False is the exact reference.
+    spare: True for stacks with room for more blocks.
     computed: architecture of the part that is computed; None for all.
     remat: stages computed again in the backward pass, likewise.
 
@@ -119,8 +119,8 @@ def pack(
 
   Args:
     tree: any tree.
-    layout: of its architecture.
-    stack: how arrays are stacked; `jnp.stack` inside jit.
+    layout: layout of its architecture.
+    stack: function that stacks arrays; `jnp.stack` inside jit.
 
   Returns:
     The packed tree.
@@ -215,7 +215,7 @@ class Active(Protocol):
   Attributes:
     computed: architecture that programs are compiled for.
     counts: number of active units per axis, for `costs`.
-    blocks: whether each block that may be missing is active, for `costs`.
+    blocks: True for each block that may be missing and is active, for `costs`.
   """
 
   @property
@@ -265,7 +265,7 @@ class Execution(Protocol):
   """How a method is computed.
 
   Attributes:
-    spare: whether stacks have room for more blocks while the network grows, so
+    spare: True for stacks with room for more blocks while the network grows, so
       that growths seldom compile. Nothing inside jit can then unpack a tree.
   """
 
@@ -309,7 +309,7 @@ class Plain:
   """Computes the whole network as it is.
 
   Attributes:
-    spare: whether stacks have room for more blocks, see `Execution`.
+    spare: True for stacks with room for more blocks.
   """
 
   spare: bool = False

@@ -3,8 +3,8 @@
     python -m benchmarks.epoch
 
 Trains fixed networks on images in memory, as a run does (batches, meters,
-progress, records), step by step and with --steps_per_call as large as an epoch,
-and compares their pace with the bare compiled step on a batch of the same size.
+progress, records), and compares their pace with the bare compiled step on a
+batch of the same size.
 A perceptron, whose step takes next to nothing, shows what input, metrics and
 Python take where nothing hides them: they are done while the device computes,
 so that a step that takes longer does not wait.
@@ -44,12 +44,11 @@ def main() -> None:
   found = {name: _measure(*case) for name, case in cases.items()}
   common.report(
       f'Training steps, batch {BATCH.value}, {IMAGES.value} images in memory',
-      ('', 'bare, ms, median (range)', '', 'in a run', 'not the step'),
+      ('', 'bare, ms, median (range)', 'in a run', 'not the step'),
       [
-          (name, item['bare'], how, of['in_run'],
-           f'{of["rest"]:.2f} ms, {100 * of["share"]:.1f} %')
+          (name, item['bare'], item['in_run'],
+           f'{item["rest"]:.2f} ms, {100 * item["share"]:.1f} %')
           for name, item in found.items()
-          for how, of in item['runs'].items()
       ],
       found,
   )
@@ -77,20 +76,16 @@ def _measure(
   step = steps.training(architecture, (images[:size], labels[:size]))
   bare = common.in_turn({'step': step.run}, 5 * common.REPEATS.value)['step']
   known = config.NetworkConfig(network, depths=depths, widths=widths)
-  runs = {}
-  for how, calls in (
-      ('step by step', 1), ('an epoch in a call', IMAGES.value // size)
-  ):
-    in_run = _pace(known, dataset, calls)
-    rest = in_run.median - bare.median
-    runs[how] = {
-        'in_run': in_run, 'rest': 1e3 * rest, 'share': rest / in_run.median
-    }
-  return {'bare': bare, 'runs': runs}
+  in_run = _pace(known, dataset)
+  rest = in_run.median - bare.median
+  return {
+      'bare': bare, 'in_run': in_run, 'rest': 1e3 * rest,
+      'share': rest / in_run.median,
+  }
 
 
 def _pace(
-    network: config.NetworkConfig, dataset: data.Dataset, steps_per_call: int
+    network: config.NetworkConfig, dataset: data.Dataset
 ) -> common.Spread:
   """Seconds of a step in the epochs of a run."""
   with tempfile.TemporaryDirectory() as workdir:
@@ -103,7 +98,6 @@ def _pace(
               schedule=config.ScheduleConfig(
                   learning_rate=1e-3, finetune_epochs=common.REPEATS.value + 1
               ),
-              devices=config.DeviceConfig(steps_per_call=steps_per_call),
               batch_size=BATCH.value,
           ),
           dataset=dataset,

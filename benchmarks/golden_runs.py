@@ -88,7 +88,8 @@ RUNS = {
         'clip_norm': '5'}),
     'deeplab': ('sparsify', {
         'dataset': 'pairs:DATA/pairs', 'network': 'deeplab',
-        'depths': '1-1-1-1', 'widths': '8-8-8-8', 'image_size': '33', 'batch_size': '4',
+        'depths': '1-1-1-1', 'widths': '8-8-8-8', 'image_size': '33',
+        'batch_size': '4',
         'holdout': '8', 'epochs': '2', 'target_sparsity': '0.5',
         'compare': '', 'backend': 'masked'}),
     'stream': ('autogrow', _TINY | {
@@ -156,6 +157,16 @@ def command(checkout, binary, flags, data, workdir):
     if not is_old:
       name = PATHS.get(name, name)
     arguments.append(f'--{name}={value}')
+  # The only one that there was before there was a setting.
+  methods = checkout / 'autogrow_jax' / 'methods'
+  settings = methods / 'sparsify' / 'method.py'
+  if (
+      binary == 'sparsify'
+      and 'method' not in flags
+      and settings.exists()
+      and 'estimator' in settings.read_text()
+  ):
+    arguments.append('--method.estimator=paper')
   return [
       sys.executable, '-m', f'experiments.{binary}', f'--workdir={workdir}',
       *arguments,

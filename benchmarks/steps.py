@@ -6,14 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
+from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
 from autogrow_jax import view
 from autogrow_jax.methods import base
+from autogrow_jax.networks import base as networks_base
 from autogrow_jax.run import parallel as parallel_lib
 from autogrow_jax.run import steps
 
@@ -85,3 +88,39 @@ def training(
   if active is not None:
     state = active.take(state)
   return timing.timed_step(computation, layout, state, batch)
+
+
+def kept_bytes(layout: view.Layout, batch_size: int, dtype: Any) -> int:
+  """Bytes of a training step's forward pass that the backward pass reads.
+
+  Args:
+    layout: layout of the network.
+    batch_size: number of images.
+    dtype: type of activations.
+
+  Returns:
+    The activations, and the weights in the type of the activations.
+  """
+  architecture = layout.architecture
+  packed = jax.eval_shape(
+      lambda state: view.pack(state, layout, stack=jnp.stack),
+      state_lib.abstract_state(architecture, optax.identity()),
+  )
+  image = networks.parts(architecture)[0].input_shape
+
+  def pullback(weights, stats, x, depths):
+    return jax.vjp(
+        lambda weights: networks_base.apply(
+            layout.bucket, weights, stats, x, train=True, depths=depths
+        )[0],
+        weights,
+    )[1]
+
+  kept = jax.eval_shape(
+      pullback,
+      packed.params['weights'],
+      packed.stats['network'],
+      jax.ShapeDtypeStruct((batch_size, *image), dtype),
+      jax.tree.map(jnp.int32, layout.depths),
+  )
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))

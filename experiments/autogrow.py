@@ -15,14 +15,15 @@ import sys
 from absl import flags as absl_flags
 
 from autogrow_jax import data
-from autogrow_jax.methods import autogrow
 from autogrow_jax.run import config
 from autogrow_jax.run import results
+from autogrow_jax.run import settings
 from autogrow_jax.run import train
 
 from . import compare
 from . import dry_run
 from . import flags
+from . import placebo
 from . import report
 from . import summary
 from .studies import null_model
@@ -41,21 +42,32 @@ def main() -> None:
   flags.run(_main, __doc__, _define)
 
 
-def _appending(preset: config.RunConfig) -> config.RunConfig:
-  """Returns the preset, if it is one that appends sub-modules."""
-  if not isinstance(preset.method, autogrow.AutoGrow):
+def _appending(run_config: config.RunConfig) -> config.RunConfig:
+  """Returns a configuration, if its method appends sub-modules."""
+  kind = settings.kind_of(run_config.method, config.METHODS)
+  if kind in config.METHODS and kind != 'autogrow':
     raise ValueError(
-        'The preset does not append sub-modules; it is for '
-        'experiments.gauss_newton or experiments.sparsify.'
+        f'The method {kind} does not append sub-modules; it is for '
+        f'experiments.{kind}.'
     )
-  return preset
+  return run_config
 
 
-SETTINGS = flags.Settings({**flags.PLAIN, **flags.GROWING}, base=_appending)
+SETTINGS = flags.Settings(
+    {**flags.PLAIN, **flags.GROWING, 'method': 'method'},
+    base=_appending,
+    help={
+        'method': "autogrow, or 'package.module:Class' of a method of your own "
+        'that appends sub-modules.',
+        'policy': 'periodic, convergent, sequential (stops when an exact '
+        'paired test finds no improvement), or oneshot (all stages at once).',
+    },
+)
 
 
 def _define(arguments: Sequence[str]) -> None:
   absl_flags.DEFINE_list('compare', ['seed'], compare.described(COMPARED))
+  absl_flags.DEFINE_enum('placebo', 'auto', placebo.CHOICES, placebo.HELP)
   absl_flags.DEFINE_enum(
       'dry_run',
       'no',
@@ -72,12 +84,12 @@ def _define(arguments: Sequence[str]) -> None:
 
 def _main() -> None:
   flags.use_compilation_cache()
-  run_config = SETTINGS.config()
+  run_config = _appending(SETTINGS.config())
   is_dry = flags.FLAGS.dry_run != 'no'
   policy = run_config.policy.name
   if policy == 'every' or policy == 'fixed' and not is_dry:
     raise ValueError(
-        '--policy is periodic, convergent, sequential or oneshot; fixed '
+        '--policy is periodic, convergent, sequential, twin or oneshot; fixed '
         "networks are experiments.baseline's, and what grows widths every so "
         "many epochs is experiments.gauss_newton's."
     )
@@ -89,6 +101,8 @@ def _main() -> None:
   result = train.run(run_config, dataset=dataset)
   controls = null_model.of_run(run_config.workdir)
   results.add(run_config.workdir, **controls)
+  report.write(run_config.workdir)
+  controls |= placebo.run(run_config, dataset, result, flags.FLAGS.placebo)
   report.write(run_config.workdir)
   fixed = compare.run(run_config, dataset, result, flags.FLAGS.compare)
   print(summary.of_run({**result, **controls}, run_config.workdir, fixed))

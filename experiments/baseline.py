@@ -14,6 +14,10 @@ SETTINGS = flags.Settings(
     {**flags.PLAIN, **flags.DEPTHS, 'epochs': 'schedule.finetune_epochs'},
     base=presets.fixed,
     hidden=('policy.name', 'method'),
+    help={
+        'epochs': 'Epochs of training.',
+        'finetune_epochs': 'The same as --epochs.',
+    },
 )
 
 

@@ -44,8 +44,7 @@ def _define(arguments: Sequence[str]) -> None:
       'format', 'table', ['table', 'json'], 'For people or for programs.'
   )
   for item in settings.list_all(config.NetworkConfig()):
-    name = 'network' if item.path == 'name' else item.path
-    absl_flags.DEFINE_string(name, None, item.help)
+    absl_flags.DEFINE_string(_flag(item.path), None, item.help)
 
 
 def _main() -> None:
@@ -85,14 +84,22 @@ def _main() -> None:
   )
 
 
+def _flag(name: str) -> str:
+  """Flag of a setting of networks, as in the other binaries."""
+  plain = {**flags.PLAIN, **flags.DEPTHS}
+  path = f'network.{name}'
+  return next((flag for flag in plain if plain[flag] == path), path)
+
+
 def make_architecture() -> architecture_lib.Architecture:
   """Returns the architecture that the flags ask for."""
   options = {}
   for item in settings.list_all(config.NetworkConfig()):
-    text = flags.FLAGS['network' if item.path == 'name' else item.path].value
+    flag = _flag(item.path)
+    text = flags.FLAGS[flag].value
     value = item.value
     if text is not None:
-      value = settings.parse(text, item.hint, f'--{item.path}')
+      value = settings.parse(text, item.hint, f'--{flag}')
     options[item.path] = value
   network, depths = networks.get(options.pop('name')), options.pop('depths')
   shape, classes = flags.FLAGS.input_shape, flags.FLAGS.classes

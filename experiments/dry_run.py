@@ -25,6 +25,7 @@ from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
 from autogrow_jax import data
 from autogrow_jax import networks
+from autogrow_jax import policies
 from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.run import checkpoint
@@ -84,7 +85,7 @@ def show(config: config_lib.RunConfig, *, shapes: bool) -> None:
           + '  peak memory  compiling  loss on one batch' * (not shapes)
       )
     stops.append(stop)
-    depths = console.format_depths(stop.architecture.depths)
+    depths = policies.format_depths(stop.architecture.depths)
     line = (
         f'{stop.epoch:5}  {depths:12}  '
         f'{console.format_count(costs.params(stop.architecture)):>10}  '

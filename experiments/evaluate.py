@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 import json
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -31,13 +32,7 @@ def _define(arguments: Sequence[str]) -> None:
 
 def _main() -> None:
   workdir, name = flags.FLAGS.workdir, flags.FLAGS.split
-  result = results.read_result(workdir)
-  network = trained.load(workdir)
-  if result is None:
-    raise ValueError(
-        f'The run in {workdir} has not ended (epoch {network.epoch}); '
-        'start its command again to continue it.'
-    )
+  network, result = finished(workdir)
   config = network.config
   dataset = data.load(config.data, seed=config.seed)
   split = dataset.holdout if name == 'holdout' else dataset.read_test()
@@ -60,6 +55,17 @@ def _main() -> None:
           **score.metrics,
       })
   )
+
+
+def finished(workdir: str) -> tuple[trained.TrainedNetwork, dict[str, Any]]:
+  """Loads the network of a run that has ended, and its result."""
+  result, network = results.read_result(workdir), trained.load(workdir)
+  if result is None:
+    raise ValueError(
+        f'The run in {workdir} has not ended (epoch {network.epoch}); '
+        'start its command again to continue it.'
+    )
+  return network, result
 
 
 if __name__ == '__main__':

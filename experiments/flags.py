@@ -20,6 +20,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from autogrow_jax import networks
 from autogrow_jax import policies
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import settings
@@ -68,6 +69,7 @@ class Settings:
     hidden: paths, or their beginnings, that the binary sets itself.
     kinds: flags of the binary that choose a kind: the path, and the
       'module:Class' of each value.
+    help: plain flags, and what to say of them in place of the setting's help.
   """
 
   plain: Mapping[str, str]
@@ -76,6 +78,7 @@ class Settings:
   kinds: Mapping[str, tuple[str, Mapping[str, str]]] = dataclasses.field(
       default_factory=dict
   )
+  help: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def define(self, arguments: Sequence[str]) -> None:
     """Defines the flags, for the kinds that the arguments choose."""
@@ -96,7 +99,7 @@ class Settings:
     known = self._known(self._with_kinds(preset, arguments), arguments)
     for name, path in self.plain.items():
       item = known.get(path)
-      help_text = item.help if item else _help_of(path)
+      help_text = self.help.get(name) or (item.help if item else _help_of(path))
       flags.DEFINE_string(name, None, _with_value(help_text, item))
     skipped = ('workdir', 'own', 'data.digest', *self.hidden)
     skipped += tuple(path for path, _ in self.kinds.values())
@@ -130,8 +133,12 @@ class Settings:
       preset = config_lib.in_paper_protocol(preset)
     if 'data.dataset' in changes:  # Whose files are its own.
       changes.setdefault('data.digest', None)
-    if 'network.name' in changes:  # Whose learning rate is its own.
+    if name := changes.get('network.name'):  # Whose learning rate is its own.
       changes.setdefault('schedule.learning_rate', None)
+      old, new = networks.get(preset.network.name), networks.get(name)
+      if len(old.widths) != len(new.widths):  # And other stages.
+        for path in ('depths', 'widths'):
+          changes.setdefault(f'network.{path}', None)
     result = settings.replace(preset, changes)
     name = run_name(FLAGS.preset, result)
     workdir = FLAGS.workdir or os.path.join('runs', f'{name}-{result.seed}')
@@ -150,7 +157,6 @@ class Settings:
       if kind := _early(arguments, item.path):
         config = settings.with_kind(config, item.path, kind)
     return config
-
 
   def _known(
       self, config: config_lib.RunConfig, arguments: Sequence[str]
@@ -190,17 +196,22 @@ def run(
   Args:
     main: called after flags are parsed.
     doc: what the binary does, for --help.
-    define: defines its flags, given the arguments; None if they are defined.
+    define: defines its flags, given the arguments; None if its module does.
   """
   arguments = sys.argv[1:]
   foreign = set(FLAGS)
+  if define is None:
+    foreign -= {flag.name for flag in FLAGS.get_flags_for_module(sys.argv[0])}
   try:
     if define is not None:
       define(arguments)
   except ValueError as error:
     sys.exit(_report(error))
   if {'-h', '-help', '--help', '--helpfull', '--helpshort'} & set(arguments):
-    print(help_text(doc, set(FLAGS) - foreign))
+    if status := _quietly(
+        lambda: print(help_text(doc, set(FLAGS) - foreign))
+    ):
+      sys.exit(status)
     return
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -219,7 +230,7 @@ def run(
     if not FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
     try:
-      return main()
+      return _quietly(main)
     except train.Interrupted as error:
       print(error, file=sys.stderr)
       return 128 + error.signum
@@ -232,6 +243,17 @@ def run(
       return _report(error)
 
   app.run(checked, flags_parser=parse)
+
+
+def _quietly(main: Callable[[], int | None]) -> int | None:
+  """Calls a function; ends without a word if nobody reads its output."""
+  try:
+    status = main()
+    sys.stdout.flush()
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+  return status
 
 
 def help_text(doc: str, names: Collection[str]) -> str:
@@ -247,7 +269,10 @@ def help_text(doc: str, names: Collection[str]) -> str:
   for group, own in sorted(groups.items()):
     lines += ['', f'{group or "flags"}:']
     for flag in own:
-      default = f' [{flag.default}]' if flag.default is not None else ''
+      default = flag.default
+      if isinstance(default, list):
+        default = ','.join(default) or None
+      default = '' if default is None else f' [{default}]'
       lines += textwrap.wrap(
           f'--{flag.name}: {flag.help}{default}',
           width=80, initial_indent='  ', subsequent_indent='      ',

@@ -2,14 +2,12 @@ r"""Studies learned splits and prunes on the network of a finished run.
 
     python -m experiments.morphisms --run=runs/demo --study=estimates
     python -m experiments.morphisms --run=runs/demo --study=strategies
-    python -m experiments.morphisms --run=runs/demo --study=cost
 
   estimates   changes of the loss by splits and prunes of all channels, one at a
               time, estimated and measured, on training images that were not
               learned from and on the hold-out
   strategies  decreases of the loss by splits of one layer's channels, found in
               several ways
-  cost        seconds and memory of learning splits beside a plain step
 
 Weights are frozen. The network may come from any binary that trains one.
 Settings of learning come from its run if that learned splits, and flags
@@ -28,15 +26,15 @@ import time
 from absl import flags as absl_flags
 
 from autogrow_jax import data
-from autogrow_jax.methods.gauss_newton import learned_splits
-from autogrow_jax.methods.gauss_newton import learning as learning_lib
 from autogrow_jax.methods.gauss_newton import method as method_lib
+from autogrow_jax.methods.gauss_newton import ranking as ranking_lib
+from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import settings
-from autogrow_jax.run import train
 from autogrow_jax.run import trained
 
+from . import evaluate
 from . import flags
 from . import plots
 from . import presets
@@ -46,7 +44,7 @@ from .studies.gauss_newton import strategies as strategies_lib
 from .studies.gauss_newton import subject as subject_lib
 
 _GIVEN = flags.FLAGS
-STUDIES = ('estimates', 'strategies', 'cost')
+STUDIES = ('estimates', 'strategies')
 
 
 def learning(run_config: config_lib.RunConfig) -> config_lib.RunConfig:
@@ -56,8 +54,8 @@ def learning(run_config: config_lib.RunConfig) -> config_lib.RunConfig:
     method = method.settings
   if not isinstance(method, method_lib.GaussNewton):
     method = method_lib.GaussNewton()
-  if not isinstance(method.ranking, learned_splits.LearnedSplits):
-    ranking = learned_splits.LearnedSplits()
+  if not isinstance(method.ranking, ranking_lib.LearnedSplits):
+    ranking = ranking_lib.LearnedSplits()
     method = dataclasses.replace(method, ranking=ranking)
   return dataclasses.replace(run_config, method=method)
 
@@ -103,9 +101,6 @@ def _define(arguments: Sequence[str]) -> None:
       3e-3,
       'Of strategies: learning rate of that Adam.',
   )
-  absl_flags.DEFINE_integer(
-      'repeats', 9, 'Of cost: repetitions of each timed step.'
-  )
   flags.define_cache()
   method = learning(presets.get('digits')).method
   for item in settings.list_all(method):
@@ -115,20 +110,12 @@ def _define(arguments: Sequence[str]) -> None:
 
 def _main() -> None:
   flags.use_compilation_cache()
-  for name in (
-      'batch_size', 'channels', 'tries', 'morphism_epochs', 'repeats'
-  ):
+  for name in ('batch_size', 'channels', 'tries', 'morphism_epochs'):
     value = _GIVEN[name].value
     if value is not None and value < 1:
       raise ValueError(f'--{name} is at least 1, got {value}.')
   scale = parse_scale(_GIVEN.scale)
-  if train.read_result(_GIVEN.run) is None:
-    network = trained.load(_GIVEN.run)
-    raise ValueError(
-        f'The run in {_GIVEN.run} has not ended (epoch {network.epoch}); '
-        'start its command again to continue it.'
-    )
-  network = trained.load(_GIVEN.run)
+  network, _ = evaluate.finished(_GIVEN.run)
   method = learning(network.config).method
   changes = {}
   for item in settings.list_all(method):
@@ -140,25 +127,19 @@ def _main() -> None:
   dataset = data.load(network.config.data, seed=network.config.seed)
   batch_size = _GIVEN.batch_size or network.config.batch_size
   learn = method.ranking.learn
-  if _GIVEN.study == 'cost':
-    answer = answers.cost(
-        network, dataset, curvature=learn.curvature, batch_size=batch_size,
-        repeats=_GIVEN.repeats, progress=say,
-    )
+  subject = subject_lib.prepare(
+      network, dataset, examples=method.examples, batch_size=batch_size
+  )
+  if _GIVEN.study == 'estimates':
+    answer = answers.estimates(subject, method, scale, say)
   else:
-    subject = subject_lib.prepare(
-        network, dataset, examples=method.examples, batch_size=batch_size
-    )
-    if _GIVEN.study == 'estimates':
-      answer = answers.estimates(subject, method, scale, say)
-    else:
-      answer = strategies(subject, learn)
+    answer = strategies(subject, learn)
   print(answer.text)
   save(answer, network)
 
 
 def strategies(
-    subject: subject_lib.Subject, learn: learning_lib.LearnConfig
+    subject: subject_lib.Subject, learn: splits_lib.LearnConfig
 ) -> answers.Answer:
   """Compares the strategies on the channels that the flags ask for."""
   site = subject.site(_GIVEN.layer)

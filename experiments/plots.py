@@ -30,15 +30,20 @@ _PHASES = {
 }
 
 
-def of_run(history: Records) -> dict[str, Figure]:
-  """Returns the figures of a run by caption; none before its first epoch."""
+def of_run(history: Records, placebo: Records = ()) -> dict[str, Figure]:
+  """Returns the figures of a run by caption; none before its first epoch.
+
+  Args:
+    history: records of the run.
+    placebo: those of the same run of a network that never grew.
+  """
   epochs = [record for record in history if record['event'] == 'epoch']
   if not epochs:
     return {}
   growths = [record for record in history if record['event'] == 'grow']
   with style():
     return {
-        **_curves(epochs, growths),
+        **_curves(epochs, growths, placebo),
         **_sizes(epochs, growths),
         **_estimates(growths),
         **_costs(epochs),
@@ -185,7 +190,9 @@ def bars(
   return figure
 
 
-def _curves(epochs: Records, growths: Records) -> dict[str, Figure]:
+def _curves(
+    epochs: Records, growths: Records, placebo: Records
+) -> dict[str, Figure]:
   """Metric above loss, of the training and of the selection data."""
   metric = next(iter(epochs[0]['metrics']))
   figure, both = new_figure(2, 1, height=6.0, sharex=True)
@@ -201,12 +208,17 @@ def _curves(epochs: Records, growths: Records) -> dict[str, Figure]:
     if name == 'perplexity' or name == 'loss' and is_wide:
       axes.set_yscale('log')
     axes.set_ylabel('accuracy (%)' if name == 'accuracy' else name)
+  ungrown = [record for record in placebo if record['event'] == 'epoch']
+  if ungrown:
+    _lines(both[0], ungrown, {metric: ('never grows', GREEN, '-.')})
   _epoch_axis(both[1], epochs)
   legend(both[0])
   caption = (
       f'{metric.capitalize()} and loss by epoch. Dashed: training data, solid:'
       ' the data that decisions are taken on.'
   )
+  if ungrown:
+    caption += ' Dash-dotted: the same run of a network that never grows.'
   return {caption: figure}
 
 

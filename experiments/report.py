@@ -11,6 +11,7 @@ import os
 import pathlib
 from typing import Any
 
+from autogrow_jax import policies
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import results
@@ -40,7 +41,8 @@ _REST = {
     'data_fraction': 'Fraction of the training data',
     'train_macs': 'Training multiply-adds', 'wall_seconds': 'Wall time (s)',
     'compile_seconds': 'Compilation (s)', 'compile_count': 'Compilations',
-    'floor': 'Floor', 'null_band': 'Null band', 'comparison': 'Comparison',
+    'floor': 'Floor', 'null_band': 'Null band', 'placebo': 'Placebo',
+    'comparison': 'Comparison',
     'architecture': 'Architecture', 'params_digest': 'SHA-256 of parameters',
     'devices': 'Devices', 'versions': 'Versions',
 }
@@ -112,10 +114,12 @@ pre { background: #f6f8fa; padding: .75rem 1rem; border-radius: .4rem;
 def write(workdir: str | os.PathLike[str]) -> None:
   """Writes `report.html` into the work directory of a run, atomically."""
   workdir = pathlib.Path(workdir)
+  placebo = workdir / 'placebo' / 'history.jsonl'
   page = render(
       config=history_lib.read_json(workdir / 'config.json') or {},
       history=history_lib.read(workdir / 'history.jsonl'),
       result=results.read_result(workdir) or {},
+      placebo=history_lib.read(placebo) if placebo.exists() else (),
   )
   new_path = workdir / 'report.html.new'
   new_path.write_text(page, encoding='utf-8')
@@ -123,7 +127,11 @@ def write(workdir: str | os.PathLike[str]) -> None:
 
 
 def render(
-    *, config: Mapping[str, Any], history: Records, result: Result
+    *,
+    config: Mapping[str, Any],
+    history: Records,
+    result: Result,
+    placebo: Records = (),
 ) -> str:
   """Returns the page as text.
 
@@ -131,12 +139,13 @@ def render(
     config: content of config.json.
     history: records of history.jsonl.
     result: content of result.json; unknown keys are shown as they are.
+    placebo: records of the placebo's history.jsonl.
   """
   sections = [
       _heading(result),
       _warning(result),
       _cards(result),
-      _course(history),
+      _course(history, placebo),
       '<h2>Summary</h2>' + _summary_table(result),
       '<h2>Growth receipts</h2>' + _growth_table(history),
       '<h2>Configuration</h2><details><summary>Resolved configuration</summary>'
@@ -238,9 +247,9 @@ def _cards(result: Result) -> str:
   return f'<div class="cards">{"".join(cards)}</div>' if cards else ''
 
 
-def _course(history: Records) -> str:
+def _course(history: Records, placebo: Records) -> str:
   try:
-    drawn = plots.of_run(history)
+    drawn = plots.of_run(history, placebo)
   except ImportError as error:
     return f'<h2>Course</h2><p>{_escape(str(error))}</p>'
   if not drawn:
@@ -328,7 +337,7 @@ def _growth_cells(record: history_lib.Record) -> tuple[str, ...]:
   return (
       str(record['epoch']),
       f"{stage} ({record['block']})" if record.get('block') else stage,
-      record.get('shape') or console.format_depths(record['depths']),
+      record.get('shape') or policies.format_depths(record['depths']),
       change('params', console.format_count),
       change('macs', console.format_count),
       change('loss', '{:.4f}'.format),

@@ -4,12 +4,12 @@
     python -m experiments.sparsify --target_sparsity=0.8 --compare=full,direct
     python -m experiments.sparsify --method=random --seed=1
     python -m experiments.sparsify --method=l1 --finetune_epochs=10
-    python -m experiments.sparsify --grow=both --depths=4-4-4
+    python -m experiments.sparsify --method.grow=both --depths=4-4-4
 
 Structured continuous sparsification (Yuan, Savarese, Maire, ICLR 2021). The
-network of --depths and --widths is the largest there can be; the run starts
-from one channel per layer, and at its end has --target_sparsity of the full
-cost less.
+network of --depths and --network.widths is the largest there can be; the run
+starts from one channel per layer, and at its end has --target_sparsity of the
+full cost less.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,14 @@ from absl import flags as absl_flags
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
 from autogrow_jax import data
+from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax.methods.sparsify import method as method_lib
 from autogrow_jax.run import config
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import resolve
+from autogrow_jax.run import settings
 from autogrow_jax.run import train
 
 from . import compare
@@ -63,9 +65,6 @@ def sparsifying(preset: config.RunConfig) -> config.RunConfig:
     return preset
   return dataclasses.replace(
       preset,
-      network=dataclasses.replace(
-          preset.network, depths=preset.network.depths or (2, 2, 2)
-      ),
       policy=config.PolicyConfig('every', interval=1, max_epochs=40),
       # A short run: see the small presets.
       method=method_lib.Sparsify(
@@ -98,6 +97,13 @@ SETTINGS = flags.Settings(
                 for name, kind in _KINDS.items()
             },
         )
+    },
+    help={
+        'depths': "Most blocks per stage, e.g. 4-4-4; the published network's "
+        'by default, else 2 each.',
+        'epochs': 'Epochs with sampled masks, or before pruning at once.',
+        'query_epochs': 'Epochs between two samples of the masks.',
+        'finetune_epochs': 'Epochs of the final network, after --epochs.',
     },
 )
 
@@ -135,7 +141,7 @@ def _main() -> None:
   flags.use_compilation_cache()
   given = flags.FLAGS
   compare.check(given.compare, COMPARED)
-  run_config = SETTINGS.config()
+  run_config = _with_depths(SETTINGS.config())
   dataset = data.load(run_config.data, seed=run_config.seed)
   if given.method == 'direct':
     result = train.run(direct(run_config), dataset=dataset)
@@ -148,6 +154,14 @@ def _main() -> None:
   fixed = compare.run(run_config, dataset, result, given.compare)
   print(summary.of_run(result, run_config.workdir, fixed))
   print(of_masks(run_config, dataset, result, fixed))
+
+
+def _with_depths(run_config: config.RunConfig) -> config.RunConfig:
+  """Gives a network that was published in no depths two blocks per stage."""
+  network = networks.get(run_config.network.name)
+  depths = run_config.network.depths or network.depths
+  depths = depths or (2,) * len(network.widths)
+  return settings.replace(run_config, {'network.depths': depths})
 
 
 def complete(

@@ -7,6 +7,7 @@ from typing import Any
 from autogrow_jax import policies
 from autogrow_jax.run import console
 
+from . import placebo
 from . import report
 
 Result = Mapping[str, Any]
@@ -39,17 +40,7 @@ def of_run(
         f'  Peak memory: {size}B on a device, by the {memory["source"]}.',
     ]
   if 'floor' in result:
-    band = result['null_band']
-    lines += [
-        '',
-        f'  Growths: {result["growths"]} in {result["growing_epochs"]} epochs, '
-        f'to {sum(policies.parse_depths(result["found"]))} sub-modules. '
-        'Without a signal',
-        f'  the same policy finds {result["floor"]} (floor: constant accuracy) '
-        f'or {_band(band["submodules"])} sub-modules',
-        f'  in {_band(band["epochs"])} epochs (null band: pure noise, '
-        '10-90 %).',
-    ]
+    lines += ['', *_controls(result)]
   lines += ['', f'  Everything is in {workdir}: open report.html there.']
   return '\n'.join(lines)
 
@@ -64,6 +55,31 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
           for index, (cell, width) in enumerate(zip(row, widths, strict=True))
       ).rstrip()
       for row in rows
+  ]
+
+
+def _controls(result: Result) -> list[str]:
+  """The found depth beside what is found where nothing grows or is learned."""
+  band = result['null_band']
+  lines = [
+      f'  Growths: {result["growths"]} in {result["growing_epochs"]} epochs, '
+      f'to {sum(policies.parse_depths(result["found"]))} sub-modules.',
+  ]
+  if control := result.get('placebo'):
+    size = sum(policies.parse_depths(control['found']))
+    lines += [
+        f'  A network that never grows would be said to need {size} (placebo: '
+        f'{control["epochs"]} epochs,',
+        f'  {console.format_count(control["train_macs"])} multiply-adds, '
+        f'{control["test_accuracy"]:.2f} % on the test set).',
+        f'  Verdict: {placebo.verdict(result)}.',
+    ]
+  return [
+      *lines,
+      f'  Without a network, the policy finds {result["floor"]} (floor: '
+      'constant accuracy) or',
+      f'  {_band(band["submodules"])} sub-modules in {_band(band["epochs"])} '
+      'epochs (null band: pure noise, 10-90 %).',
   ]
 
 

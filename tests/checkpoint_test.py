@@ -29,7 +29,6 @@ _SAVE_FOR_EVER = '''
 import sys
 import numpy as np
 from autogrow_jax.run import checkpoint
-from autogrow_jax.run import checkpoint
 checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
 for i in range(10_000):
   state = {f'k{j}': np.full((30,), i, np.float32) for j in range(10)}
@@ -240,7 +239,8 @@ class CheckpointsTest(parameterized.TestCase):
       (self.directory / f'{step}/documents/metadata').write_text('?')
     with self.assertRaisesRegex(
         checkpoint.CheckpointError,
-        r'^No checkpoint can be used. .*/2: damaged: .*/1: damaged: [^\n]*$',
+        r'^No checkpoint can be used. .*/2: damaged: .*/1: damaged: [^\n]*'
+        'Start again in another --workdir.$',
     ):
       self._restore()
 
@@ -257,8 +257,8 @@ class CheckpointsTest(parameterized.TestCase):
     wrong = state.replace(params={'weights': weights, 'aux': {}})
     with self.assertRaisesRegex(
         checkpoint.CheckpointError,
-        f"another architecture: 'params/weights/{list(changes)[0]}' is "
-        f'{message}',
+        'another architecture, method or optimizer: '
+        f"'params/weights/{list(changes)[0]}' is {message}",
     ):
       self._restore(wrong)
     self.assertEqual(self._restore().step, 1)
@@ -331,7 +331,7 @@ class CheckpointsTest(parameterized.TestCase):
 
   def test_kill_at_any_moment(self):
     generator = random.Random(0)
-    for stride in (1, 0, 1, 0):  # A new step each time, or the same step.
+    for stride in (1, 0):  # A new step each time, or the same step.
       directory = self.directory / f'{generator.random()}'
       process = _run(_SAVE_FOR_EVER, directory, stride)
       lines = process.stdout.readline(), process.stdout.readline()

@@ -11,7 +11,6 @@ from autogrow_jax import policies
 from autogrow_jax.run import settings
 from experiments import presets
 
-Cadence = config.Cadence
 RunConfig = config.RunConfig
 
 
@@ -64,7 +63,7 @@ class JsonTest(parameterized.TestCase):
             'parallel': 'jit', 'num_devices': 1, 'precision': 'bfloat16',
             'decode_workers': 1, 'depth_buckets': 'exact',
             'compile_ahead': False,
-            'remat': '0', 'steps_per_call': 2,
+            'remat': '0',
         },
         'checkpoints': {'every': '5m', 'keep': 1},
         'batch_size': 3,
@@ -157,7 +156,8 @@ class ChecksTest(parameterized.TestCase):
       ({'policy': {'threshold': 'nan'}}, 'threshold is nan'),
       ({'policy': {'max_depths': [2, 2]}}, 'stages'),
       ({'policy': {'max_epochs': 0}}, 'max_epochs 0'),
-      ({'method': {'kind': 'autogrow', 'initializer': 'he'}}, 'gauss, zero, uniform, adam'),
+      ({'method': {'kind': 'autogrow', 'initializer': 'he'}},
+       'gauss, zero, uniform, adam'),
       ({'schedule': {'growing': 'linear'}}, 'constant, staircase, cosine'),
       ({'schedule': {'learning_rate': 0}}, 'positive'),
       ({'schedule': {'learning_rate': float('nan')}}, 'positive'),
@@ -169,7 +169,6 @@ class ChecksTest(parameterized.TestCase):
       ({'devices': {'parallel': 'xmap'}}, 'auto, pmap, jit'),
       ({'devices': {'num_devices': 0}}, 'at least 1'),
       ({'devices': {'remat': 'some'}}, 'none, all, or numbers of stages'),
-      ({'devices': {'steps_per_call': 0}}, 'at least 1, got 0'),
       ({'devices': {'remat': '0,3'}}, 'stage 3, but the network has 3'),
       ({'checkpoints': {'every': '0'}}, 'epochs .* or minutes'),
       ({'checkpoints': {'keep': 0}}, 'keep is at least 1'),
@@ -258,26 +257,26 @@ class PaperProtocolTest(parameterized.TestCase):
       RunConfig.from_json({'workdir': 'w', 'paper_compat': True, **value})
 
 
-class CadenceTest(parameterized.TestCase):
+class CheckpointsTest(parameterized.TestCase):
 
   def test_epochs(self):
-    cadence = Cadence.parse('3')
-    due = [cadence.due(epoch=epoch, seconds=1e9) for epoch in range(1, 8)]
+    config_of = config.CheckpointConfig(every='3')
+    due = [config_of.is_due(epoch=epoch, seconds=1e9) for epoch in range(1, 8)]
     self.assertEqual(due, [False, False, True, False, False, True, False])
-    self.assertFalse(cadence.due(epoch=None, seconds=1e9))
+    self.assertFalse(config_of.is_due(epoch=None, seconds=1e9))
 
   def test_minutes(self):
-    cadence = Cadence.parse('2m')
+    config_of = config.CheckpointConfig(every='2m')
     for epoch in (None, 1, 2):
-      self.assertFalse(cadence.due(epoch=epoch, seconds=119.9))
-      self.assertTrue(cadence.due(epoch=epoch, seconds=120.0))
+      self.assertFalse(config_of.is_due(epoch=epoch, seconds=119.9))
+      self.assertTrue(config_of.is_due(epoch=epoch, seconds=120.0))
 
   @parameterized.parameters(
       '', '0', '0m', 'x', 'm', '1.5', '-1', '1h', ' 1', '2\n'
   )
   def test_refuses(self, text):
-    with self.assertRaisesRegex(ValueError, 'epochs .* or minutes'):
-      Cadence.parse(text)
+    with self.assertRaisesRegex(ValueError, 'checkpoints.every .* or minutes'):
+      config.CheckpointConfig(every=text)
 
 
 if __name__ == '__main__':

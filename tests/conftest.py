@@ -7,15 +7,16 @@ import subprocess
 import sys
 import tempfile
 
-# Programs compiled once serve all tests of a process and its subprocesses. Two
-# that ran at the same time could read each other's half-written programs.
+# Large programs compiled once serve the subprocesses of a process, too; writing
+# many small ones takes longer than compiling them. Two processes that ran at
+# the same time could read each other's half-written programs.
 _CACHE = os.path.join(
     tempfile.gettempdir(), f'autogrow_jax_tests_{getpass.getuser()}'
 )
 os.environ['JAX_COMPILATION_CACHE_DIR'] = os.path.join(
     _CACHE, os.environ.get('PYTEST_XDIST_WORKER', 'main')
 )
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 

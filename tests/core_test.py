@@ -42,13 +42,14 @@ def apply(params, x):
 TABLE = AxisTable(
     {
         ('first', 'kernel'): (
-            Axis('inputs', 'reads', frozen='the data have so many'),
+            Axis('inputs', 'reads'),
             Axis('hidden', 'writes'),
         ),
         ('first', 'bias'): (Axis('hidden', 'writes'),),
         ('second', 'kernel'): (Axis('hidden', 'reads'), None),
     },
     {'inputs': 3, 'hidden': 4},
+    {'inputs': 'the data have so many'},
 )
 X = np.random.default_rng(1).normal(size=(8, 3)).astype('f4')
 
@@ -209,8 +210,8 @@ class AxesTest(parameterized.TestCase):
     self.assertEqual(
         str(TABLE).splitlines(),
         [
-            'inputs 3  reads: first/kernel  frozen: the data have so many',
             'hidden 4  writes: first/kernel, first/bias; reads: second/kernel',
+            'frozen, the data have so many: inputs',
         ],
     )
     self.assertEqual(
@@ -283,6 +284,10 @@ class GrowthTest(parameterized.TestCase):
         twins.noise['hidden'], [.5, 0, .5, 0, -.5, -.5]
     )
     self.assertEqual(str(twins), 'split 2 units of hidden, 4 to 6 units')
+    self.assertEqual(
+        str(growth_lib.widen(TABLE, '*', to=5)),
+        'widen hidden, 4 to 5 units; left alone, though they match: inputs',
+    )
     fewer = growth_lib.prune(TABLE, 'hidden', keep=[3, 1])
     np.testing.assert_array_equal(fewer.sources['hidden'], [3, 1])
 
@@ -290,7 +295,7 @@ class GrowthTest(parameterized.TestCase):
       (lambda: growth_lib.widen(TABLE, 'hidden', to=3), '4 units; 3 are fewer'),
       (lambda: growth_lib.widen(TABLE, 'h', to=9),
        "No axis matches 'h'; there are inputs, hidden."),
-      (lambda: growth_lib.widen(TABLE, '*', to=9),
+      (lambda: growth_lib.widen(TABLE, 'in*', to=9),
        "'inputs' is frozen: the data have so many."),
       # A unit of -1 would be taken for a new one; a unit split twice would be
       # read with one and a half times its weight.
@@ -637,11 +642,13 @@ class ReceiptsTest(parameterized.TestCase):
       )
 
   def test_a_frozen_axis_of_several_factors(self):
-    fused_axis = Axis((('heads', 'size'),), 'writes', 'fused')
-    table = AxisTable({('w',): (fused_axis,)}, {'heads': 2, 'size': 3})
+    fused_axis = Axis((('heads', 'size'),), 'writes')
+    table = AxisTable(
+        {('w',): (fused_axis,)}, {'heads': 2, 'size': 3}, {'heads': 'fused'}
+    )
     with self.assertRaisesRegex(ValueError, "'heads' is frozen: fused"):
       growth_lib.widen(table, 'heads', to=3)
-    self.assertIn('frozen: fused', str(table))
+    self.assertIn('frozen, fused: heads', str(table))
 
   def test_a_layer_that_comes(self):
     params = mlp()

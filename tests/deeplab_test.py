@@ -11,6 +11,7 @@ from autogrow_jax import costs
 from autogrow_jax import networks
 from autogrow_jax import state as state_lib
 from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods.gauss_newton import taps
 from autogrow_jax.networks import base
 from autogrow_jax.networks import deeplab
@@ -76,20 +77,21 @@ class ShapesTest(parameterized.TestCase):
 
 class HeadTest(parameterized.TestCase):
 
-  @parameterized.parameters('aspp0', 'aspp2', 'aspp4', 'project', 's3')
-  def test_closed_gates_are_pruned_units(self, axis):
+  def test_closed_gates_are_pruned_units(self):
     architecture = tiny_networks.seed('deeplab')
     state, x = tiny_networks.state(architecture), tiny_networks.images()
     for name, leaves in state.params['weights']['head'].items():
       if name.endswith('norm'):
         leaves['bias'] += np.float32(3)  # So that every unit is alive.
-    kept = np.arange(2, architecture.size(axis))
-    gate = np.ones(architecture.size(axis), 'f4')
-    gate[:2] = 0
+    kept, gates = {}, {}
+    for closed, axis in enumerate((*AXES, 's3')):  # 0, 1, 2, 0, 1, 2, 0.
+      units = np.arange(architecture.size(axis))
+      kept[axis] = units[closed % 3 :]
+      gates[axis] = (units >= closed % 3).astype('f4')
     gated = axes_lib.scale_readers(
-        state, state_lib.axis_table(architecture), {axis: gate}
+        state, state_lib.axis_table(architecture), gates
     )
-    change = tiny_networks.prune(architecture, axis, kept)
+    change = tiny_networks.targeted(architecture, growth_lib.Growth(kept))
     pruned, _ = tiny_networks.grow(state, change)
     run = lambda architecture, state: tiny_networks.forward(
         architecture, state, x, train=False

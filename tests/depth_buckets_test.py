@@ -11,10 +11,10 @@ import runs
 
 _CHANGES = {
     'network': {'name': 'mlp', 'widths': [12, 10]},
-    'policy': {'interval': 1, 'window': 20, 'max_depths': [7, 3]},
+    'policy': {'interval': 1, 'window': 20, 'max_depths': [6, 2]},
     'schedule': {'learning_rate': 0.01, 'finetune_epochs': 1},
 }
-_GROWTHS = (7 - 1) + (3 - 1)
+_GROWTHS = (6 - 1) + (2 - 1)
 
 
 class DepthBucketsTest(parameterized.TestCase):
@@ -45,7 +45,7 @@ class DepthBucketsTest(parameterized.TestCase):
         )
         for buckets, workdir in self.workdirs.items()
     }
-    # The seed; in the first stage, behind a block of its own, 4 and 8 blocks,
+    # The seed; in the first stage, behind a block of its own, 4 and 6 blocks,
     # in the second 4; and what is found at last, exactly.
     for program in ('train step', 'evaluation'):
       self.assertEqual(compiled['exact'][program], 1 + _GROWTHS)

@@ -1,9 +1,12 @@
 """Tests of the binaries: what they print, leave behind and refuse."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 
 from absl.testing import absltest
@@ -50,13 +53,17 @@ BAD_AUTOGROW = (
     ('--network.widths=x', "widths must be integers such as '3-2-2', got 'x'"),
     ('--reinitialize=3', "Non-boolean argument .*'3'"),
     ('--dry_run=quick', 'should be one of <no|shapes|full>'),
-    ('--optimizer=magic', "is one of sgd, .* or 'package.module:Class', got"),
+    ('--optimizer=magic', "is one of sgd, .* or 'package.module:Class' of"),
+    ('--optimizer=optax:adamw', "derived from Optimizer; got 'optax:adamw'"),
+    ('--optimizer=autogrow_jax.costs:Ledger', 'derived from Optimizer; got'),
+    ('--optimizer=autogrow_jax.optimizers:Optimizer', 'derived from Optimizer'),
     ('--policy=no:where', "policy is one of periodic, .*got 'no:where'"),
     ('--policy=every --dry_run=shapes', 'every so many epochs is experiments'),
-    ('--policy=oneshot', 'target is None'),
+    ('--policy=oneshot', 'needs a target, .*--policy.target=5-5-5'),
+    ('--method=sparsify', 'sparsify does not append .*experiments.sparsify'),
     ('--compare=best', 'compare names some of seed, found, not best'),
     ('--preset=paper', "Unknown preset 'paper'; there are digits"),
-    ('--preset=vgg19_cifar10_small', 'does not append sub-modules'),
+    ('--preset=vgg19_cifar10_small', 'gauss_newton does not append'),
     (
         '--preset=table9/basic3resnet-cifar10-scratch',
         "fixed networks are experiments.baseline's",
@@ -86,8 +93,8 @@ BAD_DESCRIBE = (
     ('--input_shape=axbxc', 'height x width x channels'),
     ('--input_shape=32x32x0', 'input shape'),
     ('--classes=0', 'classes is at least 1'),
-    ('--widths=1-2', '3 positive widths'),
-    ('--width=1-2-3', 'did you mean --widths'),
+    ('--network.widths=1-2', '3 positive widths'),
+    ('--width=1-2-3', 'did you mean --network.widths'),
 )
 
 
@@ -108,7 +115,8 @@ class DescribeTest(parameterized.TestCase):
             *runs.arguments_of(BAD_DESCRIBE),
         ],
     )
-    runs.check_help(self, help_, 'describe', 'input_shape', 'widths')
+    runs.check_help(self, help_, 'describe', 'input_shape',
+                    'network.widths')
     runs.check_refused(self, outcomes[3:], BAD_DESCRIBE)
     self.assertRegex(presets.stdout, r'table8/plain4net-svhn_cropped-25pct +')
     self.assertIn('Do not aim at the depths of Table 10', presets.stdout)
@@ -127,6 +135,17 @@ class DescribeTest(parameterized.TestCase):
     self.assertIn(f'{small["macs"]:,} multiply-adds', outcomes[2].stdout)
 
 
+  def test_ends_quietly_where_nobody_reads(self):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, '-m', 'experiments.describe', '--network=vgg16'],
+        cwd=runs.ROOT, stdout=writer, stderr=subprocess.PIPE, check=False,
+    )
+    os.close(writer)
+    self.assertEqual((done.returncode, done.stderr), (128 + 13, b''))
+
+
 class AutogrowTest(parameterized.TestCase):
   """A whole run, and what the other binaries make of it."""
 
@@ -139,7 +158,9 @@ class AutogrowTest(parameterized.TestCase):
     cls.folder = pathlib.Path(cls.directory, 'folder')
     cls.folder.mkdir()
     (cls.folder / 'file').write_text('mine')
-    flags = [f'--workdir={cls.workdir}', *TINY, '--compare=seed']
+    flags = [
+        f'--workdir={cls.workdir}', *TINY, '--compare=seed', '--placebo=yes'
+    ]
     cls.outcome, cls.dry_outcome, cls.help, *others = runs.call(
         'autogrow',
         [
@@ -184,7 +205,16 @@ class AutogrowTest(parameterized.TestCase):
           rf'{result["test_accuracy"]:.2f} %\n',
       )
     self.assertIn(self.result['floor'], summary[summary.index('Growths:'):])
-    for word in ('floor', 'null band', '10-90 %'):
+    placebo = history_lib.read_json(self.workdir / 'placebo' / 'result.json')
+    self.assertEqual(placebo['found'], '1-1-1')
+    self.assertEqual(
+        self.result['placebo'],
+        {'found': '2-1-1'} | {
+            key: placebo[key]
+            for key in ('epochs', 'test_accuracy', 'train_macs')
+        },
+    )
+    for word in ('floor', 'null band', '10-90 %', 'need 4 ', 'Verdict: '):
       self.assertIn(word, summary)
     self.assertIn(f'Everything is in {self.workdir}', summary)
     for line in summary.replace(str(self.workdir), 'W').splitlines():

@@ -16,13 +16,11 @@ import runs
 import tiny_networks
 
 from autogrow_jax.methods import base
-from autogrow_jax.methods.gauss_newton import learned_splits
 from autogrow_jax.methods.gauss_newton import method
+from autogrow_jax.methods.gauss_newton import padding
+from autogrow_jax.methods.gauss_newton import ranking as ranking_lib
 from autogrow_jax.methods.gauss_newton import selection
-from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
-from autogrow_jax.methods.gauss_newton import splits
-from autogrow_jax.methods.gauss_newton import steps
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax.run import config as config_lib
@@ -55,8 +53,10 @@ class JointTest(absltest.TestCase):
     generator = np.random.default_rng(0)
     self.x = generator.normal(size=(16, 8, 8, 1)).astype('f4')
     self.labels = generator.integers(0, 3, 16).astype('i4')
-    layout = view.layout(self.architecture)
-    packed = view.pack(self.state, layout)
+    whole = padding.Whole(self.architecture)
+    layout = view.layout(self.architecture, computed=whole.computed)
+    packed = view.pack(whole.take(self.state), layout)
+    self.memory = packed.stats['method']
     self.weights = packed.params['weights']
     self.stats = packed.stats['network']
     self.step = jax.jit(
@@ -72,38 +72,10 @@ class JointTest(absltest.TestCase):
     )
 
   @pytest.mark.slow
-  def test_is_adam_on_the_same_model(self):
-    """A step and a step of frozen learning, from the same start and labels."""
-    timing = joint.Timing(4, 0, 8)
-    now = self.step(self.state.stats['method'], jax.random.key(5), timing)
-    start_key, label_key = jax.random.split(jax.random.key(5))
-    model = signals.model_of(self.architecture)
-    trees = steps.trees_of(self.state)
-    start = splits.start(model, trees, start_key)
-    wanted, _ = joint.adam_step(
-        model,
-        'mc',
-        trees,
-        start,
-        joint.adam(joint.LEARNING_RATE).init(start),
-        self.x,
-        self.labels,
-        label_key,
-    )
-    got = joint.learned(now, self.architecture).splits
-    self.assertEqual(got.keys(), wanted.keys())
-    for axis in wanted:
-      for one, other in zip(
-          jax.tree.leaves(got[axis]), jax.tree.leaves(wanted[axis]), strict=True
-      ):
-        np.testing.assert_allclose(one, other, atol=2e-5)
-    self.assertTrue(any(np.any(leaf) for leaf in got['s0b0.mid'].u))
-
-  @pytest.mark.slow
   def test_learns_at_the_end_of_each_phase(self):
     """Steps 1 and 3 of phases of 2, each from a start; none from step 4 on."""
     timing = joint.Timing(phase=2, begin=1, end=4)
-    now, moved = self.state.stats['method'], []
+    now, moved = self.memory, []
     for number in range(6):
       before = now
       now = self.step(now, jax.random.key(number), timing)
@@ -146,7 +118,7 @@ class JointTest(absltest.TestCase):
 
 
 def without_prunes(**settings):
-  ranking = learned_splits.LearnedSplits(compensation='off')
+  ranking = ranking_lib.LearnedSplits(compensation='off')
   return method.GaussNewton(ranking=ranking, **settings)
 
 

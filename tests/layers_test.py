@@ -141,6 +141,18 @@ class NormTest(parameterized.TestCase):
         rtol=1e-5,
     )
 
+  def test_backward_pass_keeps_the_input_in_its_type(self):
+    x = self.x.astype(jnp.bfloat16)
+    apply = lambda x: layers.Norm().apply(
+        self.variables, x, train=True, mutable=['stats']
+    )[0]
+    kept = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(apply, x)[1], x))
+    self.assertEqual(
+        [leaf.dtype for leaf in kept if leaf.shape == x.shape], [jnp.bfloat16]
+    )
+    along = jax.jvp(apply, [x], [x])[1]  # There is a forward mode, too.
+    self.assertTrue(jnp.isfinite(along).all())
+
   def test_initialising_leaves_the_statistics_alone(self):
     stats = variables(layers.Norm(), self.x, train=True)['stats']
     np.testing.assert_array_equal(stats['mean'], [0, 0])

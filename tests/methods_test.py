@@ -14,6 +14,7 @@ import tiny_networks
 METHODS = (
     base.FixedArchitecture(),
     autogrow.AutoGrow(),
+    autogrow.Placebo(),
     sparsify.Sparsify(),
     gauss_newton.GaussNewton(),
     pruning.Pruned(),

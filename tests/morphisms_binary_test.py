@@ -9,23 +9,13 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import pytest
-import jax.numpy as jnp
 import numpy as np
 import runs
-import tiny_morphisms as tiny
-import tiny_networks
 
 from autogrow_jax import data
-from autogrow_jax.methods.gauss_newton import estimates
-from autogrow_jax.methods.gauss_newton import removals
-from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
-from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax import networks
 from autogrow_jax.run import trained
 from experiments.studies.gauss_newton import calibration
-from experiments.studies.gauss_newton import costs
-from experiments.studies.gauss_newton import estimates as study
 from experiments.studies.gauss_newton import strategies
 from experiments.studies.gauss_newton import subject
 
@@ -33,12 +23,12 @@ from experiments.studies.gauss_newton import subject
 FAST_COMPILE = '--xla_backend_optimization_level=0'
 CHANNELS = 7  # Of the tiny run's network.
 BAD = (
-    ('--study=cost --repeat=1', 'flag --repeat; did you mean --repeats'),
-    ('--study=all', 'should be one of <estimates|strategies|cost>'),
-    ('--study=cost --batch_size=0', 'batch_size is at least 1, got 0'),
+    ('--study=estimates --trie=1', 'flag --trie; did you mean --tries'),
+    ('--study=all', 'should be one of <estimates|strategies>'),
+    ('--study=estimates --batch_size=0', 'batch_size is at least 1, got 0'),
     ('--study=estimates --scale=0', "scale is best or a positive .*got '0'"),
     ('--study=strategies --layer=stem', "'stem' .*; there are s0b0.out, s1b0"),
-    ('--study=cost --run=/nowhere', '/nowhere holds no run'),
+    ('--study=estimates --run=/nowhere', '/nowhere holds no run'),
 )
 
 
@@ -88,60 +78,6 @@ class CalibrationTest(parameterized.TestCase):
       calibration.calibration([1, 2], [1, 2, 3])
 
 
-class PruneChangesTest(parameterized.TestCase):
-
-  @parameterized.parameters(
-      ('plain3net', 's0b0.out'), ('mlp', 's0b0.out'), ('basic3resnet', 's1')
-  )
-  def test_as_after_surgery(self, family, axis):
-    widths = {'mlp': (5, 4)}.get(family, (3, 4, 4))
-    architecture = tiny_networks.seed(
-        family, (1,) * len(widths), widths=widths
-    )
-    state = tiny_networks.state(architecture)
-    model = signals.model_of(architecture)
-    site, trees = tiny.site_of(model, axis), tiny.trees_of(state)
-    labels = jnp.arange(6) % tiny_networks.CLASSES
-    batches = [(jnp.asarray(tiny_networks.images()), labels)]
-    shape = site.units, len(site.readers), site.units + 1
-    weights = np.random.default_rng(3).normal(size=shape) / 3
-    for unit in range(site.units):
-      weights[unit, :, unit] = -1
-
-    found = study.prune_changes(model, trees, site, weights, batches)
-    before = estimates.mean_loss(model.chain, trees, batches)
-    unit = 1
-    change = surgery.morph(
-        architecture,
-        {},
-        {},
-        removed=surgery.absorbed(
-            model, trees, [removals.alone(axis, unit, weights[unit])]
-        ),
-    )
-    after = estimates.mean_loss(
-        tiny.chain_of(change.architecture),
-        tiny.trees_of(tiny.grow(state, change)),
-        batches,
-    )
-    self.assertGreater(abs(after - before), 1e-3)
-    self.assertAlmostEqual(found[unit], after - before, delta=1e-5)
-
-
-class PredictionTest(absltest.TestCase):
-
-  def test_by_hand(self):
-    network = networks.get('mlp')
-    architecture = network.seed(
-        (1, 1), input_shape=(2, 2, 1), classes=3, options={'widths': (5, 4)}
-    )
-    found = costs.predict(architecture)
-    # 4 inputs, then 5, 4 and 3 units.
-    self.assertEqual(found.channels, 9)
-    self.assertEqual(found.als, 4 * max(5 * 16 + 4 * 25, 5 * 16 + 4 * 9))
-    self.assertEqual(found.estimates, 4 * 81)
-
-
 class BinaryTest(absltest.TestCase):
 
   @classmethod
@@ -180,7 +116,6 @@ class BinaryTest(absltest.TestCase):
             '--study=strategies', '--channels=2', '--tries=2',
             '--method.examples=100', '--batch_size=50',
         ],
-        ['--study=cost', '--repeats=2', '--batch_size=8'],
     )
     for outcome in outcomes:
       self.assertEqual(outcome.status, 0, outcome.stderr)
@@ -210,22 +145,13 @@ class BinaryTest(absltest.TestCase):
       self.assertGreater(mean['oracle'], max(mean['random'], mean['net2net']))
       self.assertLen(found['oracle']['judging'], 2)
       self.assertIn(f'{mean["oracle"]:+.2e}', outcomes[1].stdout)
-    with self.subTest('cost'):
-      found = self.answer('cost.json')
-      self.assertGreater(found['steps']['plain']['seconds'], 0)
-      self.assertGreater(found['steps']['learning']['bytes'], 0)
-      self.assertGreater(
-          found['steps']['joint']['bytes'], found['steps']['plain']['bytes']
-      )
-      self.assertEqual(found['predicted']['full VGG-19']['channels'], 5504)
-      self.assertBetween(found['compiled']['full VGG-19'], 5e8, 2e9)
     for name in ('estimates', 'strategies'):
       text = pathlib.Path(self.run_dir, 'morphisms', f'{name}.svg').read_text()
       self.assertStartsWith(text, '<svg')
 
   def test_bad_input(self):
     help_, *outcomes = self.call(['-h'], *runs.arguments_of(BAD))
-    runs.check_help(self, help_, 'morphisms', 'study', 'repeats')
+    runs.check_help(self, help_, 'morphisms', 'study', 'tries')
     runs.check_refused(self, outcomes, BAD)
 
   def test_a_network_without_sites(self):
@@ -239,11 +165,6 @@ class BinaryTest(absltest.TestCase):
     network, dataset = self.load()
     with self.assertRaisesRegex(ValueError, '539, and as many .* 538: .* 1077'):
       subject.prepare(network, dataset, examples=539, batch_size=5)
-    with self.assertRaisesRegex(ValueError, '5000 must be from 1 to 1077'):
-      costs.measure(
-          network, dataset, curvature='mc', batch_size=5000, repeats=1,
-          progress=print,
-      )
 
   def test_examples_do_not_overlap(self):
     network, dataset = self.load()

@@ -1,5 +1,7 @@
 """Tests of data placement on 8 simulated devices, also across a growth."""
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
@@ -77,57 +79,6 @@ def grow_between_steps(
   want = [False, ahead, *[True] * (ahead and not spare)]
   assert [seconds is not None for seconds in waited] == want, waited
   return results
-
-
-def epoch(placement, state, architecture, *, at_once):
-  """(state, meters) after three steps, in one call or one by one."""
-  compiler = compiler_for(placement)
-  images, labels, _ = training_set()
-  rows = np.random.default_rng(1).permutation(40).astype('i4')
-  rows = np.stack([rows[:BATCH], rows[-BATCH:], rows[1 : BATCH + 1]])
-  layout = view.layout(architecture)
-  place = placement.replicate
-  now = place((view.pack(state, layout), steps.new_meters()))
-  indices = [placement.shard(row) for row in rows]
-  if at_once:
-    none = np.full_like(rows[:2], -1)
-    indices = [placement.shard(np.concatenate([rows, none]), dim=1)]
-  for index in indices:
-    arguments = (
-        *now, *place((images, labels)), index, *place((RATE, layout.depths))
-    )
-    now = compiler.train_step(layout, arguments)(*arguments)
-  compiler.close()
-  packed, meters = placement.fetch(now)
-  return view.unpack(packed, layout), meters
-
-
-def logits_of(placement, state, architecture, *, at_once):
-  """Of the first two batches of three, in one call or one by one."""
-  compiler = compiler_for(placement)
-  shape = 3, BATCH, *tiny_networks.IMAGE
-  batches = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-  layout = view.layout(architecture)
-  packed = placement.replicate(view.pack(state, layout))
-
-  def forward(images, count):
-    arguments = (
-        packed.params,
-        packed.stats,
-        placement.shard(images, dim=int(count is not None)),
-        *placement.replicate((np.bool_(False), count, layout.depths)),
-    )
-    program = compiler.forward(layout, arguments)
-    return placement.gather(program(*arguments))
-
-  if at_once:
-    logits = np.moveaxis(forward(batches, np.int32(2)), 1, 0)
-    np.testing.assert_array_equal(logits[2], 0)
-    logits = logits[:2]
-  else:
-    logits = np.stack([forward(batch, None) for batch in batches[:2]])
-  compiler.close()
-  return logits
 
 
 def grown(state, architecture):
@@ -217,30 +168,6 @@ class StepTest(parameterized.TestCase):
     )
     self.compare(many, one)
 
-  @parameterized.parameters(('auto', None), ('jit', DEVICES), ('pmap', DEVICES))
-  def test_steps_in_a_loop_equal_those_one_by_one(self, mode, count):
-    placement = parallel.make(mode, count)
-    (got, got_meters), (want, want_meters) = (
-        epoch(placement, self.state, self.architecture, at_once=at_once)
-        for at_once in (True, False)
-    )
-    tiny_networks.assert_close(got, want, 1e-5)
-    tiny_networks.assert_close(got_meters, want_meters, 1e-5)
-    self.assertEqual(got.step, 3)
-    self.assertEqual(got_meters['total'], 3 * BATCH)
-
-  @parameterized.parameters(('auto', None), ('jit', DEVICES), ('pmap', DEVICES))
-  def test_evaluation_in_a_loop_equals_that_of_single_batches(
-      self, mode, count
-  ):
-    placement = parallel.make(mode, count)
-    got, want = (
-        logits_of(placement, self.state, self.architecture, at_once=at_once)
-        for at_once in (True, False)
-    )
-    np.testing.assert_allclose(got, want, atol=1e-5)
-    self.assertGreater(np.abs(want[0] - want[1]).max(), 0.01)
-
   def test_nothing_changes_by_compiling_ahead(self):
     run = lambda ahead: grow_between_steps(
         parallel.make(), self.state, self.architecture, ahead=ahead
@@ -283,17 +210,6 @@ class PlacementTest(parameterized.TestCase):
         {shard.data.size for shard in sharded.addressable_shards}, {2}
     )
 
-  @parameterized.parameters(('auto', None), ('jit', DEVICES), ('pmap', DEVICES))
-  def test_splits_any_dimension(self, mode, count):
-    rows = np.arange(48, dtype='i4').reshape(3, 16)
-    placed = parallel.make(mode, count).shard(rows, dim=1)
-    shares = [
-        np.asarray(shard.data).reshape(3, -1)
-        for shard in placed.addressable_shards
-    ]
-    self.assertLen(shares, count or 1)
-    np.testing.assert_array_equal(np.concatenate(shares, 1), rows)
-
   def test_pmap_knows_the_position_of_a_share(self):
     placement = parallel.make('pmap', DEVICES)
     index = placement.shard(np.arange(16, dtype='i4'))
@@ -315,6 +231,13 @@ class PlacementTest(parameterized.TestCase):
     self.assertEqual(float(done['mean'][0]), (DEVICES - 1) / 2)
     self.assertEqual(done['count'].dtype, np.int32)
     self.assertEqual(int(done['count']), 7)
+
+  def test_compiles_where_an_option_is_unknown(self):
+    jax.jit(lambda: 0).lower().compile(parallel.CPU_OPTIONS)
+    placement = parallel.make()
+    with mock.patch.dict(parallel.CPU_OPTIONS, {'xla_no_such_option': '1'}):
+      run, _ = placement.compile(lambda: 7, (), outputs='replicated')
+    self.assertEqual(run(), 7)
 
   @parameterized.parameters(
       ('pmap', 4, 'pmap'),

@@ -145,7 +145,7 @@ class OneShotRunTest(RunTest):
     self.assertEqual(result['params_digest'], expected['params_digest'])
 
   @parameterized.parameters(
-      (dict(target=None), 'target is None'),
+      (dict(target=None), 'needs a target'),
       (dict(target=[1, 1, 1]), 'must differ'),
       (dict(target=[2, 2]), 'number of stages'),
       (dict(target=[2, 0, 1]), 'target is'),

@@ -1,11 +1,12 @@
-"""Tiny runs for tests: digits, 4-8-16 channels, one compilation cache.
+"""Tiny runs for tests: digits, 4-8-16 channels, every program traced once.
 
-Compiling dominates, so all runs of all test files share a cache of compiled
-programs, and the usual run has three architectures: 1-1-1, 2-1-1 and 2-2-1.
+Tracing and compiling dominate, so all runs of a process share their programs,
+and the usual run has three architectures: 1-1-1, 2-1-1 and 2-2-1.
 """
 
 from collections.abc import Callable, Sequence
 import contextlib
+import functools
 import io
 import json
 import os
@@ -16,9 +17,12 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from absl.testing import parameterized
+import jax
 
+from autogrow_jax import optimizers
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history as history_lib
+from autogrow_jax.run import parallel
 from autogrow_jax.run import programs
 from autogrow_jax.run import train
 
@@ -96,10 +100,30 @@ def quietly(
     stdout: io.StringIO | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
-  """Calls `train.run` with the shared cache; `stdout` gets what it prints."""
-  train.cache_compilations(CACHE)
-  with contextlib.redirect_stdout(stdout or io.StringIO()):
+  """Calls `train.run`, with shared programs; `stdout` gets what it prints."""
+  with (
+      contextlib.redirect_stdout(stdout or io.StringIO()),
+      mock.patch.object(optimizers, 'make', _optimizer),
+      mock.patch.object(parallel.Parallel, 'compile', _compile),
+  ):
     return train.run(config, **arguments)
+
+
+_optimizer = functools.cache(optimizers.make)  # Equal ones are one object.
+_compiled: dict[Any, Any] = {}
+_compile_anew = parallel.Parallel.compile
+
+
+def _compile(self, function, arguments, **options):
+  """`Parallel.compile`, once per function, shapes and devices."""
+  leaves, structure = jax.tree.flatten(arguments)
+  key = (
+      self, function.func, function.args, structure, *options.items(),
+      *((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves),
+  )
+  if key not in _compiled:
+    _compiled[key] = _compile_anew(self, function, arguments, **options)
+  return _compiled[key]
 
 
 def watch_steps(

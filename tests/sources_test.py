@@ -20,8 +20,8 @@ import tiny_images
 
 from autogrow_jax.run import config as config_lib
 from autogrow_jax import data
-from autogrow_jax.run import prepare
 from autogrow_jax.run import resolve
+from autogrow_jax.run import workdir as workdir_lib
 from autogrow_jax.data import images as images_lib
 from autogrow_jax.data import prepared
 from autogrow_jax.data import sources
@@ -156,7 +156,7 @@ class KnownTest(parameterized.TestCase):
     import tensorflow_datasets as tfds
 
     for name, source in data.SOURCES.items():
-      if name == 'digits' or source.has_masks:  # Not of TFDS.
+      if name in ('digits', 'dots') or source.has_masks:  # Not of TFDS.
         continue
       features = tfds.builder(name, data_dir='/nowhere').info.features
       self.assertEqual(features['label'].num_classes, source.classes)
@@ -265,7 +265,8 @@ class AnyTfdsTest(parameterized.TestCase):
 
   def test_varying_size(self):
     # Beside its image it has another one, a mask, and a box.
-    with self.assertRaisesRegex(ValueError, 'differ in size.*--data.image_size'):
+    words = 'differ in size.*--data.image_size'
+    with self.assertRaisesRegex(ValueError, words):
       load('oxford_iiit_pet')
     dataset = load('oxford_iiit_pet', image_size=40)
     splits = SETS['oxford_iiit_pet']()
@@ -649,14 +650,14 @@ class FolderTest(parameterized.TestCase):
         data=data.DataConfig(f'folder:{self.root}', holdout=9),
         batch_size=8,
     )
-    prepare.claim(resolve.resolve(config, data.load(config.data, seed=0)))
+    claim(resolve.resolve(config, data.load(config.data, seed=0)))
     skipping = dataclasses.replace(
         config, data=dataclasses.replace(config.data, skip_damaged=True)
     )
     dataset = data.load(skipping.data, seed=0)
-    prepare.claim(resolve.resolve(skipping, dataset))
+    claim(resolve.resolve(skipping, dataset))
     with self.assertRaisesRegex(ValueError, 'skip_damaged: True -> False'):
-      prepare.claim(resolve.resolve(config, dataset))
+      claim(resolve.resolve(config, dataset))
 
   def test_damage_does_not_change_how_many_are_asked_for(self):
     whole = tiny_images.encode(tiny_images.pixels(0, (12, 16)))
@@ -687,17 +688,23 @@ class FolderTest(parameterized.TestCase):
         workdir=workdir, data=data.DataConfig(dataset.name), batch_size=8
     )
     resolved = resolve.resolve(config, dataset)
-    prepare.claim(resolved)
-    prepare.claim(resolve.resolve(config, self.load()))  # As it was.
+    claim(resolved)
+    claim(resolve.resolve(config, self.load()))  # As it was.
     self.assertEqual(resolved.data.digest, dataset.digest)
     data.load(resolved.data, seed=0)
     (self.root / 'ants' / '0.png').rename(self.root / 'ants' / 'new.png')
     with self.assertRaisesRegex(ValueError, r'another run \(data.digest: '):
-      prepare.claim(resolve.resolve(config, self.load()))
+      claim(resolve.resolve(config, self.load()))
     with self.assertRaisesRegex(ValueError, 'are not those of this run'):
       data.load(resolved.data, seed=0)
     os.rename(self.root / 'ants' / 'new.png', self.root / 'ants' / '0.png')
     data.load(resolved.data, seed=0)
+
+
+def claim(config):
+  """Starts a run in its work directory, and ends it at once."""
+  with workdir_lib.claimed(config):
+    pass
 
 
 if __name__ == '__main__':

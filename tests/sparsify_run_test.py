@@ -76,7 +76,8 @@ class RunTest(parameterized.TestCase):
     self.workdir = pathlib.Path(directory, 'run')
 
   def config(self, name='', **changes):
-    return runs.tiny(f'{self.workdir}{name}', **runs._merge(_RUN, changes))  # pylint: disable=protected-access
+    # pylint: disable-next=protected-access
+    return runs.tiny(f'{self.workdir}{name}', **runs._merge(_RUN, changes))
 
   def result(self, name='', **changes):
     return runs.quietly(self.config(name, **changes))

@@ -28,7 +28,6 @@ from autogrow_jax.run import feeds
 from autogrow_jax.run import console
 from autogrow_jax.run import parallel
 from autogrow_jax.run import growing
-from autogrow_jax.run import prepare
 from autogrow_jax.run import train
 from autogrow_jax.data import streams
 
@@ -268,12 +267,6 @@ class LazyImagesTest(absltest.TestCase):
         {4: f'Image {bad[0]} cannot be read.',
          30: f'Image {bad[1]} cannot be read.'},
     )
-    # What is in memory may be evaluated in one call; this never is.
-    for split, batches in ((in_memory, 4), (streamed, 1)):
-      setup = mock.Mock(eval_batch=9)
-      setup.dataset.selection = split
-      setup.config.devices.steps_per_call = 2
-      self.assertEqual(prepare.Setup.eval_batches.fget(setup), batches)
     nothing = lazy(Noise(damaged=range(40)), skip_damaged=True)
     with self.assertRaisesRegex(ValueError, 'All 32 images are damaged'):
       score(data.Split(nothing, records.labels[part]))
@@ -281,7 +274,7 @@ class LazyImagesTest(absltest.TestCase):
 
 class FeedTest(parameterized.TestCase):
 
-  def feed(self, mode, records, *, streamed=True, batch_size=16, steps=1):
+  def feed(self, mode, records, *, streamed=True, batch_size=16):
     part = part_of(records)
     split = data.Split(records.pixels[part], records.labels[part])
     dataset = mock.Mock(
@@ -295,30 +288,9 @@ class FeedTest(parameterized.TestCase):
         placement,
         key=KEY,
         batch_size=batch_size,
-        steps_per_call=steps,
     )
     self.addCleanup(feed.close)
     return feed, placement
-
-  @parameterized.parameters('auto', 'pmap', 'jit')
-  def test_gives_several_batches_of_what_is_in_memory(self, mode):
-    records = Noise(100)
-    one, placement = self.feed(mode, records, streamed=False)
-    several, _ = self.feed(mode, records, streamed=False, steps=3)
-    streamed, _ = self.feed(mode, records, steps=3)
-    self.assertEqual(
-        [feed.steps_per_call for feed in (one, several, streamed)], [1, 3, 1]
-    )
-    last = len(part_of(records)) // 16 - 1
-    for step, count in ((0, 3), (1, 3), (last - 1, 2), (last, 1)):
-      index = several.take(step).rows
-      rows = np.asarray(index)
-      if mode == 'pmap':
-        rows = rows.swapaxes(0, 1).reshape(3, -1)
-      for row in range(count):
-        want = placement.gather(one.take(step + row).rows)
-        np.testing.assert_array_equal(rows[row], want)
-      np.testing.assert_array_equal(rows[count:], -1)
 
   @parameterized.parameters('auto', 'pmap', 'jit')
   def test_gives_the_batch_of_the_step(self, mode):
@@ -468,7 +440,8 @@ class RunTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_killed_with_a_worker_process(self):
     flags = [
-        f'--workdir={self.workdir}', '--network.widths=4-8-16', '--grow_interval=1',
+        f'--workdir={self.workdir}', '--network.widths=4-8-16',
+        '--grow_interval=1',
         '--stop_window=2', '--policy.max_depths=2-2-1', '--learning_rate=0.05',
         '--finetune_epochs=2', '--batch_size=64', '--compare=',
         f'--compilation_cache={runs.CACHE}', '--data.stream=always',
@@ -582,7 +555,7 @@ class ShownTest(absltest.TestCase):
   def test_waiting_and_skipped(self):
     record = {
         'event': 'epoch', 'epoch': 3, 'depths': [1, 1], 'train_total': 1000,
-        'images_per_second': 100.0, 'input_wait_seconds': 0.9,
+        'seconds': 10.0, 'input_wait_seconds': 0.9,
     }
     self.assertNotIn('wait', console.format_epoch(record))
     record |= {'input_wait_seconds': 2.5, 'skipped': 4}

@@ -403,17 +403,6 @@ class RunTest(parameterized.TestCase):
         result['val_perplexity'], self.result['val_perplexity'], places=1
     )
 
-  def test_several_steps_in_a_call(self):
-    """What was read before goes on from step to step, not over an epoch."""
-    runs.quietly(tiny(self.workdir, devices={'steps_per_call': 4}))
-    for one, another in zip(
-        runs.records(self.workdir, 'epoch'),
-        runs.records(self.base, 'epoch'),
-        strict=True,
-    ):
-      for name in ('train_loss', 'loss'):
-        self.assertAlmostEqual(one[name], another[name], places=3)
-
   @pytest.mark.slow
   def test_grows_by_a_layer(self):
     result = runs.quietly(

@@ -127,7 +127,8 @@ def prepare(
   image_key, label_key = builder.info.supervised_keys or ('image', 'label')
   features = builder.info.features
   labels = features[label_key] if label_key in features else None
-  if labels and labels.num_classes and not labels._str2int:  # pylint: disable=protected-access
+  # pylint: disable-next=protected-access
+  if labels and labels.num_classes and not labels._str2int:
     # Class names that a builder would learn from what it downloads.
     labels.names = [f'class_{number}' for number in range(labels.num_classes)]
 
@@ -144,7 +145,8 @@ def prepare(
       yield key, example
 
   # The documented extension point of a builder.
-  builder._split_generators = lambda dl_manager: {  # pylint: disable=protected-access
+  # pylint: disable-next=protected-access
+  builder._split_generators = lambda dl_manager: {
       split: examples(split) for split in splits
   }
   builder.download_and_prepare()

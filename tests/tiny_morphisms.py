@@ -1,78 +1,93 @@
 """Shared pieces of the tests of learned morphisms."""
 
+import dataclasses
+import functools
+
 import jax
 import numpy as np
 
+from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import splits
 from autogrow_jax.methods.gauss_newton import steps
-from autogrow_jax.methods.gauss_newton import surgery
-from autogrow_jax import state as state_lib
 import tiny_networks
 
-trees_of = steps.trees_of
-chain_of = steps.chain_of
+# Depths and widths.
+FAMILIES = {
+    'plain3net': ((1, 1, 1), (3, 4, 4)),
+    'mlp': ((1, 1), (5, 4)),
+    'basic3resnet': ((2, 1, 1), (3, 4, 4)),
+    'wrn28_10': ((1, 2, 1), (3, 4, 4)),
+    'mobilenet1': ((1, 1, 1, 1, 1), (3, 4, 3, 4, 3)),
+}
 
 
-def batch(count=6):
-  """Images with labels."""
-  return (
-      tiny_networks.images(count),
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A tiny network with examples, in float64 within `jax.enable_x64`."""
+
+  architecture: object
+  state: object
+  model: signals.Model
+  trees: signals.Trees
+  batch: tuple
+
+  @property
+  def snapshot(self):
+    """The network as a step sees it."""
+    return steps.Snapshot(
+        self.architecture, self.state, self.model, self.trees, [self.batch],
+        [self.batch], 1, np.random.default_rng(4),
+    )
+
+  def signals(self, curvature='rank1'):
+    """Losses, and the signals by axis."""
+    losses, found = signals.signals(
+        self.model, self.trees, self.batch, np.uint32(3), curvature=curvature
+    )
+    axes = [site.axis for site in self.model.sites]
+    return losses, dict(zip(axes, found, strict=True))
+
+
+@functools.lru_cache(maxsize=None)
+def case(family, count=6, dtype='f8'):
+  with jax.enable_x64(dtype == 'f8'):
+    return _case(family, count, dtype)
+
+
+def _case(family, count, dtype):
+  depths, widths = FAMILIES[family]
+  architecture = tiny_networks.seed(family, depths, widths=widths)
+  if family == 'wrn28_10':
+    architecture = architecture.resized({'stem': 3})
+  state = tiny_networks.state(architecture)
+  cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+  state = state.replace(
+      params=cast(state.params), stats=cast(state.stats), opt_state=()
+  )
+  batch = (
+      tiny_networks.images(count).astype(dtype),
       np.arange(count) % tiny_networks.CLASSES,
   )
+  return Case(
+      architecture,
+      state,
+      signals.model_of(architecture),
+      signals.trees_of(
+          architecture, state.params['weights'], state.stats['network']
+      ),
+      batch,
+  )
 
 
-def site_of(model, axis):
-  return {site.axis: site for site in model.sites}[axis]
-
-
-def random_splits(model, trees, scale=0.3, *, moving=True):
-  """Splits far from the start; u = 0 if they are not moving."""
+def random_splits(data, scale=0.3):
+  """Splits far from the start, zero where there is padding."""
   generator = np.random.default_rng(1)
-
-  def draw(end, factor):
-    kernel = trees.kernel(end.layer)
-    return factor * generator.normal(size=kernel.shape).astype(kernel.dtype)
-
-  return {
-      site.axis: splits.Split(
-          tuple(draw(end, scale * moving) for end in site.writers),
-          tuple(draw(end, scale) for end in site.readers),
-      )
-      for site in model.sites
-  }
-
-
-def only(split, unit):
-  """The split of one unit alone."""
-  chosen = (np.arange(split.u[0].shape[-1]) == unit)[:, None]
-  return splits.Split(
-      splits.as_incoming(splits.incoming(split.u) * chosen, split.u),
-      splits.as_outgoing(splits.outgoing(split.e) * chosen, split.e),
-  )
-
-
-def output_changes(site, trees, signal, split):
-  """The change dz of each reader's output if all units are split.
-
-  It is exact while pre-activations stay. If one reader's change reaches another
-  writer of the same stream, dz holds the change of the logits in first order
-  only.
-  """
-  return tuple(
-      reader.layer.linear(mean, trees.kernel(reader.layer))
-      + reader.layer.linear(between, e)
-      for reader, (mean, between), e in zip(
-          site.readers,
-          splits.differences(site, trees, signal, split.u),
-          split.e,
-          strict=True,
-      )
-  )
-
-
-def grow(state, change):
-  """The arrays of a state after a growth or a morph, without an optimizer."""
-  key = jax.random.key(0)
-  if isinstance(change, surgery.Morph):
-    return change.grown(state, key)
-  return state_lib.grown_arrays(state, change, key=key)
+  result = {}
+  for site in data.model.sites:
+    local, form = data.trees.local(site), site.form
+    draw = lambda ends, local=local: tuple(
+        scale * generator.normal(size=kernel.shape) * (np.asarray(kernel) != 0)
+        for kernel in local.kernels(ends)
+    )
+    result[site.axis] = splits.Split(draw(form.writers), draw(form.readers))
+  return result

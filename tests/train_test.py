@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import io
 import json
-import math
 import os
 import pathlib
 import shutil
 import signal
+import socket
 import tempfile
 import unittest
 from unittest import mock
@@ -17,6 +17,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import numpy as np
+import optax
 import pytest
 import runs
 
@@ -246,7 +247,8 @@ class ResultTest(RunTest):
   def test_a_method_of_ones_own_is_another_run(self):
     with self.assertRaisesRegex(
         ValueError,
-        r'run \(own:  -> method .*:AutoGrow AutoGrow\(.*scale=0.5.*\)\); choose',
+        r'run \(own:  -> method .*:AutoGrow AutoGrow\(.*scale=0.5.*\)\); '
+        'choose',
     ):
       runs.quietly(runs.tiny(BASE), method=autogrow.AutoGrow(scale=0.5))
     changes = dict(policy={'name': 'fixed'}, schedule={'finetune_epochs': 0})
@@ -259,6 +261,19 @@ class ResultTest(RunTest):
       begin(method=autogrow.AutoGrow(scale=0.25))
     with self.assertRaisesRegex(ValueError, 'scale=0.5.* -> \\);'):
       begin()
+
+  def test_loads_a_run_with_an_optimizer_of_ones_own(self):
+    untrained = runs.tiny(
+        self.workdir, policy={'name': 'fixed'}, schedule={'finetune_epochs': 0}
+    )
+    runs.quietly(untrained, optimizer=optax.adamw(1e-3))
+    with self.assertRaisesRegex(
+        ValueError,
+        r"method or optimizer: 'state/opt_state/.* given objects \(optimizer ",
+    ):
+      trained.load(self.workdir)
+    network = trained.load(self.workdir, optimizer=optax.adamw(1e-3))
+    self.assertEqual(network.epoch, 0)
 
   def test_what_does_not_matter_may_change(self):
     again = runs.quietly(runs.tiny(BASE, checkpoints={'every': '3', 'keep': 9}))
@@ -664,6 +679,19 @@ class InitFromTest(RunTest):
 class StopTest(RunTest):
   """Runs that end before their end."""
 
+  def test_a_second_start_is_refused_while_the_first_works(self):
+    fixed = {'policy': {'name': 'fixed'}, 'schedule': {'finetune_epochs': 1}}
+    holder = f'process {os.getpid()} on {socket.gethostname()}; wait'
+
+    def at_step(count, unused_arguments):
+      if count == 3:
+        with self.assertRaisesRegex(ValueError, f'in use by {holder}'):
+          self.run_tiny(**fixed)
+
+    with runs.watch_steps(at_step):
+      result = self.run_tiny(**fixed)
+    self.assertEqual(self.run_tiny(**fixed), result)
+
   @parameterized.parameters(
       (signal.SIGTERM, 21, False),
       (signal.SIGINT, 48, False),
@@ -698,42 +726,11 @@ class StopTest(RunTest):
       self.assertStartsWith(
           lines.pop(0), f'warning: Checkpoint {newest} refused: damaged'
       )
-    self.assertRegex(lines[0], f'continuing .* from step {step}, epoch')
+    first = 64 if is_damaged else step  # The end of the epoch before.
+    self.assertRegex(lines[0], f'continuing .* from step {first}, epoch')
     self.assertEqual(result['params_digest'], RESULT['params_digest'])
     self.assertEqual(runs.course(self.workdir), runs.course(BASE))
     self.assertEqual(result['train_macs'], RESULT['train_macs'])
-
-  def test_several_steps_in_a_call(self):
-    """Nothing else changes; a signal is heard between two calls."""
-    fixed = {'policy': {'name': 'fixed'}, 'schedule': {'finetune_epochs': 2}}
-    several = {'devices': {'compile_ahead': False, 'steps_per_call': 5}}
-
-    def at_call(count, unused_arguments):
-      if count == 6:  # 4 calls for an epoch of 16 steps.
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with runs.watch_steps(at_call):
-      with self.assertRaisesRegex(train.Interrupted, 'step 26 '):
-        self.run_tiny(**fixed, **several)
-    several['devices']['steps_per_call'] = 4  # From step 10 of an epoch.
-    forward = programs.Programs.forward
-    with mock.patch.object(prepare, 'MAX_EVAL_BATCH', 16), mock.patch.object(
-        programs.Programs, 'forward', autospec=True, side_effect=forward
-    ) as forward:
-      got = self.run_tiny(**fixed, **several)
-    # The hold-out after the epoch and at the end, and the test set.
-    at_once = 16 * math.ceil(got['holdout'] / 16)
-    tested = math.ceil(got['test_total'] / at_once)
-    self.assertEqual(forward.call_count, 2 + tested)
-    other = self.workdir.with_name('other')
-    want = runs.quietly(runs.tiny(other, **fixed))
-    self.assertEqual(got['train_macs'], want['train_macs'])
-    ours, others = (
-        runs.records(workdir, 'epoch') for workdir in (self.workdir, other)
-    )
-    self.assertEqual([r['step'] for r in ours], [16, 32])
-    for one, another in zip(ours, others, strict=True):
-      np.testing.assert_allclose(one['loss'], another['loss'], rtol=0.02)
 
   def test_signal_at_the_very_end_is_heard(self):
     write = history_lib.write_json
@@ -780,7 +777,7 @@ class StopTest(RunTest):
     infinite = lambda self, phase, epoch: float('inf') if epoch else 0.05
     with mock.patch.object(optimizers.Schedule, 'rate', infinite):
       with mock.patch.object(
-          config_lib.Cadence, 'due', lambda self, epoch, seconds: True
+          config_lib.CheckpointConfig, 'is_due', lambda *_, **__: True
       ):
         with self.assertRaisesRegex(train.Diverged, 'epoch 2'):
           self.run_tiny()

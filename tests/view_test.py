@@ -33,12 +33,11 @@ def deep(family):
 
 class PackTest(parameterized.TestCase):
 
-  @parameterized.product(
-      family=tuple(networks.FAMILIES),
-      optimizer=tuple(tiny_networks.OPTIMIZERS),
-      spare=(False, True),
+  @parameterized.parameters(
+      *((family, 'sgd') for family in networks.FAMILIES),
+      *(('basic3resnet', name) for name in tiny_networks.OPTIMIZERS),
   )
-  def test_unpack_is_the_inverse(self, family, optimizer, spare):
+  def test_unpack_is_the_inverse(self, family, optimizer):
     architecture = deep(family)
     state = tiny_networks.state(
         architecture, tiny_networks.OPTIMIZERS[optimizer]
@@ -48,17 +47,17 @@ class PackTest(parameterized.TestCase):
     state = jax.tree.map(
         lambda leaf: (leaf + next(counter)).astype(leaf.dtype), state
     )
-    layout = view.layout(architecture, spare=spare)
-    packed = view.pack(state, layout)
-    tiny_networks.assert_same(view.unpack(packed, layout), state)
-    self.assertLess(len(jax.tree.leaves(packed)), len(jax.tree.leaves(state)))
+    for spare in (False, True):
+      layout = view.layout(architecture, spare=spare)
+      packed = view.pack(state, layout)
+      tiny_networks.assert_same(view.unpack(packed, layout), state)
+      self.assertLess(
+          len(jax.tree.leaves(packed)), len(jax.tree.leaves(state))
+      )
 
-  @parameterized.product(
-      family=('basic3resnet', 'vgg16'),
-      optimizer=tuple(tiny_networks.OPTIMIZERS),
-  )
-  def test_an_optimizer_starts_the_same(self, family, optimizer):
-    architecture = deep(family)
+  @parameterized.parameters(*tiny_networks.OPTIMIZERS)
+  def test_an_optimizer_starts_the_same(self, optimizer):
+    architecture = deep('basic3resnet')
     tx = tiny_networks.OPTIMIZERS[optimizer]
     params = tiny_networks.state(architecture, tx).params
     stacked = view.with_stacked_init(tx, architecture)
@@ -124,7 +123,7 @@ class PackTest(parameterized.TestCase):
 class SpareTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      (1, 4), (4, 4), (5, 8), (8, 8), (9, 16), (42, 64)
+      (1, 4), (4, 4), (5, 6), (8, 8), (9, 11), (42, 48)
   )
   def test_capacities(self, length, expected):
     self.assertEqual(loops.capacity(length), expected)
@@ -146,7 +145,7 @@ class SpareTest(parameterized.TestCase):
           segment.length, None if length is None else loops.capacity(length)
       )
 
-  @parameterized.parameters(*networks.FAMILIES)
+  @parameterized.parameters('basic3resnet', 'mlp', 'lstm2')
   def test_few_buckets_for_many_depths(self, family):
     architecture = tiny_networks.seed(family)
     exact, spare = set(), set()
@@ -154,8 +153,8 @@ class SpareTest(parameterized.TestCase):
       exact.add(view.layout(architecture).bucket)
       spare.add(view.layout(architecture, spare=True).bucket)
       architecture = architecture.with_block(number % len(architecture.stages))
-    # Depths of 18 blocks or fewer: no run, and runs of 4, 8, 16 or 32.
-    self.assertLessEqual(len(spare), 1 + 4 * len(architecture.stages))
+    # Depths of 18 blocks or fewer: no run, and runs of 4, 6, 8, 11, 15 or 20.
+    self.assertLessEqual(len(spare), 1 + 6 * len(architecture.stages))
     self.assertGreater(len(exact), 14 * len(architecture.stages))
 
   def test_exact_layouts_have_no_depths(self):

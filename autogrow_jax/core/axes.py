@@ -21,7 +21,9 @@ import numpy as np
 NEW = -1  # In a source vector: a unit without a parent.
 
 Path = tuple[str, ...]
-Role = Literal['reads', 'writes', 'both', 'indexed', 'neither']
+Role = Literal[
+    'reads', 'writes', 'both', 'tied', 'indexed', 'layers', 'neither'
+]
 Sources = Mapping[str, np.ndarray]
 
 
@@ -33,26 +35,20 @@ class Axis:
     segments: names of the factors of each segment, slowest first; the name
       alone where there is one factor.
     role: 'reads' for the input side of a kernel; 'writes' for its output side,
-      a bias or the scale of a norm; 'both' for a depthwise kernel; 'indexed'
-      for rows that integers select; 'neither' for statistics.
-    frozen: reason why the dimension cannot change its size; '' if it can.
+      a bias or the scale of a norm; 'both' for a depthwise kernel; 'tied' for a
+      leaf that reads it in one place and writes it in another; 'indexed' for
+      rows that integers select; 'layers' for a stack, but 'reads' where the
+      leaf adds to what is outside of the stack; 'neither' for statistics.
   """
 
   segments: tuple[tuple[str, ...], ...]
   role: Role
-  frozen: str = ''
 
-  def __init__(
-      self,
-      segments: str | tuple[tuple[str, ...], ...],
-      role: Role,
-      frozen: str = '',
-  ):
+  def __init__(self, segments: str | tuple[tuple[str, ...], ...], role: Role):
     if isinstance(segments, str):
       segments = ((segments,),)
     object.__setattr__(self, 'segments', segments)
     object.__setattr__(self, 'role', role)
-    object.__setattr__(self, 'frozen', frozen)
 
   @property
   def name(self) -> str:
@@ -76,10 +72,18 @@ class AxisTable:
     axes: per path, an `Axis` or None per dimension; leaves without any named
       dimension may be absent.
     sizes: number of units of each factor.
+    frozen: reasons, by factor, why its units cannot come and go.
+    kinds: by factor whose units are told apart by their number, what they are:
+      'outputs' of the model, 'indexed' rows, 'layers' of a stack.
+    normalised: factors that a norm or a softmax reduces over: new units change
+      the function, even if nothing reads them.
   """
 
   axes: Mapping[Path, Axes]
   sizes: Mapping[str, int]
+  frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  normalised: frozenset[str] = frozenset()
 
   def end(self, path: Path) -> Path | None:
     """The longest end of a path that is in the table."""
@@ -103,28 +107,133 @@ class AxisTable:
           yield path, dim, axis
 
   @property
-  def frozen(self) -> dict[str, str]:
-    """Reasons, by factor, why some dimensions cannot change their size."""
-    return {
-        name: axis.frozen
-        for axes in self.axes.values()
-        for axis in axes
-        if axis is not None and axis.frozen
-        for name in axis.factors
-    }
+  def free(self) -> tuple[str, ...]:
+    """Factors whose units are alike and may come and go."""
+    return tuple(
+        name
+        for name in self.sizes
+        if name not in self.frozen and name not in self.kinds
+    )
+
+  def verify(
+      self,
+      function: Callable[..., Any],
+      tree: Any,
+      *inputs: Any,
+      key: jax.Array | None = None,
+      tolerance: float = 1e-5,
+  ) -> 'Verification':
+    """Checks the axes by permuting the units of every free factor.
+
+    With the units permuted in all leaves, the outputs stay; with one leaf left
+    out, they change. Noise is added to the leaves, so that zeros count, too.
+
+    Args:
+      function: computes the outputs from the tree and the inputs.
+      tree: arrays of the model.
+      *inputs: further arguments.
+      key: decides noise and permutations; 0 by default.
+      tolerance: largest change that counts as none, relative to the largest
+        output.
+
+    Returns:
+      What was measured.
+
+    Raises:
+      ValueError: outputs change with a permutation, or do not change although a
+        leaf that they depend on was left out.
+    """
+    rng = np.random.default_rng(
+        0 if key is None else np.asarray(jax.random.key_data(key)).ravel()
+    )
+    compiled = jax.jit(function)
+    tree = map_with_names(lambda _, leaf: _noisy(leaf, rng), tree)
+    before = jax.tree.leaves(compiled(tree, *inputs))
+    largest = max(float(np.abs(output).max()) for output in before)
+
+    def change(sources, skip=None, noise=False):
+      def moved(path, leaf):
+        if noise and path == skip:
+          return _noisy(leaf, rng)
+        if path == skip:
+          return leaf
+        return gather(leaf, self.find(path), sources, self.sizes)[0]
+
+      outputs = compiled(map_with_names(moved, tree), *inputs)
+      return max(
+          float(np.abs(np.asarray(a) - np.asarray(b)).max()) / largest
+          for a, b in zip(jax.tree.leaves(outputs), before, strict=True)
+      )
+
+    permuted, unnoticed, wrong = {}, {}, []
+    for name in self.free:
+      order = rng.permutation(self.sizes[name])  # All in one cycle.
+      sources = {name: np.roll(order, 1)[np.argsort(order)]}
+      permuted[name] = change(sources)
+      if not permuted[name] <= tolerance:
+        wrong.append(f'{name} permuted changes them by {permuted[name]:.1e}')
+      for path in by_path(tree):
+        axes = self.find(path) or ()
+        if not changes(axes, {name: ()}) or change(sources, path) > tolerance:
+          continue
+        if change({}, path, noise=True) > tolerance:
+          wrong.append(f'{name} does not seem to belong to {"/".join(path)}')
+        unnoticed[name, '/'.join(path)] = 'the outputs do not depend on it'
+    if wrong:
+      raise ValueError('Outputs contradict the axes: ' + '; '.join(wrong))
+    return Verification(permuted, unnoticed)
 
   def __str__(self) -> str:
-    lines = []
+    lines, reasons = [], {}
     for name, size in self.sizes.items():
+      if name in self.frozen:
+        reasons.setdefault(self.frozen[name], []).append(name)
+        continue
       ends: dict[str, list[str]] = {}
       for path, _, axis in self.leaves(name):
         ends.setdefault(axis.role, []).append('/'.join(path))
       members = '; '.join(f'{k}: {", ".join(v)}' for k, v in ends.items())
-      frozen = self.frozen.get(name)
-      lines.append(
-          f'{name} {size}  {members}' + (f'  frozen: {frozen}' * bool(frozen))
-      )
+      kind = f' ({self.kinds[name]})' if name in self.kinds else ''
+      lines.append(f'{name} {size}{kind}  {members}')
+    lines += [f'frozen, {why}: {", ".join(n)}' for why, n in reasons.items()]
     return '\n'.join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+  """Outcome of a permutation test; prints itself.
+
+  Attributes:
+    changes: per free factor, the change of the outputs when its units are
+      permuted in all leaves, relative to the largest output.
+    unnoticed: reasons, by factor and leaf, why outputs stay although the leaf
+      is left out.
+  """
+
+  changes: Mapping[str, float]
+  unnoticed: Mapping[tuple[str, str], str]
+
+  def __str__(self) -> str:
+    lines = [
+        f'{len(self.changes)} factors permuted; largest relative change of the '
+        f'outputs {max(self.changes.values(), default=0.0):.1e}'
+    ]
+    lines += [
+        f'{name}: {leaf} left out goes unnoticed: {why}'
+        for (name, leaf), why in self.unnoticed.items()
+    ]
+    return '\n'.join(lines)
+
+
+def _noisy(leaf: Any, rng: np.random.Generator) -> Any:
+  """A leaf with noise; what is never negative, such as a variance, stays so."""
+  if not jax.numpy.issubdtype(leaf.dtype, np.floating):
+    return leaf
+  leaf = np.asarray(leaf)
+  noisy = leaf + 0.05 * rng.standard_normal(leaf.shape)
+  if leaf.ndim == 1 and leaf.any() and leaf.min() >= 0:
+    noisy = np.abs(noisy) + 0.1
+  return noisy.astype(leaf.dtype)
 
 
 def names(path: Sequence[Any]) -> Path:
@@ -278,7 +387,9 @@ def scale_readers(
   Depthwise kernels read and write their axis; they are left alone, and the
   reader behind them is scaled.
   """
-  return scale(tree, table, vectors, lambda path, axis: axis.role == 'reads')
+  return scale(
+      tree, table, vectors, lambda path, axis: axis.role in ('reads', 'tied')
+  )
 
 
 def scale_filters(

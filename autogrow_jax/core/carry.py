@@ -209,10 +209,14 @@ class _Mover:
       return np.full(
           fresh.shape, np.asarray(old).mean(dtype=np.float64), fresh.dtype
       )
+    if self.moments and not hasattr(fresh, '__array__'):
+      return np.zeros(fresh.shape, fresh.dtype)
+    for dim, axis in enumerate(self.table.find(path) or ()):
+      if axis and axis.factors & self.growth.means and not self.moments:
+        mean = np.asarray(old).mean(dim, keepdims=True, dtype=np.float64)
+        return np.broadcast_to(mean, fresh.shape).astype(fresh.dtype)
     if hasattr(fresh, '__array__'):
       return np.asarray(fresh)
-    if self.moments:
-      return np.zeros(fresh.shape, fresh.dtype)
     if self.key is None:
       raise ValueError(
           f'New units of {"/".join(path)} are to be drawn: give a key, or '
@@ -254,7 +258,7 @@ def _started(
         tree,
         after,
         growth.scales,
-        lambda path, axis: axis.role == 'reads'
+        lambda path, axis: axis.role in ('reads', 'tied')
         and not (moments and _holds(path, SQUARES | SUMS, table)),
     )
   if moments:

@@ -12,6 +12,8 @@ one comes:
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import glob
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ NEW = axes_lib.NEW
 AxisTable = axes_lib.AxisTable
 Path = axes_lib.Path
 
-Start = Literal['zero_readers', 'fresh']
+Start = Literal['zero_readers', 'fresh', 'mean']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class Growth:
     noise: per axis, for each unit the size of the random change of what writes
       it, relative to the root mean square of the leaf. Children of one parent
       share the direction, so that opposite signs cancel in first order.
+    means: axes whose new units start as the mean of the old ones.
     values: leaves that are replaced after everything else, by the end of their
       path.
     moments: 'carry' moves the optimizer's state along; 'reset' makes all its
@@ -51,6 +54,7 @@ class Growth:
   sources: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   scales: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   noise: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  means: frozenset[str] = frozenset()
   values: Mapping[Path, np.ndarray] = dataclasses.field(default_factory=dict)
   moments: Literal['carry', 'reset'] | Mapping[Path, np.ndarray] = 'carry'
   target: Any = None
@@ -98,6 +102,7 @@ class Growth:
         {**self.sources, **other.sources},
         {**self.scales, **other.scales},
         {**self.noise, **other.noise},
+        self.means | other.means,
         {**self.values, **other.values},
         other.moments if self.moments == 'carry' else self.moments,
         other.target if self.target is None else self.target,
@@ -121,7 +126,8 @@ def widen(
     to: units after the growth.
     start: 'zero_readers' reads new units with weight zero, so that the function
       stays, unless a norm reduces over the axis; 'fresh' reads them with what
-      `like` has.
+      `like` has; 'mean' starts them as the mean of the old ones, for classes
+      and the rows of an embedding.
 
   Returns:
     The growth.
@@ -135,7 +141,113 @@ def widen(
       raise ValueError(f'Axis {name!r} has {size} units; {to} are fewer.')
     return np.concatenate([np.arange(size), np.full(to - size, NEW)])
 
-  return _for_each(table, pattern, sources, 'widen', start)
+  growth = _for_each(table, pattern, sources, 'widen')
+  if start == 'mean':
+    return dataclasses.replace(growth, means=frozenset(growth.sources))
+  if start == 'fresh':
+    return growth
+  return dataclasses.replace(growth, scales=_silenced(growth.sources))
+
+
+def deepen(
+    table: AxisTable,
+    pattern: str,
+    order: Sequence[int],
+    *,
+    start: Start = 'zero_readers',
+) -> Growth:
+  """Inserts, repeats or drops layers of a stack.
+
+  Args:
+    table: axes of the model.
+    pattern: shell pattern of the stacked axes' names.
+    order: for each layer after the growth, the layer that it is a copy of, or
+      `NEW`: [0, NEW, 1, NEW] inserts, [0, 1, 0, 1] stacks the whole.
+    start: 'zero_readers' lets new layers add nothing, so that the function of a
+      residual network stays; 'fresh' takes them as `like` has them.
+
+  Returns:
+    The growth.
+
+  Raises:
+    ValueError: no axis matches, it is not one of layers, or has fewer.
+  """
+  for name in table[pattern]:
+    if table.kinds.get(name) != 'layers':
+      raise ValueError(f'Axis {name!r} is not one of stacked layers.')
+  growth = _for_each(table, pattern, lambda *_: np.asarray(order), 'deepen')
+  if start == 'fresh':
+    return growth
+  return dataclasses.replace(growth, scales=_silenced(growth.sources))
+
+
+def growth_between(
+    table: AxisTable, like: Any, *, start: Start = 'zero_readers'
+) -> Growth:
+  """Finds the growth that leads to the shapes of another model.
+
+  Args:
+    table: axes of the model.
+    like: arrays or shapes of the model after, with the same paths.
+    start: see `widen`.
+
+  Returns:
+    The growth: more units are added, of fewer the first ones are kept.
+
+  Raises:
+    ValueError: shapes contradict each other, or a frozen axis differs.
+  """
+  after: dict[str, int] = {}
+  for path, leaf in axes_lib.by_path(like).items():
+    for dim, axis in enumerate(table.find(path) or ()):
+      if axis is not None and len(axis.segments) == len(axis.segments[0]) == 1:
+        name, size = axis.name, leaf.shape[dim]
+        if after.setdefault(name, size) != size:
+          raise ValueError(
+              f'Axis {name!r} would have {after[name]} units, but {size} in '
+              f'{"/".join(path)}.'
+          )
+  # Of products, one unknown factor follows from the others.
+  for path, leaf in axes_lib.by_path(like).items():
+    for dim, axis in enumerate(table.find(path) or ()):
+      if axis is None:
+        continue
+      unknown = sorted(axis.factors - after.keys())
+      size = lambda name: after.get(name, table.sizes[name])
+      for name in unknown:
+        counts = [
+            math.prod(size(n) for n in segment if n != name)
+            for segment in axis.segments
+            if name in segment
+        ]
+        rest = leaf.shape[dim] - sum(
+            math.prod(map(size, segment))
+            for segment in axis.segments
+            if name not in segment
+        )
+        if rest % sum(counts) == 0 and len(unknown) == 1:
+          after[name] = rest // sum(counts)
+  growth = Growth()
+  for name, size in after.items():
+    if size > table.sizes[name]:
+      growth += widen(table, _exactly(name), to=size, start=start)
+    elif size < table.sizes[name]:
+      growth += prune(table, _exactly(name), keep=range(size))
+  return growth
+
+
+def _exactly(name: str) -> str:
+  """The pattern that matches one name."""
+  return glob.escape(name)
+
+
+def _silenced(sources: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Scales that let nothing read new units."""
+  return {
+      name: np.where(source == NEW, 0, 1).astype(np.float32)
+      for name, source in sources.items()
+      if (source == NEW).any()
+  }
 
 
 def split(
@@ -158,6 +270,13 @@ def split(
   Returns:
     The growth.
   """
+  for name in table[pattern]:
+    for path, _, axis in table.leaves(name):
+      if axis.role == 'tied':
+        raise ValueError(
+            f'{"/".join(path)} reads and writes axis {name!r}: its twins would '
+            'need both halves and wholes of one weight.'
+        )
   growth = _for_each(
       table,
       pattern,
@@ -217,22 +336,35 @@ def _for_each(
     pattern: str,
     sources_of: Callable[[str, int], np.ndarray],
     verb: str,
-    start: Start = 'fresh',
 ) -> Growth:
-  """The growth of all axes that match a pattern."""
+  """The growth of all axes that match a pattern, but for frozen ones."""
   matching = table[pattern]
   if not matching:
     raise ValueError(
         f'No axis matches {pattern!r}; there are {", ".join(table.sizes)}.'
     )
-  frozen = table.frozen
-  sources, scales, notes = {}, {}, []
-  for name in matching:
-    if name in frozen:
-      raise ValueError(f'Axis {name!r} is frozen: {frozen[name]}.')
+  can_change = [name for name in matching if name not in table.frozen]
+  if not can_change:
+    name = matching[0]
+    raise ValueError(f'Axis {name!r} is frozen: {table.frozen[name]}.')
+  # A pattern that matches free axes means these.
+  chosen = [name for name in can_change if name in table.free] or can_change
+  sources, notes = {}, []
+  for name in chosen:
     size = table.sizes[name]
     source = sources[name] = sources_of(name, size)
-    if start == 'zero_readers' and (source == NEW).any():
-      scales[name] = np.where(source == NEW, 0, 1).astype(np.float32)
-    notes.append(f'{verb} {name}, {size} to {len(source)} units')
-  return Growth(sources, scales, note='; '.join(notes))
+    why = _why_not_kept(table, name) if NEW in source else ''
+    notes.append(f'{verb} {name}, {size} to {len(source)} units{why}')
+  if others := [name for name in matching if name not in chosen]:
+    notes.append(f'left alone, though they match: {", ".join(others)}')
+  return Growth(sources, note='; '.join(notes))
+
+
+def _why_not_kept(table: AxisTable, name: str) -> str:
+  """Why new units of an axis change the outputs even if nothing reads them."""
+  if name in table.normalised:
+    return ' (a norm reduces over it, so outputs change)'
+  roles = {axis.role for _, _, axis in table.leaves(name)}
+  if not roles & {'reads', 'tied'} and table.kinds.get(name) != 'outputs':
+    return ' (no weight reads it, so outputs change)'
+  return ''

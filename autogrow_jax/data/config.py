@@ -22,7 +22,8 @@ class DataConfig:
   """Settings of the data; JSON-able. Each field's metadata has its help."""
 
   dataset: str = dataclasses.field(default='digits', metadata={'help': (
-      'Data set: digits (embedded); mnist, fashion_mnist, svhn_cropped, '
+      'Data set: digits (embedded); dots, or dots:8-10@20x20 (generated: '
+      'distances of two pixels, and size); mnist, fashion_mnist, svhn_cropped, '
       'cifar10, cifar100 or imagenet2012 (TFDS, as in the paper); any other '
       'image classification set of TFDS by its name, or name/config; '
       'folder:PATH, with one folder of images per class; voc/2012, with '

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from autogrow_jax.data import config as config_lib
+from autogrow_jax.data import dots
 from autogrow_jax.data import extras
 from autogrow_jax.data import folders
 from autogrow_jax.data import images as images_lib
@@ -78,7 +79,7 @@ def find(config: config_lib.DataConfig) -> Source:
     ValueError: it is not there, or its images cannot be had like that.
   """
   name = config.dataset
-  if name in SOURCES:
+  if name in SOURCES or dots.is_one(name):
     source = known(config)
   elif name.startswith((config_lib.FOLDER, config_lib.PAIRS)):
     found = folders.Folder(config)
@@ -106,7 +107,8 @@ def find(config: config_lib.DataConfig) -> Source:
 
 def known(config: config_lib.DataConfig) -> Source:
   """The row of `SOURCES` for a data set, with a configuration's options."""
-  name, source = config.dataset, SOURCES[config.dataset]
+  name = config.dataset
+  source = SOURCES.get(name) or _of_dots(name)
   height, width, channels = source.shape
   if config.channels not in (None, channels):
     raise ValueError(
@@ -164,6 +166,20 @@ def _open_digits(data_dir: str | None) -> Read:
   return read
 
 
+def _of_dots(name: str) -> Source:
+  """Generated images, which need no data directory."""
+  found = dots.Dots.parse(name)
+  return Source(
+      2,
+      (found.height, found.width, 1),
+      lambda data_dir: found.draw,
+      dots.HOLDOUT,
+      Preprocessing((0,), (1,)),
+      dots.TRAIN + dots.HOLDOUT,
+      dots.TEST,
+  )
+
+
 def _tfds(
     name: str,
     classes: int,
@@ -192,6 +208,7 @@ SOURCES = {
         10, (8, 8, 1), _open_digits, 360,
         Preprocessing((0.3053,), (0.3757,)), 1437, _DIGITS_TEST,
     ),
+    dots.NAME: _of_dots(dots.NAME),
     'mnist': _tfds(
         'mnist', 10, (28, 28, 1), (60_000, 5000, 10_000),
         Preprocessing((0,), (1,), pad=2),

@@ -7,8 +7,9 @@ scale and bias alike, is then overwritten by one of the paper's initialisers. A
 plain sub-module has no such norm and keeps the default.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from autogrow_jax.networks import base as networks_base
 
 Path = axes_lib.Path
 
-INITIALIZERS = ('gauss', 'zero', 'uniform', 'adam')
+INITIALIZERS = ('gauss', 'zero', 'uniform', 'adam', 'copy')
 
 # AdamInit of Wen et al. 2020: succeeds when the accuracy on training batches
 # is back within half a percentage point of the shallower network's.
@@ -46,8 +47,10 @@ class AutoGrow(base.Method):
       default='gauss',
       metadata={
           'help': "Start of a residual sub-module's last norm: gauss (N(0, "
-          'scale^2)), zero (the identity), uniform (between low and high), or '
-          'adam (the default, then up to ten epochs of Adam on it alone).'
+          'scale^2)), zero (the identity), uniform (between low and high), '
+          'adam (the default, then up to ten epochs of Adam on it alone), or '
+          'copy (not in the paper: all layers that are alike start as in the '
+          'preceding sub-module, in plain networks, too).'
       },
   )
   scale: float = dataclasses.field(
@@ -103,6 +106,12 @@ class AutoGrow(base.Method):
         if block not in old
     }
     blocks = ', '.join(norms)
+    if self.initializer == 'copy':
+      return dataclasses.replace(
+          appended,
+          values=copied(architecture, norms.keys(), situation.state),
+          note=f'append {blocks}, copy of the preceding sub-module',
+      )
     # Blocks of one family are alike: all have such a norm, or none.
     norms = {block: norm for block, norm in norms.items() if norm is not None}
     if not norms:
@@ -138,6 +147,27 @@ class AutoGrow(base.Method):
     return jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
 
 
+@dataclasses.dataclass(frozen=True)
+class Placebo(base.Method):
+  """Declines every growth, so that a policy sees a network that never grows.
+
+  The loop, the batches and the learning rates are those of `AutoGrow`.
+  """
+
+  @property
+  def execution(self) -> view.Plain:
+    return view.Plain(spare=True)
+
+  def propose(
+      self, decision: policies.Decision, situation: base.Situation
+  ) -> base.Skip | None:
+    """Declines; the stages that would have grown are recorded."""
+    if decision.action != 'grow':
+      return None
+    stages = decision.stages(situation.architecture.depths)
+    return base.Skip('a placebo never grows', report={'stages': stages})
+
+
 def last_norm(
     architecture: architecture_lib.Architecture, block: str
 ) -> str | None:
@@ -146,6 +176,41 @@ def last_norm(
     if part.name == block:
       return part.module.last_norm
   raise ValueError(f'No block {block!r} in {architecture}.')
+
+
+def copied(
+    architecture: architecture_lib.Architecture,
+    blocks: Collection[str],
+    state: state_lib.TrainState,
+) -> dict[Path, Any]:
+  """Takes layers of new blocks from the last old one of their stage.
+
+  A layer of another shape, as where a stage begins, keeps its default start.
+
+  Args:
+    architecture: the architecture with the new blocks.
+    blocks: the new blocks.
+    state: the canonical state without them.
+  """
+  parts = {part.name: part for part in networks.parts(architecture)}
+  roots = state.params['weights'], state.stats['network']
+  found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+  for stage in architecture.stages:
+    source = [block for block in stage if block not in blocks][-1]
+    for block in blocks & set(stage):
+      for root, shapes, new in zip(
+          roots, networks_base.shapes(parts[block]), found, strict=True
+      ):
+        new[block] = {
+            layer: root[source][layer]
+            for layer, wanted in shapes.items()
+            if _shapes(wanted) == _shapes(root[source].get(layer))
+        }
+  return state_lib.values(weights=found[0], network=found[1])
+
+
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf.shape, tree)
 
 
 def draw_last_norms(

@@ -20,6 +20,7 @@ NetworkConfig = config.NetworkConfig
 FAMILIES = {
     network.name: network
     for network in (
+        residual.BASIC1,
         residual.BASIC3,
         residual.BASIC4,
         residual.BOTTLENECK4,

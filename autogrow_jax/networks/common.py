@@ -135,7 +135,7 @@ class Stem(base.Module):
         plain=self.plain,
         name='conv',
     )(x)
-    x = nn.relu(norm(self, train, 'out', 'norm')(x))
+    x = ops.relu(norm(self, train, 'out', 'norm')(x))
     return ops.max_pool(x) if self.kind == 'imagenet' else x
 
 

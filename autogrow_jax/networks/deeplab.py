@@ -24,6 +24,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from autogrow_jax import layers
+from autogrow_jax import ops
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 from autogrow_jax.networks import residual
@@ -54,7 +55,7 @@ class PyramidHead(base.Module):
   def __call__(self, x, *, train, gate=None):
     del gate
     conv = functools.partial(common.conv, self)
-    norm = lambda y, axis: nn.relu(
+    norm = lambda y, axis: ops.relu(
         common.norm(self, train, axis, f'{axis}_norm')(y)
     )
     # Size and dilation of each branch's kernel; the last one reads the mean.

@@ -19,12 +19,16 @@ Tree = Any
 # (x, weights, stats, gate, position=..., train=..., key=...) -> y, new stats.
 Block = Callable[..., tuple[jax.Array, Tree]]
 
-_LEAST = 4
-
 
 def capacity(length: int) -> int:
-  """Length of the stack for a number of blocks: 4, 8, 16, ..."""
-  return max(_LEAST, 1 << (length - 1).bit_length())
+  """Length of the stack for a number of blocks: 4, 6, 8, 11, 15, 20, 27, ...
+
+  Each is a third more than the last, since room that is empty takes memory.
+  """
+  size = 4
+  while size < length:
+    size = -(-4 * size // 3)
+  return size
 
 
 def repeat(

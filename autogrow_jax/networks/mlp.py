@@ -10,6 +10,7 @@ import dataclasses
 from flax import linen as nn
 
 from autogrow_jax import layers
+from autogrow_jax import ops
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 
@@ -22,7 +23,7 @@ class DenseBlock(base.Module):
   @nn.compact
   def __call__(self, x, *, train, gate=None):
     del train
-    y = nn.relu(layers.Dense(self.features, name='dense')(x))
+    y = ops.relu(layers.Dense(self.features, name='dense')(x))
     return common.faded(x, y, gate)
 
 

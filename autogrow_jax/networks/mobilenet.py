@@ -15,6 +15,7 @@ import dataclasses
 from flax import linen as nn
 
 from autogrow_jax import layers
+from autogrow_jax import ops
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 from autogrow_jax.networks import plain
@@ -37,9 +38,9 @@ class SeparableBlock(base.Module):
         plain=self.plain,
         name='depthwise',
     )(x)
-    y = nn.relu(common.norm(self, train, 'in', 'norm1')(y))
+    y = ops.relu(common.norm(self, train, 'in', 'norm1')(y))
     y = common.conv(self, self.features, 1, name='pointwise')(y)
-    y = nn.relu(common.norm(self, train, 'out', 'norm2')(y))
+    y = ops.relu(common.norm(self, train, 'out', 'norm2')(y))
     return common.faded(x, y, gate)
 
 

@@ -34,7 +34,7 @@ class PlainBlock(base.Module):
     y = common.conv(
         self, self.features, 3, stride=self.stride, bias=self.bias, name='conv'
     )(ops.halve(x) if self.halve else x)
-    y = nn.relu(common.norm(self, train, 'out', 'norm')(y))
+    y = ops.relu(common.norm(self, train, 'out', 'norm')(y))
     return common.faded(x, y, gate)
 
 

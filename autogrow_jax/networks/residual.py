@@ -15,6 +15,7 @@ from flax import linen as nn
 import jax
 
 from autogrow_jax import layers
+from autogrow_jax import ops
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 
@@ -36,12 +37,12 @@ class BasicBlock(base.Module):
     conv = functools.partial(common.conv, self)
     norm = functools.partial(common.norm, self, train)
     y = conv(self.mid, 3, stride=self.stride, writes='mid', name='conv1')(x)
-    y = nn.relu(norm('mid', 'norm1')(y))
+    y = ops.relu(norm('mid', 'norm1')(y))
     y = conv(self.features, 3, reads='mid', name='conv2')(y)
     y = norm('out', 'norm2')(y)
     if gate is not None:
       y = gate.astype(y.dtype) * y
-    return nn.relu(y + shortcut(self, x, self.features, train))
+    return ops.relu(y + shortcut(self, x, self.features, train))
 
 
 class BottleneckBlock(base.Module):
@@ -66,7 +67,7 @@ class BottleneckBlock(base.Module):
     conv = functools.partial(common.conv, self)
     norm = functools.partial(common.norm, self, train)
     y = conv(self.mid1, 1, writes='mid1', name='conv1')(x)
-    y = nn.relu(norm('mid1', 'norm1')(y))
+    y = ops.relu(norm('mid1', 'norm1')(y))
     y = conv(
         self.mid2,
         3,
@@ -76,12 +77,12 @@ class BottleneckBlock(base.Module):
         dilation=self.dilation,
         name='conv2',
     )(y)
-    y = nn.relu(norm('mid2', 'norm2')(y))
+    y = ops.relu(norm('mid2', 'norm2')(y))
     y = conv(self.features, 1, reads='mid2', name='conv3')(y)
     y = norm('out', 'norm3')(y)
     if gate is not None:
       y = gate.astype(y.dtype) * y
-    return nn.relu(y + shortcut(self, x, self.features, train))
+    return ops.relu(y + shortcut(self, x, self.features, train))
 
 
 def shortcut(
@@ -165,6 +166,7 @@ class ResNet(Trunk):
     return self.chain(architecture, common.head_link(architecture))
 
 
+BASIC1 = ResNet('basic1resnet', 'Basic1ResNet', (8,), (1,))  # Ours.
 BASIC3 = ResNet('basic3resnet', 'Basic3ResNet', (16, 32, 64), (1, 2, 2))
 BASIC4 = ResNet(
     'basic4resnet', 'Basic4ResNet', (64, 128, 256, 512), (1, 2, 2, 2)

@@ -41,7 +41,7 @@ class HalvingHead(base.Module):
     x, reads = jnp.mean(layers.widened(ops.halve(x)), (1, 2)), 'in'
     if self.hidden is not None:
       x = layers.Dense(self.hidden, writes='hidden', name='hidden')(x)
-      x, reads = nn.relu(x), 'hidden'
+      x, reads = ops.relu(x), 'hidden'
     return layers.Dense(self.classes, reads, 'classes', name='dense')(x)
 
 

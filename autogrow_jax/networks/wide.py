@@ -19,6 +19,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from autogrow_jax import layers
+from autogrow_jax import ops
 from autogrow_jax.networks import base
 from autogrow_jax.networks import common
 
@@ -56,9 +57,9 @@ class PreActivationBlock(base.Module):
   def __call__(self, x, *, train, gate=None):
     conv = functools.partial(common.conv, self, bias=True)
     norm = functools.partial(common.norm, self, train)
-    y = nn.relu(norm('in', 'norm1')(x))
+    y = ops.relu(norm('in', 'norm1')(x))
     y = conv(self.mid, 3, writes='mid', name='conv1')(y)
-    y = nn.relu(norm('mid', 'norm2')(y))
+    y = ops.relu(norm('mid', 'norm2')(y))
     strided = functools.partial(conv, self.features, stride=self.stride)
     y = strided(3, reads='mid', name='conv2')(y)
     if gate is not None:
@@ -77,7 +78,7 @@ class NormHead(base.Module):
   @nn.compact
   def __call__(self, x, *, train, gate=None):
     del gate
-    x = nn.relu(common.norm(self, train, 'in', 'norm')(x))
+    x = ops.relu(common.norm(self, train, 'in', 'norm')(x))
     x = jnp.mean(layers.widened(x), (1, 2))
     return layers.Dense(self.classes, writes='classes', name='dense')(x)
 

@@ -158,7 +158,10 @@ class Checkpoints:
       return dataclasses.replace(restored, refusals=lines)
     if refused:
       reasons = '; '.join(f'{path}: {why}' for path, why in refused.items())
-      raise CheckpointError(f'No checkpoint can be used. {reasons}.')
+      raise CheckpointError(
+          f'No checkpoint can be used. {reasons}. Start again in another '
+          '--workdir.'
+      )
     return None
 
   def _write(
@@ -359,7 +362,8 @@ def _assemble(abstract: PyTree, arrays: PyTree) -> PyTree:
   for names in sorted(found.keys() | expected.keys()):
     if found.get(names) != expected.get(names):
       raise ValueError(
-          f"another architecture: '{'/'.join(names)}' is "
+          "another architecture, method or optimizer: "
+          f"'{'/'.join(names)}' is "
           f"{found.get(names, 'missing')}, not {expected.get(names, 'wanted')}"
       )
   leaves = []

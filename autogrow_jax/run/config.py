@@ -22,6 +22,7 @@ GROWING_SCHEDULES = ('constant', 'staircase', 'cosine', 'whole')
 # Methods by the 'kind' that configurations store.
 METHODS = {
     'autogrow': 'autogrow_jax.methods.autogrow:AutoGrow',
+    'placebo': 'autogrow_jax.methods.autogrow:Placebo',
     'sparsify': 'autogrow_jax.methods.sparsify.method:Sparsify',
     'gauss_newton': 'autogrow_jax.methods.gauss_newton.method:GaussNewton',
 }
@@ -45,6 +46,13 @@ def _policy(name: str, default: Any) -> Any:
   return _setting(default, f'{text[0].upper()}{text[1:]}.')
 
 
+def _check_at_least(low: int, **values: int | None) -> None:
+  """Raises ValueError for a number that is too small; None is none."""
+  for name, value in values.items():
+    if value is not None and value < low:
+      raise ValueError(f'{name} is at least {low}, got {value}.')
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
   """When and where to grow; each policy uses some of these."""
@@ -52,7 +60,8 @@ class PolicyConfig:
   name: str = _setting(
       'periodic',
       'periodic, convergent, sequential (stops when an exact paired test finds '
-      'no improvement), oneshot (all stages at once), every (the method '
+      'no improvement), twin (stops when growing helps no more than not '
+      'growing), oneshot (all stages at once), every (the method '
       'decides what) or fixed (nothing grows).',
   )
   interval: int | None = _setting(
@@ -66,6 +75,7 @@ class PolicyConfig:
   max_epochs: int | None = _policy('max_epochs', None)
   error_rate: str = _policy('error_rate', '0.05')
   target: tuple[int, ...] | None = _policy('target', None)
+  patience: int = _policy('patience', 0)
 
   def __post_init__(self):
     common.check_choice('policy', self.name, tuple(policies.POLICIES))
@@ -101,10 +111,7 @@ class ScheduleConfig:
       raise ValueError(
           f'learning_rate is a positive number, got {self.learning_rate}.'
       )
-    if self.finetune_epochs < 0:
-      raise ValueError(
-          f'finetune_epochs is at least 0, got {self.finetune_epochs}.'
-      )
+    _check_at_least(0, finetune_epochs=self.finetune_epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +134,7 @@ class DeviceConfig:
   )
   depth_buckets: str = _setting(
       'powers',
-      'Depths that growing networks are compiled for: exact, or powers of 2.',
+      'Depths that growing networks are compiled for: exact, or powers of 4/3.',
   )
   compile_ahead: bool = _setting(
       True, 'Compile for the next growth while the network trains.'
@@ -137,11 +144,6 @@ class DeviceConfig:
       'Stages whose blocks the backward pass computes again, for less memory: '
       'none, all, or numbers from 0, as 0,1.',
   )
-  steps_per_call: int = _setting(
-      1,
-      'Training steps between two looks of the host, at most an epoch; 1 of a '
-      'stream. Signals, checkpoints and progress wait for them.',
-  )
 
   def __post_init__(self):
     common.check_choice('parallel', self.parallel, ('auto', 'pmap', 'jit'))
@@ -149,16 +151,8 @@ class DeviceConfig:
     common.check_choice(
         'depth_buckets', self.depth_buckets, ('exact', 'powers')
     )
-    if self.num_devices is not None and self.num_devices < 1:
-      raise ValueError(f'num_devices is at least 1, got {self.num_devices}.')
-    if self.decode_workers < 0:
-      raise ValueError(
-          f'decode_workers is at least 0, got {self.decode_workers}.'
-      )
-    if self.steps_per_call < 1:
-      raise ValueError(
-          f'steps_per_call is at least 1, got {self.steps_per_call}.'
-      )
+    _check_at_least(1, num_devices=self.num_devices)
+    _check_at_least(0, decode_workers=self.decode_workers)
     if not re.fullmatch(r'none|all|\d+(,\d+)*', self.remat):
       raise ValueError(
           'remat is none, all, or numbers of stages such as 0,1; got '
@@ -186,48 +180,23 @@ class CheckpointConfig:
   keep: int = _setting(2, 'Number of checkpoints to keep.')
 
   def __post_init__(self):
-    Cadence.parse(self.every)
-    if self.keep < 1:
-      raise ValueError(f'keep is at least 1, got {self.keep}.')
-
-
-@dataclasses.dataclass(frozen=True)
-class Cadence:
-  """'Every n', of epochs or of minutes.
-
-  Attributes:
-    epochs: after every so many epochs, or None.
-    seconds: after so many seconds, or None.
-  """
-
-  epochs: int | None
-  seconds: float | None
-
-  @classmethod
-  def parse(cls, text: str) -> Self:
-    """Reads '2' (epochs) or '10m' (minutes)."""
-    match = re.fullmatch(r'(\d+)(m?)', text)
-    if not match or not int(match[1]):
+    if not re.fullmatch(r'0*[1-9]\d*m?', self.every):
       raise ValueError(
-          f'checkpoint_every is a number of epochs (2) or minutes (10m), got '
-          f'{text!r}.'
+          'checkpoints.every is a number of epochs (2) or minutes (10m), got '
+          f'{self.every!r}.'
       )
-    number = int(match[1])
-    return cls(None, 60.0 * number) if match[2] else cls(number, None)
+    _check_at_least(1, **{'checkpoints.keep': self.keep})
 
-  def due(self, *, epoch: int | None, seconds: float) -> bool:
-    """Returns True if it is time.
+  def is_due(self, *, epoch: int | None, seconds: float) -> bool:
+    """Returns True if it is time to save.
 
     Args:
-      epoch: number of the epoch that just ended, None within one.
-      seconds: since it was last time.
-
-    Returns:
-      Whether it is.
+      epoch: number of the epoch that just ended; None within one.
+      seconds: seconds since the last save.
     """
-    if self.epochs is None:
-      return self.seconds is not None and seconds >= self.seconds
-    return epoch is not None and epoch % self.epochs == 0
+    if self.every.endswith('m'):
+      return seconds >= 60 * int(self.every[:-1])
+    return epoch is not None and epoch % int(self.every) == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +214,7 @@ class RunConfig:
   policy: PolicyConfig = PolicyConfig()
   method: base.Method = dataclasses.field(
       default_factory=lambda: settings.class_of(
-          'autogrow', METHODS, 'method'
+          'autogrow', METHODS, 'method', base.Method
       )(),
       metadata={'kinds': METHODS, 'help': 'What a growth does.'},
   )
@@ -289,10 +258,9 @@ class RunConfig:
     if self.schedule.growing == 'whole' and self.policy.max_epochs is None:
       raise ValueError(
           "growing schedule 'whole' needs the number of growing epochs; give "
-          'max_epochs.'
+          'policy.max_epochs (--max_growing_epochs).'
       )
-    if self.batch_size < 1:
-      raise ValueError(f'batch_size is at least 1, got {self.batch_size}.')
+    _check_at_least(1, batch_size=self.batch_size)
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'seed is from 0 to 2**32 - 1, got {self.seed}.')
     network = networks.get(self.network.name)
@@ -300,8 +268,13 @@ class RunConfig:
         network, self.network.depths or network.seed_depths
     )
     self.devices.remat_of(len(depths))
-    if 'policy' not in self.own:
+    if not self.has_own_policy:
       self.make_policy(depths)
+
+  @property
+  def has_own_policy(self) -> bool:
+    """True if `run` was given a policy in place of `policy`."""
+    return any(item.startswith('policy ') for item in self.own.split('; '))
 
   @property
   def interval(self) -> int:
@@ -330,17 +303,11 @@ class RunConfig:
 
 
 def default_interval(fraction: fractions.Fraction) -> int:
-  """K of the paper: 3 epochs on all the data, longer on a part of it.
+  """K of the paper in epochs, for a fraction of the training data.
 
-  Its dataset-size study (Wen et al. 2020, Table 8) divides K by the fraction,
+  Its dataset-size study (Wen et al. 2020, Table 8) divides 3 by the fraction,
   so that the images between two checks stay as many: 3, 4, 6 and 12 at 100,
   75, 50 and 25 %. The window J stays.
-
-  Args:
-    fraction: part of the training data that is used.
-
-  Returns:
-    Epochs.
   """
   return round(3 / fraction)
 
@@ -353,21 +320,12 @@ def in_paper_protocol(config: RunConfig) -> RunConfig:
   constants. Batch norm scales of small-image networks start uniform in [0, 1],
   as they very likely did with the authors' library version; those of ImageNet
   networks are ones, as their code says, which `resolve` finds out.
-
-  Args:
-    config: any configuration.
-
-  Returns:
-    The same with all of that, and `paper_compat` set.
   """
-  return dataclasses.replace(
-      config,
-      data=dataclasses.replace(
-          config.data, select_on='test', holdout=None, normalization='paper'
-      ),
-      network=dataclasses.replace(config.network, bn_scale_init=None),
-      paper_compat=True,
-  )
+  return settings.replace(config, {
+      'data.select_on': 'test', 'data.holdout': None,
+      'data.normalization': 'paper', 'network.bn_scale_init': None,
+      'paper_compat': True,
+  })
 
 
 def paper_scale_init(stem: str) -> str:
@@ -378,15 +336,14 @@ def paper_scale_init(stem: str) -> str:
 def _protocol_conflicts(config: RunConfig) -> list[str]:
   """Lists settings that contradict the paper's protocol."""
   wanted = [
-      ('select_on', config.data.select_on, ('test',)),
-      ('holdout', config.data.holdout, (None,)),
-      ('normalization', config.data.normalization, ('paper',)),
+      ('select_on', config.data.select_on, 'test'),
+      ('holdout', config.data.holdout, None),
+      ('normalization', config.data.normalization, 'paper'),
   ]
   network = config.network
   if network.bn_scale_init is not None and network.stem is not None:
-    allowed = (paper_scale_init(network.stem),)
+    allowed = paper_scale_init(network.stem)
     wanted.append(('bn_scale_init', network.bn_scale_init, allowed))
   return [
-      f'{name}={value}' for name, value, allowed in wanted
-      if value not in allowed
+      f'{name}={value}' for name, value, allowed in wanted if value != allowed
   ]

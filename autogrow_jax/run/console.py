@@ -3,7 +3,7 @@
 Only the first of several hosts prints.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 import re
 import sys
@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import tqdm
 
+from autogrow_jax import policies
 from autogrow_jax.run import history
 
 Record = history.Record
@@ -45,10 +46,10 @@ class Console:
     self._bar = None
     self._numbered = -_NUMBERS_SECONDS
 
-  def start_epoch(self, epoch: int, steps: int, shape: str) -> None:
-    """Starts the bar of an epoch of so many steps."""
+  def start_epoch(self, epoch: int, steps: int, shape: str, done: int) -> None:
+    """Starts the bar of an epoch of which some steps are done."""
     if self._has_bar:
-      self._close_bar()
+      self.close()
       self._bar = tqdm.tqdm(
           total=steps,
           desc=f'epoch {epoch}  {shape}',
@@ -56,35 +57,31 @@ class Console:
           file=self._stream,
           leave=False,
           dynamic_ncols=True,
+          initial=done,
       )
 
-  def update(
-      self,
-      steps: int,
-      numbers: Callable[[], tuple[float, float]] | None = None,
-  ) -> None:
-    """Moves the bar on.
+  def update(self, numbers: Callable[[], tuple[float, float]]) -> None:
+    """Moves the bar on by a step.
 
     Args:
-      steps: steps since the last call.
       numbers: gives the mean loss, and the accuracy in percent; called only
         where they are shown, at most ten times a second.
     """
     if self._bar is None:
       return
     now = time.monotonic()
-    if numbers is not None and now - self._numbered > _NUMBERS_SECONDS:
+    if now - self._numbered > _NUMBERS_SECONDS:
       self._numbered = now
       loss, accuracy = numbers()
       self._bar.set_postfix(
           {'loss': f'{loss:.3f}', 'accuracy': f'{accuracy:.1f}%'}
       )
-    self._bar.update(steps)
+    self._bar.update()
 
   def record(self, record: Record) -> None:
     """Shows a record of the history, if it is one that people want to see."""
     if record['event'] == 'epoch':
-      self._close_bar()
+      self.close()
     text = format_record(record)
     if text:
       self.write(text)
@@ -97,9 +94,7 @@ class Console:
       print(text, file=self._stream, flush=True)
 
   def close(self) -> None:
-    self._close_bar()
-
-  def _close_bar(self) -> None:
+    """Ends the bar, if there is one."""
     if self._bar is not None:
       self._bar.close()
       self._bar = None
@@ -119,14 +114,18 @@ def format_record(record: Record) -> str:
   if event == 'stop':
     reason = _REASONS.get(record['reason'], record['reason'])
     return f"stage {record['stage']} stops growing: {reason}"
+  if event == 'back':
+    depths = policies.format_depths(record['depths'])
+    return f'growing did not help: back to {depths}'
   if event == 'phase':
-    return f"phase {record['name']} at {format_depths(record['depths'])}"
+    depths = policies.format_depths(record['depths'])
+    return f"phase {record['name']} at {depths}"
   if event == 'compile':
     text = f"compiled {record['what']} in {record['seconds']:.1f} s"
     if 'bytes' in record:
       text += f", {format_count(record['bytes'])}B"
     if 'count' in record:
-      text += f" ({record['count']} programs)"
+      text += f" ({record['count']} program{'s' * (record['count'] > 1)})"
     if 'waited' in record:
       text += f", in advance (waited {record['waited']:.1f} s)"
     return text
@@ -153,8 +152,10 @@ def format_epoch(record: Record) -> str:
         for key in ('estimated_change', 'actual_change')
     )
     columns.append(f'grew {changes}')
-  if (waiting := _waiting(record)) > _MUCH_WAITING:
-    columns.append(f'{waiting:.0f}% waiting')
+  if (waited := record.get('input_wait_seconds')) and record.get('seconds'):
+    waiting = 100 * waited / record['seconds']
+    if waiting > _MUCH_WAITING:
+      columns.append(f'{waiting:.0f}% waiting')
   if record.get('skipped'):
     columns.append(f"{record['skipped']} skipped")
   if record.get('learning_rate') is not None:
@@ -195,28 +196,21 @@ def format_growth(record: Record) -> str:
       f'grow{where}{block} -> {_shape(record)}'
       + (f"  ({record['note']})" if record.get('note') else '')
   ]
-  cost = [
-      f'{format_count(record[f"{key}_before"])} ->'
-      f' {format_count(record[f"{key}_after"])} {unit}'
-      for key, unit in (('params', 'parameters'), ('macs', 'multiply-adds'))
-      if f'{key}_before' in record and f'{key}_after' in record
-  ]
-  if cost:
-    lines.append(', '.join(cost))
-  if 'loss_before' in record and 'loss_after' in record:
+  if 'params_before' in record:
+    costs = (
+        f'{format_count(record[f"{key}_before"])} ->'
+        f' {format_count(record[f"{key}_after"])} {unit}'
+        for key, unit in (('params', 'parameters'), ('macs', 'multiply-adds'))
+    )
+    lines.append(', '.join(costs))
     lines.append(
         f"loss {_number(record['loss_before'], 4)} ->"
         f" {_number(record['loss_after'], 4)}"
     )
-  changes = [
-      f'{float(record[key]):.2g} ({mode})'
-      for key, mode in (
-          ('logits_change_eval', 'evaluation'),
-          ('logits_change_train', 'training'),
-      )
-      if record.get(key) is not None
-  ]
-  if changes:
+    changes = (
+        f'{float(record[f"logits_change_{mode}"]):.2g} ({name})'
+        for mode, name in (('eval', 'evaluation'), ('train', 'training'))
+    )
     lines.append(f"largest change of the logits {', '.join(changes)}")
   if record.get('optimizer'):
     states = ', '.join(
@@ -265,24 +259,9 @@ def format_count(count: float) -> str:
   return f'{count:.{digits}f} {units[power]}'
 
 
-def format_depths(depths: Iterable[int]) -> str:
-  """(3, 2, 2) -> '3-2-2'."""
-  return '-'.join(str(depth) for depth in depths)
-
-
 def _shape(record: Record) -> str:
   """Shape of a network by the method, or its depths."""
-  return record.get('shape') or format_depths(record['depths'])
-
-
-def _waiting(record: Record) -> float:
-  """Share of an epoch's training spent waiting for input, percent."""
-  rate, seconds = (
-      record.get(key) for key in ('images_per_second', 'input_wait_seconds')
-  )
-  if not rate or not seconds:
-    return 0.0
-  return 100 * seconds * rate / record['train_total']
+  return record.get('shape') or policies.format_depths(record['depths'])
 
 
 def _number(value: Any, digits: int = 3) -> str:

@@ -36,7 +36,7 @@ def evaluate(
   score = setup.task.score(
       lambda images: forward(setup, state, images, train=False),
       split,
-      setup.eval_batch * setup.eval_batches,
+      setup.eval_batch,
   )
   return _charged(state, len(split.labels) * split.length), score
 
@@ -58,26 +58,18 @@ def probe(setup: Setup, state: RunState) -> tuple[RunState, Probe]:
 def forward(
     setup: Setup, state: RunState, images: Any, *, train: bool
 ) -> np.ndarray:
-  """Logits of at most `eval_batch * eval_batches` images, in one call."""
-  parallel, batches, examples = setup.parallel, setup.eval_batches, len(images)
-  if missing := setup.eval_batch * batches - examples:
-    images = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
-  count = None
-  if batches > 1:
-    images = images.reshape(batches, setup.eval_batch, *images.shape[1:])
-    count = np.int32(-(-examples // setup.eval_batch))
+  """Logits of at most `eval_batch` images."""
+  missing = setup.eval_batch - len(images)
+  padded = np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)])
   arguments = (
       state.packed.params,
       state.packed.stats,
-      parallel.shard(images, dim=int(batches > 1)),
-      *parallel.replicate((np.bool_(train), count)),
+      setup.parallel.shard(padded),
+      setup.parallel.replicate(np.bool_(train)),
       state.depths,
   )
   program = setup.programs.forward(state.layout, arguments)
-  logits = parallel.gather(program(*arguments))
-  if batches > 1:
-    logits = np.moveaxis(logits, 1, 0).reshape(-1, *logits.shape[2:])
-  return logits[:examples]
+  return setup.parallel.gather(program(*arguments))[: len(images)]
 
 
 def _charged(state: RunState, images: int) -> RunState:

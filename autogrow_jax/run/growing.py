@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
 from autogrow_jax import policies
 from autogrow_jax import state as state_lib
@@ -22,12 +21,15 @@ from autogrow_jax.run import journal
 from autogrow_jax.run import prepare
 from autogrow_jax.run import programs
 from autogrow_jax.run import state as run_state
+from autogrow_jax.run import twins
 
 RunState = run_state.RunState
 Setup = prepare.Setup
 
 
-def observe(state: RunState, score: tasks.Score) -> policies.Observation:
+def observe(
+    state: RunState, score: tasks.Score, twin: tasks.Score | None
+) -> policies.Observation:
   """Makes the observation of an epoch for the policy."""
   progress = state.progress
   return policies.Observation(
@@ -38,6 +40,7 @@ def observe(state: RunState, score: tasks.Score) -> policies.Observation:
       loss_sum=score.loss_sum,
       cost=progress.ledger.train_macs,
       hits=score.hits,
+      twin_hits=None if twin is None else twin.hits,
   )
 
 
@@ -51,11 +54,11 @@ def step(
   """Lets the policy decide when, and the method what, and grows the state.
 
   Args:
-    setup: the run's.
-    state: at the end of an epoch, evaluated.
-    log: the run's journal.
-    observation: what the policy decides by.
-    train_accuracy: fraction, over the epoch.
+    setup: fixed part of the run.
+    state: state at the end of an epoch, evaluated.
+    log: journal of the run.
+    observation: the policy's observation of the epoch.
+    train_accuracy: training accuracy of the epoch, a fraction.
 
   Returns:
     The state, perhaps of another architecture or in its final phase.
@@ -67,36 +70,10 @@ def step(
   state = state.with_progress(policy=policy)
   for stage in decision.closed:
     state = log.record(state, 'stop', stage=stage, reason='window')
-  situation = _situation(setup, state, log, train_accuracy, policy.finished)
-  with programs.compilations() as spent:
-    change = setup.method.propose(decision, situation)
-  state = log.compiled(state, 'proposal', spent)
-  if isinstance(change, base.Skip):
-    state = _charged(setup, state, change.examples)
-    state = log.record(state, 'skip', reason=change.reason, **change.report)
-  elif change is not None:
-    state = _grown(setup, state, log, situation, change, decision)
-  for stage in decision.capped:
-    state = log.record(state, 'stop', stage=stage, reason='cap')
-  is_final = isinstance(change, base.Skip) and change.is_final
-  if not (policy.finished or is_final):
-    return state
-  state = state.with_progress(phase='finetuning', phase_epoch=0)
-  if state.layout.spare:  # From now on it would be of no use.
-    state = setup.place(state.progress, state.fetch(setup.parallel))
-  return log.record(state, 'phase', name='finetuning')
-
-
-def _situation(
-    setup: Setup,
-    state: RunState,
-    log: journal.Journal,
-    train_accuracy: float,
-    is_last: bool,
-) -> base.Situation:
-  """Collects the state of the run for the method."""
+  if decision.twin == 'back':
+    state = log.record(twins.taken_back(setup, state), 'back')
   epoch = state.progress.epoch
-  return base.Situation(
+  situation = base.Situation(
       architecture=state.progress.architecture,
       state=state.fetch(setup.parallel),
       key=jax.random.fold_in(setup.stream('growth'), epoch),
@@ -105,8 +82,31 @@ def _situation(
       batches_per_epoch=setup.steps_per_epoch,
       train_accuracy=train_accuracy,
       weight_decay=setup.config.optimizer.weight_decay,
-      is_last=is_last,
+      is_last=policy.finished,
   )
+  with programs.compilations() as spent:
+    change = setup.method.propose(decision, situation)
+  state = log.compiled(state, 'proposal', spent)
+  if isinstance(change, base.Skip):
+    state = _charged(setup, state, change.examples)
+    state = log.record(state, 'skip', reason=change.reason, **change.report)
+  elif change is not None:
+    old, twin = state, state.twin
+    state = _grown(setup, state, log, situation, change, decision)
+    if decision.twin:
+      state = state.with_progress(twin=old.progress.architecture)
+      twin = situation.state
+    state = dataclasses.replace(state, twin=twin)
+  for stage in decision.capped:
+    state = log.record(state, 'stop', stage=stage, reason='cap')
+  is_final = isinstance(change, base.Skip) and change.is_final
+  if not (policy.finished or is_final):
+    return state
+  state = state.with_progress(phase='finetuning', phase_epoch=0, twin=None)
+  state = dataclasses.replace(state, twin=None)
+  if state.layout.spare:  # From now on it would be of no use.
+    state = setup.place(state.progress, state.fetch(setup.parallel))
+  return log.record(state, 'phase', name='finetuning')
 
 
 def _grown(
@@ -138,12 +138,14 @@ def _grown(
   state, after = evaluation.probe(setup, state)
   size_after = state.cost
   is_sample = architecture == old and not change.sources
+  known = {block for stage in old.stages for block in stage}
+  new = [b for stage in architecture.stages for b in stage if b not in known]
   return log.record(
       state,
       'sample' if is_sample else 'grow',
       shape=shape_of(setup, state),
       stage=decision.stage,
-      block=', '.join(_new_blocks(architecture, old)),
+      block=', '.join(new),
       note=change.note,
       params_before=size_before[0],
       params_after=size_after[0],
@@ -156,20 +158,6 @@ def _grown(
       initializer=dict(change.report),
       seconds=round(seconds, 3),
   )
-
-
-def _new_blocks(
-    architecture: architecture_lib.Architecture,
-    old: architecture_lib.Architecture,
-) -> list[str]:
-  """Blocks that an older architecture does not have."""
-  known = {block for stage in old.stages for block in stage}
-  return [
-      block
-      for stage in architecture.stages
-      for block in stage
-      if block not in known
-  ]
 
 
 def shape_of(setup: Setup, state: RunState) -> str:
@@ -201,21 +189,15 @@ def _batches(
     batches.close()
 
 
-def _raw_batches(
-    setup: Setup, key: jax.Array
-) -> Generator[Any, None, None]:
+def _raw_batches(setup: Setup, key: jax.Array) -> Generator[Any, None, None]:
   """Endless training batches on the host; can be closed."""
   dataset, size = setup.dataset, setup.config.batch_size
   if dataset.stream is not None:
     workers = setup.config.devices.decode_workers
-    return dataset.stream(key, 0, size, workers=workers)
+    yield from dataset.stream(key, 0, size, workers=workers)
   train, steps = dataset.train, setup.steps_per_epoch
-
-  def generate():
-    for first in itertools.count(step=steps):
-      permutation = feeds.order(dataset, key, first, size)
-      for index in range(steps):
-        chosen = data.batch_indices(permutation, index, size)
-        yield train.images[chosen], train.labels[chosen]
-
-  return generate()
+  for first in itertools.count(step=steps):
+    permutation = feeds.order(dataset, key, first, size)
+    for index in range(steps):
+      chosen = data.batch_indices(permutation, index, size)
+      yield train.images[chosen], train.labels[chosen]

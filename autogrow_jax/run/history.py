@@ -62,27 +62,21 @@ class History:
     content = self._path.read_bytes()
     self._file.truncate(content.rfind(b'\n') + 1)
     self.records = read(self._path)
-    self._ends, self._digests = [0], [hashlib.sha256()]
-    for line in content.splitlines(keepends=True)[: len(self.records)]:
-      self._count(line)
+    self._lines = content.splitlines(keepends=True)[: len(self.records)]
 
   def append(self, record: Record) -> None:
     """Writes one line, which survives a kill of the process right after."""
     line = (dumps(record) + '\n').encode()
     self._write(line)
-    self._count(line)
+    self._lines.append(line)
     self.records.append(json.loads(line))
 
   def digest(self, length: int) -> str:
     """SHA-256 of the first records."""
-    return self._digests[length].hexdigest()
+    return hashlib.sha256(b''.join(self._lines[:length])).hexdigest()
 
   def truncate(self, length: int, digest: str) -> None:
-    """Goes back to the records that a checkpoint knows.
-
-    Args:
-      length: number of records; all that came later will happen again.
-      digest: their SHA-256.
+    """Goes back to the records that a checkpoint knows, and their SHA-256.
 
     Raises:
       ValueError: the file does not begin with these records.
@@ -93,25 +87,15 @@ class History:
           'checkpoint was saved with: it was changed or replaced. Put the '
           'right file back, or start again in another --workdir.'
       )
-    self._file.truncate(self._ends[length])
-    for values in (self._ends, self._digests):
-      del values[length + 1 :]
-    del self.records[length:]
+    del self.records[length:], self._lines[length:]
+    self._file.truncate(sum(map(len, self._lines)))
 
   def close(self) -> None:
-    """Closes the file."""
     self._file.close()
 
-  def _count(self, line: bytes) -> None:
-    self._ends.append(self._ends[-1] + len(line))
-    digest = self._digests[-1].copy()
-    digest.update(line)
-    self._digests.append(digest)
-
   def _write(self, line: bytes) -> None:
-    written = 0
-    while written < len(line):  # A disk that fills up writes part of a line.
-      written += self._file.write(line[written:])
+    while line:  # A disk that fills up writes part of a line.
+      line = line[self._file.write(line) :]
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from autogrow_jax.run import config as config_lib
+from autogrow_jax import policies
 from autogrow_jax.run import console
 from autogrow_jax.run import history as history_lib
 from autogrow_jax.run import prepare
@@ -49,29 +49,24 @@ class Stop(Exception):
 
 
 class Journal:
-  """Files, screen, clock and signals of a run."""
+  """Files, screen, clock and signals of a run.
+
+  Attributes:
+    records: all records of the history.
+  """
 
   def __init__(self, setup: prepare.Setup, started: float):
-    """Opens the files.
-
-    Args:
-      setup: the run's.
-      started: `time.monotonic()` at its start.
-    """
+    """Opens the history of a run that started at a `time.monotonic()`."""
     self._setup = setup
     self._accounted = started
-    self._saved = started
-    self._cadence = config_lib.Cadence.parse(setup.config.checkpoints.every)
+    self._save_time = started
+    self._saved: tuple[int, ...] | None = None
     self._signals: list[int] = []
     self._warned: set[str] = set()
     self._screen = console.Console()
-    self._tensorboard: tensorboard.TensorBoard | None = None
+    self._tensorboard: Any = None
     self._history = history_lib.History(setup.workdir / 'history.jsonl')
-
-  @property
-  def records(self) -> Sequence[history_lib.Record]:
-    """All records of the history."""
-    return self._history.records
+    self.records: Sequence[history_lib.Record] = self._history.records
 
   def restore(self) -> RunState | None:
     """Continues from the newest good checkpoint; None without one."""
@@ -86,24 +81,26 @@ class Journal:
       return None
     for line in restored.refusals:
       self.write(f'warning: {line}')
-    policy = type(setup.policy).from_json(restored.documents['policy'])
-    progress = run_state.Progress.from_documents(restored.documents, policy)
+    progress = run_state.Progress.from_documents(
+        restored.documents, type(setup.policy)
+    )
     known = restored.documents['history']
     self._history.truncate(known['length'], known['digest'])
     self.write(
         f'continuing {setup.workdir} from step {progress.step}, epoch '
         f'{progress.epoch}'
     )
-    return setup.place(
-        progress, restored.state['state'], restored.state['meters']
-    )
+    self._saved = _position(progress)
+    arrays = restored.state
+    state = setup.place(progress, arrays['state'], arrays['meters'])
+    return dataclasses.replace(state, twin=arrays.get('twin'))
 
   def begin(self, state: RunState) -> None:
     """Opens what depends on where the run starts from."""
-    self._tensorboard = tensorboard.TensorBoard(
+    self._tensorboard = tensorboard.writer(
         self._setup.workdir / 'tensorboard', resume_step=state.progress.step
     )
-    if self._tensorboard.is_missing:
+    if self._tensorboard is None:
       self.write(
           'no TensorBoard files: they need tensorboardX (pip install '
           "'autogrow-jax[tensorboard]')"
@@ -150,19 +147,14 @@ class Journal:
 
   def start_epoch(self, state: RunState, done: int, shape: str) -> None:
     """Starts the bar of an epoch of which some steps are done."""
-    self._screen.start_epoch(
-        state.progress.epoch + 1, self._setup.steps_per_epoch, shape
-    )
-    self._screen.update(done)
+    steps = self._setup.steps_per_epoch
+    self._screen.start_epoch(state.progress.epoch + 1, steps, shape, done)
 
   def tick(self, meters: Any) -> None:
-    """Waits for a call of the training step and moves the bar on."""
+    """Waits for a training step and moves the bar on."""
     jax.block_until_ready(meters)
     fetch = self._setup.parallel.fetch
-    self._screen.update(
-        self._setup.feed.steps_per_call,
-        lambda: run_state.running(fetch(meters)),
-    )
+    self._screen.update(lambda: run_state.running(fetch(meters)))
 
   def note_skipped(self, state: RunState) -> RunState:
     """Counts and shows the images that the feed skipped."""
@@ -173,19 +165,23 @@ class Journal:
     return state.with_progress(skipped=count) if skipped else state
 
   def save(self, state: RunState) -> RunState:
-    """Writes a checkpoint."""
+    """Writes a checkpoint, unless the last one is of this very state."""
     setup, state = self._setup, self.timed(state)
+    progress = state.progress
+    if self._saved == _position(progress):
+      return state
     canonical = state.fetch(setup.parallel)
     meters = setup.parallel.fetch(state.meters)
+    twin = {} if state.twin is None else {'twin': state.twin}
     self.check_finite(
         state, (meters['loss_sum'], canonical.params, canonical.stats)
     )
-    length = state.progress.records
+    length = progress.records
     setup.checkpoints.save(
-        state.progress.step,
-        {'state': canonical, 'meters': meters},
+        progress.step,
+        {'state': canonical, 'meters': meters} | twin,
         {
-            **state.progress.to_documents(),
+            **progress.to_documents(),
             'history': {
                 'length': length, 'digest': self._history.digest(length)
             },
@@ -193,14 +189,15 @@ class Journal:
             'preprocessing': dataclasses.asdict(setup.dataset.preprocessing),
         },
     )
-    self._saved = time.monotonic()
+    self._saved, self._save_time = _position(progress), time.monotonic()
     return state
 
   def maybe_save(self, state: RunState, *, at_epoch: bool) -> RunState:
     """Saves if it is time."""
-    since = time.monotonic() - self._saved
-    epoch = state.progress.epoch if at_epoch else None
-    is_due = self._cadence.due(epoch=epoch, seconds=since)
+    is_due = self._setup.config.checkpoints.is_due(
+        epoch=state.progress.epoch if at_epoch else None,
+        seconds=time.monotonic() - self._save_time,
+    )
     return self.save(state) if is_due else state
 
   def stop_if_asked(self, state: RunState) -> None:
@@ -229,7 +226,7 @@ class Journal:
     after = 'before any growth'
     for item in self.records:
       if item['event'] == 'grow':
-        depths = console.format_depths(item['depths'])
+        depths = policies.format_depths(item['depths'])
         after = f'after the growth to {depths} at epoch {item["epoch"]}'
     steps = self._setup.checkpoints.steps()
     kept = f'step {steps[-1]} is kept' if steps else 'none was written yet'
@@ -265,13 +262,11 @@ class Journal:
 
   def close(self) -> None:
     """Ends everything that runs in the background, and closes the files."""
-    self._setup.programs.close()
-    self._setup.feed.close()
+    self._setup.close()
     self._screen.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
     self._history.close()
-    self._setup.checkpoints.wait()
 
   def _compiled(self, state, what, seconds, number, **values):
     ledger = state.progress.ledger.compiled(seconds, number)
@@ -291,7 +286,7 @@ class Journal:
     }
     self._history.append(record)
     if self._tensorboard is not None:
-      self._tensorboard.write(self.records[-1])
+      tensorboard.write(self._tensorboard, self.records[-1])
     self._screen.record(self.records[-1])
     return state.with_progress(records=progress.records + 1)
 
@@ -305,3 +300,8 @@ def open_for(setup: prepare.Setup, started: float) -> Iterator[Journal]:
       yield log
   finally:
     log.close()
+
+
+def _position(progress: run_state.Progress) -> tuple[int, ...]:
+  """Tells the saved states of a run apart."""
+  return progress.step, progress.epoch, progress.records

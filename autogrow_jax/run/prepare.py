@@ -2,15 +2,14 @@
 
 `prepare` makes a `Setup`, which stays the same during a run: the resolved
 configuration, the data, the computation, the policy at its start and the work
-directory, which then belongs to this run alone.
+directory.
 """
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,6 @@ from autogrow_jax.run import history
 from autogrow_jax.run import parallel as parallel_lib
 from autogrow_jax.run import programs as programs_lib
 from autogrow_jax.run import resolve
-from autogrow_jax.run import settings
 from autogrow_jax.run import state as run_state
 from autogrow_jax.run import steps
 from autogrow_jax.run import trained
@@ -43,6 +41,36 @@ Architecture = architecture_lib.Architecture
 RunConfig = config_lib.RunConfig
 
 MAX_EVAL_BATCH = 256
+
+
+class Given(NamedTuple):
+  """Objects that `run` was given in place of settings; None for the settings'.
+
+  Attributes:
+    policy: policy at its start.
+    method: method.
+    optimizer: optimizer of the weights.
+    task: task in place of the one that the labels belong to.
+    augment: augmentation in place of that of the data set.
+  """
+
+  policy: policies.Policy | None = None
+  method: base.Method | None = None
+  optimizer: optax.GradientTransformation | None = None
+  task: tasks.Task | None = None
+  augment: steps.Augment | None = None
+
+  @property
+  def identity(self) -> str:
+    """Names of the objects, and how they start.
+
+    Without it, a run with other objects would pass for this one.
+    """
+    return '; '.join(
+        f'{name} {_name_of(value)}'
+        for name, value in self._asdict().items()
+        if value is not None
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,9 +82,9 @@ class Setup:
     given: the configuration as it was given.
     dataset: the data.
     schedule: learning rates.
-    computation: what programs depend on besides the network.
+    computation: everything that programs depend on besides the network.
     policy: the policy at its start.
-    checkpoints: where states are saved.
+    checkpoints: saved states.
     workdir: directory of all results.
   """
 
@@ -102,19 +130,6 @@ class Setup:
     )
     return max(1, wanted // devices) * devices
 
-  @property
-  def eval_batches(self) -> int:
-    """Batches of an evaluation call: all of the hold-out, or one.
-
-    As with training steps, a loop is for devices that wait for the host, and
-    for images in memory; the logits of texts and masks would be too many.
-    """
-    split = self.dataset.selection
-    is_whole = isinstance(split.images, np.ndarray) and split.labels.ndim == 1
-    if self.config.devices.steps_per_call == 1 or not is_whole:
-      return 1
-    return -(-len(split.labels) // self.eval_batch)
-
   @functools.cached_property
   def programs(self) -> programs_lib.Programs:
     """Cache of compiled programs."""
@@ -129,8 +144,14 @@ class Setup:
         key=self.stream('data'),
         batch_size=self.config.batch_size,
         workers=self.config.devices.decode_workers,
-        steps_per_call=self.config.devices.steps_per_call,
     )
+
+  def close(self) -> None:
+    """Ends everything that runs in the background, if it was started."""
+    for name in ('programs', 'feed'):
+      if (part := vars(self).get(name)) is not None:
+        part.close()
+    self.checkpoints.wait()
 
   def stream(self, name: str) -> jax.Array:
     """Key of a named stream of random numbers."""
@@ -140,12 +161,20 @@ class Setup:
     """Learning rate of the current epoch."""
     return self.schedule.rate(progress.phase, progress.phase_epoch)
 
-  def layout(self, architecture: Architecture) -> view.Layout:
-    """Layout of a network that may go on growing, all of it computed."""
-    devices, execution = self.config.devices, self.method.execution
+  def layout(
+      self,
+      architecture: Architecture,
+      *,
+      may_grow: bool = True,
+      computed: Architecture | None = None,
+  ) -> view.Layout:
+    """Layout of a network, all of it computed or a part."""
+    devices = self.config.devices
+    has_spare = may_grow and self.method.execution.spare
     return view.layout(
         architecture,
-        spare=devices.depth_buckets == 'powers' and execution.spare,
+        spare=has_spare and devices.depth_buckets == 'powers',
+        computed=computed,
         remat=devices.remat_of(len(architecture.stages)),
     )
 
@@ -155,103 +184,89 @@ class Setup:
       state: state_lib.TrainState,
       meters: Any = None,
   ) -> run_state.RunState:
-    """Puts a canonical state on the devices; sums start at zero."""
-    devices, execution = self.config.devices, self.method.execution
-    return run_state.place(
-        progress,
-        state,
+    """Puts a canonical state, or the active part of it, on the devices.
+
+    Args:
+      progress: the part of the run's state that is not an array.
+      state: canonical state, on the host.
+      meters: sums over the current epoch, on the host; None for zeros.
+    """
+    architecture = progress.architecture
+    active = self.method.execution.active(architecture, state.stats['method'])
+    layout = self.layout(
+        architecture,
+        may_grow=progress.phase == 'growing',
+        computed=None if active is None else active.computed,
+    )
+    packed, depths, meters = self.parallel.replicate((
+        view.pack(state if active is None else active.take(state), layout),
+        layout.depths,
         steps.new_meters() if meters is None else meters,
-        execution=execution,
-        parallel=self.parallel,
-        may_grow=devices.depth_buckets == 'powers' and execution.spare,
-        remat=devices.remat_of(len(progress.architecture.stages)),
+    ))
+    return run_state.RunState(
+        progress, layout, packed, depths, meters, active,
+        None if active is None else state,
     )
 
 
 def prepare(
     config: RunConfig,
     dataset: data.Dataset | None = None,
-    policy: policies.Policy | None = None,
-    method: base.Method | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    task: tasks.Task | None = None,
-    augment: steps.Augment | None = None,
+    given: Given = Given(),
 ) -> Setup:
-  """Resolves and checks a configuration, and claims its work directory.
+  """Resolves and checks a configuration; writes nothing.
 
   Args:
     config: the configuration.
     dataset: data in place of `config.data`.
-    policy: policy, at its start, in place of `config.policy`.
-    method: method in place of `config.method`.
-    optimizer: optimizer of the weights in place of `config.optimizer`.
-    task: task in place of the one that the labels belong to.
-    augment: augmentation in place of that of the data set.
-
-  Returns:
-    The setup.
+    given: objects in place of other settings.
 
   Raises:
-    ValueError: the configuration is wrong, or the work directory holds another
-      run.
+    ValueError: the configuration is wrong.
   """
   dataset = dataset or data.load(config.data, seed=config.seed)
-  given = dataclasses.replace(
-      config,
-      own=_identity(
-          policy=policy, method=method, optimizer=optimizer, task=task,
-          augment=augment,
-      ),
-      data=_named_data(config, dataset),
+  config = dataclasses.replace(
+      config, own=given.identity, data=_named_data(config, dataset)
   )
-  task = task or tasks.of_labels(dataset.train.labels)
-  config = resolve.resolve(given, dataset, task)
-  setup = set_up(
-      config,
-      dataset,
-      pathlib.Path(config.workdir),
-      policy=policy,
-      method=method,
-      optimizer=optimizer,
-      task=task,
-      augment=augment,
-  )
-  claim(config)
-  return dataclasses.replace(setup, given=given)
+  resolved = resolve.resolve(config, dataset, given.task)
+  setup = set_up(resolved, dataset, pathlib.Path(config.workdir), given)
+  return dataclasses.replace(setup, given=config)
 
 
 def set_up(
     config: RunConfig,
     dataset: data.Dataset,
     workdir: pathlib.Path,
-    *,
-    policy: policies.Policy | None = None,
-    method: base.Method | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    task: tasks.Task | None = None,
-    augment: steps.Augment | None = None,
+    given: Given = Given(),
 ) -> Setup:
-  """The setup of a resolved configuration; writes nothing."""
-  method = method or config.method
+  """The setup of a resolved configuration."""
+  method, devices = given.method or config.method, config.devices
   architecture = resolve.seed_architecture(config, dataset)
-  computation = steps.Computation(
-      method=method,
-      task=task or tasks.of_labels(dataset.train.labels),
-      tx=trained.optimizer(config, architecture, method, optimizer),
-      preprocessing=dataset.preprocessing,
-      dtype=jnp.dtype(config.devices.precision),
-      parallel=parallel_lib.make(
-          config.devices.parallel, config.devices.num_devices
-      ),
-      augment=augment,
-  )
+  network = networks.get(config.network.name)
   return Setup(
       config=config,
       given=config,
       dataset=dataset,
-      schedule=_schedule(config),
-      computation=computation,
-      policy=policy or config.make_policy(architecture.depths),
+      schedule=optimizers.Schedule(
+          learning_rate=config.schedule.learning_rate,
+          growing=config.schedule.growing,
+          interval=config.interval,
+          finetune_epochs=config.schedule.finetune_epochs,
+          milestones=network.milestones or config.network.stem or 'small',
+          growing_epochs=config.policy.max_epochs,
+      ),
+      computation=steps.Computation(
+          method=method,
+          task=given.task or tasks.of_labels(dataset.train.labels),
+          tx=trained.make_optimizer(
+              config, architecture, method, given.optimizer
+          ),
+          preprocessing=dataset.preprocessing,
+          dtype=jnp.dtype(devices.precision),
+          parallel=parallel_lib.make(devices.parallel, devices.num_devices),
+          augment=given.augment,
+      ),
+      policy=given.policy or config.make_policy(architecture.depths),
       checkpoints=checkpoint.Checkpoints(
           workdir / 'checkpoints', keep=config.checkpoints.keep
       ),
@@ -279,86 +294,6 @@ def start(setup: Setup) -> run_state.RunState:
   does_grow = not (policy.finished or isinstance(policy, policies.Fixed))
   phase = 'growing' if does_grow else 'training'
   return setup.place(run_state.Progress(architecture, policy, phase), state)
-
-
-def claim(config: RunConfig) -> pathlib.Path:
-  """Makes the work directory this run's own, or checks that it is."""
-  workdir = pathlib.Path(config.workdir)
-  path = workdir / 'config.json'
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if (stored := history.read_json(path)) is None:
-      # A kill may have left the file that was to become config.json.
-      if any(item.name != 'config.json.new' for item in workdir.iterdir()):
-        raise ValueError(
-            f'Work directory {workdir} is not empty and holds no run; choose '
-            'another.'
-        )
-      history.write_json(path, config.to_json())
-      return workdir
-  except OSError as error:
-    raise ValueError(
-        f'Work directory {workdir} cannot be used: {error.strerror}; choose '
-        'another with --workdir.'
-    ) from error
-  try:
-    known = RunConfig.from_json(stored)
-  except ValueError as error:
-    raise ValueError(
-        f'{path} is not of a run: {error} Choose another work directory.'
-    ) from error
-  continued = known
-  if config.data.skip_damaged and not known.data.skip_damaged:
-    # Nothing read so far was damaged: that would have raised.
-    continued = settings.replace(known, {'data.skip_damaged': True})
-  if changed := settings.differences(_outcome(continued), _outcome(config)):
-    raise ValueError(
-        f'Work directory {workdir} holds another run ('
-        + '; '.join(changed)
-        + '); choose another, or repeat its configuration to continue it.'
-    )
-  if continued != known:
-    history.write_json(path, continued.to_json())
-  return workdir
-
-
-def _outcome(config: RunConfig) -> dict[str, Any]:
-  """The fields of a configuration that its result depends on, as JSON."""
-  neutral = settings.replace(config, {
-      'workdir': '',
-      'checkpoints': config_lib.CheckpointConfig(),
-      'data.data_dir': None,
-      'devices.decode_workers': 0,
-      'devices.compile_ahead': True,
-      'devices.remat': 'none',
-      'devices.steps_per_call': 1,
-  })
-  return json.loads(history.dumps(neutral.to_json()))
-
-
-def _schedule(config: RunConfig) -> optimizers.Schedule:
-  """Learning rates of a resolved configuration."""
-  network = networks.get(config.network.name)
-  return optimizers.Schedule(
-      learning_rate=config.schedule.learning_rate or network.learning_rate,
-      growing=config.schedule.growing,
-      interval=config.interval,
-      finetune_epochs=config.schedule.finetune_epochs,
-      milestones=network.milestones or config.network.stem or 'small',
-      growing_epochs=config.policy.max_epochs,
-  )
-
-
-def _identity(**objects: Any) -> str:
-  """Names the objects that `run` was given, and how they start.
-
-  Without it, a run with other objects would pass for this one.
-  """
-  return '; '.join(
-      f'{name} {_name_of(value)}'
-      for name, value in objects.items()
-      if value is not None
-  )
 
 
 def _name_of(value: Any) -> str:

@@ -18,10 +18,12 @@ import jax
 
 from autogrow_jax import view
 from autogrow_jax.run import console
-from autogrow_jax.run import parallel as parallel_lib
 from autogrow_jax.run import steps
 
 Compiled = Callable[..., Any]
+
+# Names of the two kinds of program.
+_TRAINING, _EVALUATION = 'train step', 'evaluation'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Compilation:
   Attributes:
     name: name of its kind.
     seconds: seconds of tracing and compiling.
-    bytes: see `compiled_bytes`.
-    waited: seconds for which a program was waited for that was compiled in
-      advance; None for others.
+    bytes: bytes that it needs on a device, by the compiler.
+    waited: seconds spent waiting for a program compiled in advance; None for
+      others.
   """
 
   name: str
@@ -42,12 +44,21 @@ class Compilation:
   waited: float | None = None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Compilations:
   """Number of compilations that `compilations` counted, and their seconds."""
 
   count: int = 0
   seconds: float = 0.0
+
+
+class _Watching(threading.local):
+
+  def __init__(self):
+    self.here: list[Compilations] = []
+
+
+_watching = _Watching()
 
 
 @contextlib.contextmanager
@@ -62,15 +73,6 @@ def compilations() -> Iterator[Compilations]:
     yield spent
   finally:
     _watching.here.remove(spent)
-
-
-class _Watching(threading.local):
-
-  def __init__(self):
-    self.here: list[Compilations] = []
-
-
-_watching = _Watching()
 
 
 def _on_duration(
@@ -117,9 +119,8 @@ def cache_line() -> str:
 def compiled_bytes(compiled: Any) -> int | None:
   """Bytes that a compiled program needs on a device, by the compiler.
 
-  Returns:
-    Arguments, results that do not take their place, and temporaries; None where
-    the compiler does not say.
+  Arguments, results that do not take their place, and temporaries; None where
+  the compiler does not say.
   """
   analysis = compiled.memory_analysis()
   if analysis is None:
@@ -130,36 +131,6 @@ def compiled_bytes(compiled: Any) -> int | None:
       - analysis.alias_size_in_bytes
       + analysis.temp_size_in_bytes
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-  """A kind of program: a function of (state, rest, depths).
-
-  Attributes:
-    function: the function, with computation and layout in front.
-    state: arguments that it takes from a packed state, its first ones; the
-      last one is depths.
-    outputs: how its results are placed.
-    donate: positions of the arguments that it consumes.
-  """
-
-  function: Callable[..., Any]
-  state: Callable[[Any], tuple[Any, ...]]
-  outputs: parallel_lib.Role
-  donate: tuple[int, ...] = ()
-
-
-_KINDS = {
-    'train step': _Kind(
-        steps.train_steps, lambda packed: (packed,), 'replicated', donate=(0,)
-    ),
-    'evaluation': _Kind(
-        steps.forward_batches,
-        lambda packed: (packed.params, packed.stats),
-        'sharded',
-    ),
-}
 
 
 class Programs:
@@ -179,12 +150,12 @@ class Programs:
     self._done: list[Compilation] = []
 
   def train_step(self, layout: view.Layout, arguments: Any) -> Compiled:
-    """`train_steps` for arguments like these; consumes the packed state."""
-    return self._get(layout, 'train step', arguments)
+    """`train_step` for arguments like these; consumes the packed state."""
+    return self._get(layout, _TRAINING, arguments)
 
   def forward(self, layout: view.Layout, arguments: Any) -> Compiled:
-    """`forward_batches` for arguments like these."""
-    return self._get(layout, 'evaluation', arguments)
+    """`forward` for arguments like these."""
+    return self._get(layout, _EVALUATION, arguments)
 
   def prepare(self, layout: view.Layout) -> None:
     """Starts to compile the programs compiled last for another layout, too.
@@ -221,7 +192,9 @@ class Programs:
     packed, depths = self._computation.parallel.abstract(
         (steps.packed_shapes(self._computation, layout), layout.depths)
     )
-    state = _KINDS[name].state(packed)
+    state = (packed,)
+    if name == _EVALUATION:
+      state = packed.params, packed.stats
     arguments = (*state, *last[len(state) : -1], depths)
     return _key(layout, name, arguments), *self._compile(
         layout, name, arguments
@@ -256,12 +229,13 @@ class Programs:
     self._done.append(Compilation(name, seconds, size, waited))
 
   def _compile(self, layout, name, arguments):
-    kind = _KINDS[name]
+    is_training = name == _TRAINING
+    function = steps.train_step if is_training else steps.forward
     return self._computation.parallel.compile(
-        functools.partial(kind.function, self._computation, layout),
+        functools.partial(function, self._computation, layout),
         arguments,
-        outputs=kind.outputs,
-        donate=kind.donate,
+        outputs='replicated' if is_training else 'sharded',
+        donate=(0,) if is_training else (),
     )
 
 

@@ -32,14 +32,12 @@ def resolve(
     config: a configuration that may leave things open.
     dataset: the data.
     task: task in place of the one that the labels belong to.
-
-  Returns:
-    The fully resolved configuration.
   """
   if config.data.select_on != dataset.select_on:
     raise ValueError(
         f'The data are divided to decide on {dataset.select_on}, but the '
-        f'configuration has select_on={config.data.select_on}.'
+        f'configuration has select_on={config.data.select_on}; set '
+        f'data.select_on to {dataset.select_on}, or divide the data anew.'
     )
   network = networks.get(config.network.name)
   if config.paper_compat and config.network.bn_scale_init is None:
@@ -57,31 +55,20 @@ def resolve(
   )
   _check_sizes(config, dataset)
   _check_devices(config, task)
-  rate = config.schedule.learning_rate
-  return dataclasses.replace(
-      config,
-      network=dataclasses.replace(
-          config.network,
-          name=network.name if ':' not in config.network.name
-          else config.network.name,
-          depths=architecture.depths,
-          **{
-              name: option.get(name)
-              for name in config.network.options()
-              if name not in ('widths', 'embedding')  # Which are sizes.
-          },
-      ),
-      data=dataclasses.replace(
-          config.data,
-          holdout=_known_holdout(dataset),
-          digest=dataset.digest,
-      ),
-      policy=dataclasses.replace(config.policy, interval=config.interval),
-      schedule=dataclasses.replace(
-          config.schedule,
-          learning_rate=network.learning_rate if rate is None else rate,
-      ),
-  )
+  rate, name = config.schedule.learning_rate, config.network.name
+  return settings.replace(config, {
+      'network.name': name if ':' in name else network.name,
+      'network.depths': architecture.depths,
+      **{
+          f'network.{name}': option.get(name)
+          for name in config.network.options()
+          if name not in ('widths', 'embedding')  # Which are sizes.
+      },
+      'data.holdout': _known_holdout(dataset),
+      'data.digest': dataset.digest,
+      'policy.interval': config.interval,
+      'schedule.learning_rate': network.learning_rate if rate is None else rate,
+  })
 
 
 def seed_architecture(
@@ -120,7 +107,7 @@ def _check_sizes(config: RunConfig, dataset: data.Dataset) -> None:
     )
   if dataset.train.labels.size >= 2**32:
     raise ValueError(
-        f'An epoch has {dataset.train.labels.size} labels, but must have less '
+        f'An epoch has {dataset.train.labels.size} labels, but must have fewer '
         'than 2**32: take a smaller --data.image_size or --data.data_fraction.'
     )
 
@@ -134,7 +121,8 @@ def _check_devices(config: RunConfig, task: tasks.Task) -> None:
   if config.batch_size % count:
     raise ValueError(
         f'batch_size {config.batch_size} cannot be split evenly among '
-        f'{count} devices.'
+        f'{count} devices; take a multiple of {count}, or another '
+        '--num_devices.'
     )
   is_divided = parallel.mode == 'pmap' and count > 1
   if task.is_stateful and is_divided:
@@ -144,7 +132,8 @@ def _check_devices(config: RunConfig, task: tasks.Task) -> None:
     )
   if task.is_stateful and config.devices.precision != 'float32':
     raise ValueError(
-        f'Text is computed in float32, got {config.devices.precision}.'
+        f'Text is computed in float32, got {config.devices.precision}; leave '
+        'out --devices.precision.'
     )
 
 
@@ -216,5 +205,5 @@ def _check_origin(
     if value is not None and value != held.get(name):
       raise ValueError(
           f'init_from {config.init_from} holds a network with {name} '
-          f'{held[name]}, but {value} is asked for.'
+          f'{held.get(name)}, but {value} is asked for.'
       )

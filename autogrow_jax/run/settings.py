@@ -37,16 +37,9 @@ def to_json(value: Any) -> Any:
 def from_json(cls: type[T], value: Mapping[str, Any], where: str = '') -> T:
   """Makes a dataclass of what `to_json` gave; missing fields have defaults.
 
-  Args:
-    cls: the dataclass.
-    value: a JSON object.
-    where: path of the value, for messages.
-
-  Returns:
-    The dataclass.
-
   Raises:
-    ValueError: a field is unknown, missing or of the wrong type.
+    ValueError: a field is unknown, missing or of the wrong type; it is named by
+      its path, which begins with `where`.
   """
   if not isinstance(value, Mapping):
     what = where.rstrip('.') or 'The configuration'
@@ -58,8 +51,15 @@ def from_json(cls: type[T], value: Mapping[str, Any], where: str = '') -> T:
   arguments = {}
   for name, item in value.items():
     path, hint = f'{where}{name}', hints[name]
-    if 'kinds' in fields[name].metadata:
-      arguments[name] = _of_kind(fields[name].metadata['kinds'], item, path)
+    if (kinds := fields[name].metadata.get('kinds')) is not None:
+      if not isinstance(item, Mapping) or 'kind' not in item:
+        raise ValueError(
+            f"{path} is a JSON object with a 'kind', one of "
+            f'{", ".join(kinds)}; got {item!r}.'
+        )
+      rest = {key: inner for key, inner in item.items() if key != 'kind'}
+      chosen = class_of(item['kind'], kinds, path, hint)
+      arguments[name] = from_json(chosen, rest, f'{path}.')
       continue
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
       item = from_json(hint, item, f'{path}.')
@@ -79,28 +79,30 @@ def kind_of(value: Any, kinds: Mapping[str, str]) -> str:
   return next((name for name, known in kinds.items() if known == path), path)
 
 
-def class_of(kind: str, kinds: Mapping[str, str], where: str) -> type:
+def class_of(
+    kind: Any, kinds: Mapping[str, str], where: str, base: type
+) -> type:
   """Class of a name in a table, or of a 'module:Class'.
 
-  Args:
-    kind: the name.
-    kinds: the table.
-    where: path of the setting, for messages.
-
   Raises:
-    ValueError: there is none.
+    ValueError: the setting `where` has no such kind, or it is no dataclass
+      derived from `base`.
   """
-  module, colon, name = kinds.get(kind, kind).partition(':')
+  known = kinds.get(kind, kind) if isinstance(kind, str) else ''
+  module, colon, name = known.partition(':')
   # `experiments` is beside `autogrow_jax` in a clone, and inside it in a wheel.
   inner = module.removeprefix('autogrow_jax.')
   for candidate in (module, inner, f'autogrow_jax.{inner}') if colon else ():
     try:
-      return getattr(importlib.import_module(candidate), name)
-    except (ImportError, AttributeError):
+      found = getattr(importlib.import_module(candidate), name)
+    except (ImportError, AttributeError, ValueError):
       continue
+    if isinstance(found, type) and issubclass(found, base):
+      if dataclasses.is_dataclass(found) and found is not base:
+        return found
   raise ValueError(
-      f"{where} is one of {', '.join(kinds)}, or 'package.module:Class', got "
-      f'{kind!r}.'
+      f"{where} is one of {', '.join(kinds)}, or 'package.module:Class' of a "
+      f'dataclass derived from {base.__name__}; got {kind!r}.'
   )
 
 
@@ -126,11 +128,7 @@ def list_all(value: Any, where: str = '') -> Iterator[Setting]:
   """All single settings of a dataclass; its own choices decide which there are.
 
   A dataclass may have a method `used`, which names the fields that mean
-  something to what is chosen.
-
-  Args:
-    value: the dataclass.
-    where: path of the dataclass with a final dot, or nothing.
+  something to what is chosen. Paths begin with `where`.
   """
   hints = typing.get_type_hints(type(value))
   used = value.used() if hasattr(value, 'used') else None
@@ -150,13 +148,8 @@ def list_all(value: Any, where: str = '') -> Iterator[Setting]:
 def parse(text: str, hint: Any, where: str) -> Any:
   """Reads a value of a type: 3, 0.1, true, 3-2-2 (integers), none.
 
-  Args:
-    text: what was written.
-    hint: the type.
-    where: name of the setting, for messages.
-
   Raises:
-    ValueError: the text is of another type.
+    ValueError: the setting `where` has another type.
   """
   options = typing.get_args(hint) if _is_union(hint) else (hint,)
   if type(None) in options and text.lower() in ('', 'none'):
@@ -188,12 +181,9 @@ def with_kind(value: T, path: str, kind: str) -> T:
   inner = getattr(value, name)
   if dot:
     return dataclasses.replace(value, **{name: with_kind(inner, rest, kind)})
-  kinds = next(
-      field.metadata['kinds']
-      for field in dataclasses.fields(value)
-      if field.name == name
-  )
-  cls = class_of(kind, kinds, path)
+  fields = {field.name: field for field in dataclasses.fields(value)}
+  base = typing.get_type_hints(type(value))[name]
+  cls = class_of(kind, fields[name].metadata['kinds'], path, base)
   if isinstance(inner, cls):
     return value
   known = {field.name for field in dataclasses.fields(cls)}
@@ -202,23 +192,22 @@ def with_kind(value: T, path: str, kind: str) -> T:
       for field in dataclasses.fields(inner)
       if field.name in known
   }
-  return dataclasses.replace(value, **{name: cls(**kept)})
+  try:
+    return dataclasses.replace(value, **{name: cls(**kept)})
+  except TypeError as error:  # An abstract class, or fields without defaults.
+    raise ValueError(f'{path} cannot be {kind}: {error}.') from error
 
 
 def replace(value: T, changes: Mapping[str, Any]) -> T:
   """The dataclass with other values at some paths."""
+  fields: dict[str, Any] = {}
   inner: dict[str, dict[str, Any]] = {}
-  own = {}
   for path, item in changes.items():
     name, dot, rest = path.partition('.')
-    if dot:
-      inner.setdefault(name, {})[rest] = item
-    else:
-      own[name] = item
-  own |= {
-      name: replace(getattr(value, name), rest) for name, rest in inner.items()
-  }
-  return dataclasses.replace(value, **own)
+    (inner.setdefault(name, {}) if dot else fields)[rest or name] = item
+  for name, rest in inner.items():
+    fields[name] = replace(getattr(value, name), rest)
+  return dataclasses.replace(value, **fields)
 
 
 def differences(
@@ -233,17 +222,6 @@ def differences(
     elif before != after:
       result.append(f'{prefix}{name}: {before} -> {after}')
   return result
-
-
-def _of_kind(kinds: Mapping[str, str], value: Any, path: str) -> Any:
-  """The object of a JSON object that says its kind."""
-  if not isinstance(value, Mapping) or 'kind' not in value:
-    raise ValueError(
-        f"{path} is a JSON object with a 'kind', one of {', '.join(kinds)}; "
-        f'got {value!r}.'
-    )
-  rest = {name: item for name, item in value.items() if name != 'kind'}
-  return from_json(class_of(value['kind'], kinds, path), rest, f'{path}.')
 
 
 def _is_of(value: Any, hint: Any) -> bool:

@@ -10,7 +10,6 @@ from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.networks import base as networks_base
 from autogrow_jax.run import parallel as parallel_lib
-from autogrow_jax.run import steps
 
 Architecture = architecture_lib.Architecture
 
@@ -30,6 +29,7 @@ class Progress:
     ledger: costs so far.
     records: number of records in the history.
     skipped: damaged training images skipped in the current epoch.
+    twin: architecture of the ungrown twin; None without one.
   """
 
   architecture: Architecture
@@ -42,29 +42,32 @@ class Progress:
   ledger: costs.Ledger = costs.Ledger()
   records: int = 0
   skipped: int = 0
+  twin: Architecture | None = None
 
   def to_documents(self) -> dict[str, Any]:
     """JSON documents for a checkpoint."""
-    plain = ('phase', 'step', 'epoch', 'phase_epoch', 'best', 'skipped')
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     return {
-        'architecture': self.architecture.to_json(),
-        'policy': self.policy.to_json(),
+        'architecture': fields.pop('architecture').to_json(),
+        'policy': fields.pop('policy').to_json(),
         'progress': {
-            **{name: getattr(self, name) for name in plain},
+            **fields,
             'ledger': dataclasses.asdict(self.ledger),
-            'records': self.records,
+            'twin': self.twin and self.twin.to_json(),
         },
     }
 
   @classmethod
   def from_documents(
-      cls, documents: dict[str, Any], policy: policies.Policy
+      cls, documents: dict[str, Any], policy_type: type[policies.Policy]
   ) -> Self:
-    """Makes it of what `to_documents` gave; `policy` is the restored one."""
+    """Makes it of what `to_documents` gave."""
     progress = dict(documents['progress'])
+    twin = progress.pop('twin', None)
     return cls(
+        twin=twin and Architecture.from_json(twin),
         architecture=Architecture.from_json(documents['architecture']),
-        policy=policy,
+        policy=policy_type.from_json(documents['policy']),
         ledger=costs.Ledger(**progress.pop('ledger')),
         **progress,
     )
@@ -84,6 +87,7 @@ class RunState:
     meters: sums over the current epoch, on the devices.
     active: part of the canonical state that is computed; None for all.
     canonical: the canonical state if only a part of it is computed, else None.
+    twin: canonical state of the ungrown twin, on the host; None without one.
   """
 
   progress: Progress
@@ -93,6 +97,7 @@ class RunState:
   meters: Any
   active: view.Active | None
   canonical: state_lib.TrainState | None
+  twin: state_lib.TrainState | None = None
 
   @property
   def cost(self) -> tuple[int, int]:
@@ -135,55 +140,7 @@ class RunState:
     return self.active.put(computed, canonical)
 
 
-def place(
-    progress: Progress,
-    state: state_lib.TrainState,
-    meters: Any,
-    *,
-    execution: view.Execution,
-    parallel: parallel_lib.Parallel,
-    may_grow: bool,
-    remat: frozenset[int] = frozenset(),
-) -> RunState:
-  """Puts a canonical state, or the active part of it, on the devices.
-
-  Args:
-    progress: where the run is.
-    state: canonical state, on the host.
-    meters: sums over the current epoch, on the host.
-    execution: how the method computes the network.
-    parallel: placement.
-    may_grow: whether stacks are to have spare room.
-    remat: stages that the backward pass computes again.
-
-  Returns:
-    The state of the run.
-  """
-  architecture = progress.architecture
-  active = execution.active(architecture, state.stats['method'])
-  layout = view.layout(
-      architecture,
-      spare=may_grow and progress.phase == 'growing',
-      computed=None if active is None else active.computed,
-      remat=remat,
-  )
-  computed = state if active is None else active.take(state)
-  packed, depths, meters = parallel.replicate(
-      (view.pack(computed, layout), layout.depths, meters)
-  )
-  return RunState(
-      progress, layout, packed, depths, meters, active,
-      None if active is None else state,
-  )
-
-
-def reset_meters(state: RunState, parallel: parallel_lib.Parallel) -> RunState:
-  """The state at the start of an epoch's sums."""
-  meters = parallel.replicate(steps.new_meters())
-  return dataclasses.replace(state, meters=meters)
-
-
 def running(meters: Any) -> tuple[float, float]:
   """Mean loss, and accuracy in percent, of an epoch so far."""
-  total = int(meters['total'])
+  total = max(1, int(meters['total']))
   return float(meters['loss_sum']) / total, 100 * int(meters['correct']) / total

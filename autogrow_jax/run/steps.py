@@ -5,7 +5,6 @@ Both are written once, for all networks, methods, tasks and ways of parallelism.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ class Computation:
     method: the method, which gives the objective.
     task: the task, which gives the loss.
     tx: the optimizer.
-    preprocessing: how inputs are augmented and normalised.
+    preprocessing: augmentation and normalisation of inputs.
     dtype: type of activations.
     parallel: placement on devices.
     augment: own augmentation of raw batches, (key, images, labels) -> (images,
@@ -97,7 +96,7 @@ def train_step(
     computation: static.
     layout: static, layout of the network.
     packed: the packed `TrainState`.
-    meters: see `new_meters`.
+    meters: sums of `new_meters`.
     images: the whole training set, uint8 (examples, height, width, channel)
       or tokens int32 (examples, step), or the batch alone.
     labels: (examples, ...) int32; -1 does not count.
@@ -123,7 +122,13 @@ def train_step(
   )
   method = computation.method
   network = base.Network(
-      method.execution, layout, x, computation.task, dropout_key, depths
+      method.execution,
+      layout,
+      x,
+      computation.task,
+      dropout_key,
+      depths,
+      parallel.mean,
   )
 
   def loss_fn(params):
@@ -156,87 +161,41 @@ def train_step(
   }
 
 
-def train_steps(
-    computation: Computation,
-    layout: view.Layout,
-    packed: Any,
-    meters: Any,
-    images: jax.Array,
-    labels: jax.Array,
-    index: jax.Array | None,
-    *rest: Any,
-) -> tuple[Any, Any]:
-  """Does one step, or with (steps, batch) indices several in a loop.
-
-  Arguments and results are those of `train_step`; rows of -1, after the end of
-  an epoch, are no steps.
-  """
-  step = functools.partial(train_step, computation, layout)
-  if index is None or index.ndim == 1:
-    return step(packed, meters, images, labels, index, *rest)
-  return jax.lax.fori_loop(
-      0,
-      jnp.sum(index[:, 0] >= 0),
-      lambda i, now: step(now[0], now[1], images, labels, index[i], *rest),
-      (packed, meters),
-  )
-
-
-def forward_batches(
+def forward(
     computation: Computation,
     layout: view.Layout,
     params: Any,
     stats: Any,
     images: jax.Array,
     train: jax.Array,
-    count: jax.Array | None = None,
     depths: Any = None,
 ) -> jax.Array:
-  """Computes logits of a batch, or of several in a loop; no state changes.
+  """Computes float32 logits of a batch; no state changes.
 
   Args:
     computation: static.
     layout: static, layout of the network.
-    params: packed, the method's own included.
-    stats: packed, the method's own included.
-    images: uint8 (batch, height, width, channel), or int32 (batch, step); with
-      a count (batches, batch, ...).
-    train: whether norms use batch statistics; a traced bool, so that one
+    params: packed parameters, the method's own included.
+    stats: packed statistics, the method's own included.
+    images: uint8 (batch, height, width, channel), or int32 (batch, step).
+    train: True if norms use batch statistics; a traced bool, so that one
       program serves both modes.
-    count: number of batches; None if images are one batch.
-    depths: see `train_step`.
-
-  Returns:
-    (batch, ..., classes) float32; with a count (batch, batches, ..., classes),
-    zero behind it.
+    depths: depths of the layout.
   """
-
-  def forward(images):
-    x = data.preprocess(
-        images, computation.preprocessing, dtype=computation.dtype
-    )
-    gated = computation.method.execution.gated(layout, params, stats)
-    logits, _ = networks_base.apply(
-        layout.bucket,
-        gated.weights,
-        gated.stats,
-        x,
-        train=train,
-        gates=gated.gates,
-        depths=depths,
-    )
-    return logits
-
-  if count is None:
-    return forward(images)
-  one = jax.eval_shape(forward, images[0])
-  logits = jax.lax.fori_loop(
-      0,
-      count,
-      lambda i, logits: logits.at[i].set(forward(images[i])),
-      jnp.zeros((len(images), *one.shape), one.dtype),
+  x = data.preprocess(
+      images, computation.preprocessing, dtype=computation.dtype
   )
-  return jnp.moveaxis(logits, 0, 1)  # Devices divide the first dimension.
+  gated = computation.method.execution.gated(layout, params, stats)
+  logits, _ = networks_base.apply(
+      layout.bucket,
+      gated.weights,
+      gated.stats,
+      x,
+      train=train,
+      gates=gated.gates,
+      depths=depths,
+  )
+  return logits
 
 
 def packed_shapes(computation: Computation, layout: view.Layout) -> Any:

@@ -18,59 +18,38 @@ _SCALARS = {
 }
 
 
-class TensorBoard:
-  """Writes records for TensorBoard, if tensorboardX is installed."""
+def writer(directory: str | os.PathLike[str], *, resume_step: int) -> Any:
+  """A writer of event files; None where tensorboardX is not installed.
 
-  def __init__(
-      self,
-      directory: str | os.PathLike[str],
-      *,
-      resume_step: int | None = None,
-  ):
-    """Opens a writer.
+  What an earlier process wrote after `resume_step` is hidden, so that no step
+  appears twice.
+  """
+  try:
+    import tensorboardX  # pylint: disable=g-import-not-at-top
+  except ImportError:
+    return None
+  return tensorboardX.SummaryWriter(
+      os.fspath(directory),
+      purge_step=resume_step + 1,
+      filename_suffix=f'.{resume_step}',  # Two starts within one second.
+  )
 
-    Args:
-      directory: folder of the event files.
-      resume_step: step of the restored checkpoint. What an earlier process
-        wrote after it is hidden, so that no step appears twice.
-    """
-    self._writer: Any = None
-    try:
-      import tensorboardX  # pylint: disable=g-import-not-at-top
-    except ImportError:
-      return
-    self._writer = tensorboardX.SummaryWriter(
-        os.fspath(directory),
-        purge_step=None if resume_step is None else resume_step + 1,
-    )
 
-  @property
-  def is_missing(self) -> bool:
-    """True if tensorboardX is missing, so that nothing is written."""
-    return self._writer is None
-
-  def write(self, record: history.Record) -> None:
-    """Writes what TensorBoard shows of a record, if anything."""
-    if self._writer is None:
-      return
-    step = record['step']
-    if record['event'] == 'epoch':
-      for name, value in scalars(record).items():
-        self._writer.add_scalar(name, value, step)
-      if record['epoch'] == 1 and record.get('select_on') == 'test':
-        protocol = record.get('protocol', 'test')
-        text = f'{protocol}: decisions are taken on the test set'
-        self._writer.add_text('protocol', text, step)
-      self._writer.flush()
-    elif record['event'] == 'grow':
-      text = console.format_growth(record).replace('\n', '\n\n')
-      self._writer.add_text('growth', text, step)
-      self._writer.flush()
-
-  def close(self) -> None:
-    """Closes the files."""
-    if self._writer is not None:
-      self._writer.close()
+def write(to: Any, record: history.Record) -> None:
+  """Writes what TensorBoard shows of a record, if anything."""
+  step = record['step']
+  if record['event'] == 'epoch':
+    for name, value in scalars(record).items():
+      to.add_scalar(name, value, step)
+    if record['epoch'] == 1 and record.get('select_on') == 'test':
+      protocol = record.get('protocol', 'test')
+      text = f'{protocol}: decisions are taken on the test set'
+      to.add_text('protocol', text, step)
+    to.flush()
+  elif record['event'] == 'grow':
+    text = console.format_growth(record).replace('\n', '\n\n')
+    to.add_text('growth', text, step)
+    to.flush()
 
 
 def scalars(record: history.Record) -> dict[str, float]:
@@ -82,7 +61,7 @@ def scalars(record: history.Record) -> dict[str, float]:
   }
   for which, prefix in (('train', 'train_'), ('selection', '')):
     correct, total = record[f'{prefix}correct'], record[f'{prefix}total']
-    values[f'accuracy/{which}'] = 100 * correct / total
+    values[f'accuracy/{which}'] = 100 * correct / max(1, total)
     for name, value in record.get(f'{prefix}metrics', {}).items():
       values[f'{name}/{which}'] = float(value)
   values['accuracy/best'] = 100 * record['best'] / record['total']

@@ -24,10 +24,11 @@ from autogrow_jax.run import growing
 from autogrow_jax.run import journal
 from autogrow_jax.run import prepare
 from autogrow_jax.run import programs
-from autogrow_jax.run import records
 from autogrow_jax.run import results
 from autogrow_jax.run import state as run_state
 from autogrow_jax.run import steps
+from autogrow_jax.run import twins
+from autogrow_jax.run import workdir
 
 Interrupted = journal.Interrupted
 Diverged = journal.Diverged
@@ -68,41 +69,47 @@ def run(
 
   Raises:
     ValueError: the configuration is wrong, or the work directory holds another
-      run.
+      run, or one that still works.
     Interrupted: after SIGTERM or SIGINT, with everything saved.
     Diverged: the loss is not finite.
   """
   started = time.monotonic()
-  setup = prepare.prepare(
-      config, dataset, policy, method, optimizer, task, augment
-  )
-  if (result := read_result(setup.workdir)) is not None:
-    return result
-  with journal.open_for(setup, started) as log:
-    with programs.compilations() as spent:
-      state = log.restore() or prepare.start(setup)
-    log.begin(state)
-    log.write(records.headline(setup, state))
-    log.write(programs.cache_line())
-    state = log.compiled(state, 'initialisation', spent)
+  given = prepare.Given(policy, method, optimizer, task, augment)
+  setup = prepare.prepare(config, dataset, given)
+  with workdir.claimed(setup.config):
+    if (result := read_result(setup.workdir)) is not None:
+      return result
+    with journal.open_for(setup, started) as log:
+      return _train(setup, log)
 
-    observation = None
-    while not is_done(setup, state):
-      state, pace = _train_epoch(setup, state, log, observation)
-      trained = state
-      state, score, train_accuracy = _end_epoch(setup, state, log, pace)
-      if state.progress.phase == 'growing':
-        observation = growing.observe(state, score)
-        try:
-          state = growing.step(setup, state, log, observation, train_accuracy)
-        except journal.Stop:  # A restart evaluates and decides again.
-          log.stop_if_asked(log.timed(trained))
-      state = log.maybe_save(state, at_epoch=True)
-      log.stop_if_asked(state)
 
-    result = _conclude(setup, state, log)
-    log.stop_if_asked(state)  # Nobody else would hear of a signal until here.
-    return result
+def _train(setup: Setup, log: journal.Journal) -> dict[str, Any]:
+  """Trains and grows a network to its end; returns the result."""
+  with programs.compilations() as spent:
+    state = log.restore() or prepare.start(setup)
+  log.begin(state)
+  log.write(results.headline(setup, state))
+  log.write(programs.cache_line())
+  state = log.compiled(state, 'initialisation', spent)
+
+  observation = None
+  while not is_done(setup, state):
+    state, pace = _train_epoch(setup, state, log, observation)
+    trained = state
+    state, score, train_accuracy = _end_epoch(setup, state, log, pace)
+    if state.progress.phase == 'growing':
+      try:
+        state, twin = twins.train(setup, state, log)
+        observation = growing.observe(state, score, twin)
+        state = growing.step(setup, state, log, observation, train_accuracy)
+      except journal.Stop:  # A restart evaluates and decides again.
+        log.stop_if_asked(log.timed(trained))
+    state = log.maybe_save(state, at_epoch=True)
+    log.stop_if_asked(state)
+
+  result = _conclude(setup, state, log)
+  log.stop_if_asked(state)  # Nobody else would hear of a signal until here.
+  return result
 
 
 def is_done(setup: Setup, state: RunState) -> bool:
@@ -119,17 +126,12 @@ def _train_epoch(
     state: RunState,
     log: journal.Journal,
     observation: policies.Observation | None,
-) -> tuple[RunState, records.Pace | None]:
+) -> tuple[RunState, dict[str, float]]:
   """Trains to the end of the current epoch, from wherever it is.
 
-  Args:
-    setup: the run's.
-    state: the run's.
-    log: the run's journal.
-    observation: what the policy saw last, if it saw anything.
-
   Returns:
-    The state, and the pace of the epoch; None if no step was left.
+    The state, and figures of the epoch's speed, compilation left out; none if
+    no step was left.
   """
   per_epoch, feed = setup.steps_per_epoch, setup.feed
   first, rate = state.progress.step, setup.rate(state.progress)
@@ -142,7 +144,7 @@ def _train_epoch(
     state = state.rewound()
   late = program = None
   started, feed.waited = time.perf_counter(), 0.0
-  for number in range(first, end, feed.steps_per_call):
+  for number in range(first, end):
     log.stop_if_asked(state)
     examples = feed.take(number, late)
     state = log.note_skipped(state)
@@ -152,30 +154,35 @@ def _train_epoch(
       program = setup.programs.train_step(state.layout, arguments)
       started += time.perf_counter() - compiling
     packed, meters = program(*arguments)
-    done = min(number + feed.steps_per_call, end)
     state = dataclasses.replace(
-        state.with_progress(step=done), packed=packed, meters=meters
+        state.with_progress(step=number + 1), packed=packed, meters=meters
     )
     if late is None:
       _compile_ahead(setup, state, observation)
-    else:  # One call late, so that the device never waits.
+    else:  # One step late, so that the device never waits.
       log.tick(late)
     late = meters
-    if done < end:
+    if number + 1 < end:
       state = log.maybe_save(state, at_epoch=False)
   if late is None:
-    return state, None
+    return state, {}
   jax.block_until_ready(late)
   seconds = time.perf_counter() - started
   images = (end - first) * setup.config.batch_size
-  return state, records.Pace(images / seconds, feed.waited)
+  pace = {
+      'images_per_second': round(images / seconds, 1),
+      'seconds': round(seconds, 3),
+  }
+  if setup.dataset.stream is not None:
+    pace['input_wait_seconds'] = round(feed.waited, 3)
+  return state, pace
 
 
 def _end_epoch(
     setup: Setup,
     state: RunState,
     log: journal.Journal,
-    pace: records.Pace | None,
+    pace: dict[str, float],
 ) -> tuple[RunState, tasks.Score, float]:
   """Evaluates, and records the epoch.
 
@@ -202,14 +209,15 @@ def _end_epoch(
   state = log.timed(
       state.with_progress(best=max(before.best, score.correct))
   )
-  values = records.epoch(
-      setup, before, state, meters, score, pace, log.records
-  )
+  values = results.of_epoch(setup, before, state, meters, score, pace)
+  if before.phase == 'growing':
+    values |= results.of_last_growth(log.records)
   state = log.record(
       state, 'epoch', **values, params=params, macs=macs, **report
   )
-  state = run_state.reset_meters(state, parallel)
-  return state, score, int(meters['correct']) / int(meters['total'])
+  meters_at_zero = parallel.replicate(steps.new_meters())
+  state = dataclasses.replace(state, meters=meters_at_zero)
+  return state, score, int(meters['correct']) / max(1, int(meters['total']))
 
 
 def _compile_ahead(
@@ -243,6 +251,4 @@ def _conclude(
   setup.programs.close()
   state = log.record(state, 'end')
   setup.checkpoints.wait()
-  return results.conclude(
-      setup, state.progress, state.fetch(setup.parallel), log.records, **scores
-  )
+  return results.conclude(setup, state, log.records, **scores)

@@ -26,6 +26,8 @@ from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import history
 from autogrow_jax.run import steps
 
+Architecture = architecture_lib.Architecture
+
 PREDICTION_BATCH = 256
 _MOST_LOGITS = 2**26  # Of a batch: 256 MB of float32.
 
@@ -36,14 +38,14 @@ class TrainedNetwork:
 
   Attributes:
     architecture: its architecture.
-    config: of the run that made it, fully resolved.
-    preprocessing: of the images that it was trained on.
+    config: configuration of the run that made it, fully resolved.
+    preprocessing: preprocessing of the images that it was trained on.
     weights: parameters, by name.
     stats: network statistics, by name.
-    epoch: epochs that it was trained for.
+    epoch: number of epochs that it was trained for.
   """
 
-  architecture: architecture_lib.Architecture
+  architecture: Architecture
   config: config_lib.RunConfig
   preprocessing: data.Preprocessing
   weights: dict[str, Any]
@@ -51,18 +53,15 @@ class TrainedNetwork:
   epoch: int
 
   def predict(self, images: np.ndarray) -> np.ndarray:
-    """Logits in eval mode.
+    """Logits in evaluation mode, float32 (examples, ..., classes).
 
     Args:
       images: raw uint8 pixels (examples, height, width, channel), of the size
         that the network was trained on; or numbers of words, int32
         (examples, step).
 
-    Returns:
-      (examples, ..., classes) float32.
-
     Raises:
-      ValueError: if the images are not of that kind.
+      ValueError: the images are of another kind.
     """
     images = np.asarray(images)
     self._check(images)
@@ -95,6 +94,7 @@ class TrainedNetwork:
     return examples_at_once(PREDICTION_BATCH, logits)
 
   def _check(self, images: np.ndarray) -> None:
+    """Raises ValueError for inputs of another kind or size."""
     if self.preprocessing.kind == 'tokens':
       if images.dtype != np.int32 or images.ndim != 2:
         raise ValueError(
@@ -102,20 +102,15 @@ class TrainedNetwork:
             f'{images.dtype} {images.shape}.'
         )
       return
-    shape = self.image_shape
+    option: dict[str, Any] = dict(self.architecture.options)
+    pad = 2 * self.preprocessing.pad
+    height, width = option['resolution']
+    shape = height - pad, width - pad, self.architecture.size('image')
     if images.dtype != np.uint8 or images.shape[1:] != shape:
       raise ValueError(
           f'Images must be uint8 (examples, {", ".join(map(str, shape))}), got '
           f'{images.dtype} {images.shape}.'
       )
-
-  @property
-  def image_shape(self) -> tuple[int, ...]:
-    """(height, width, channel) of raw images."""
-    option: dict[str, Any] = dict(self.architecture.options)
-    pad = 2 * self.preprocessing.pad
-    height, width = option['resolution']
-    return height - pad, width - pad, self.architecture.size('image')
 
   def parts(self) -> dict[str, tuple[Any, Any]]:
     """{part: (weights, statistics)}."""
@@ -141,61 +136,54 @@ class TrainedNetwork:
 
 
 def examples_at_once(most: int, logits: int) -> int:
-  """Number of examples to evaluate in a call.
-
-  Args:
-    most: largest number.
-    logits: number of logits of one example.
-  """
+  """Number of examples to evaluate in a call, by the logits of each."""
   return max(1, min(most, _MOST_LOGITS // logits))
 
 
 def load(
-    workdir: str | os.PathLike[str], *, method: base.Method | None = None
+    workdir: str | os.PathLike[str],
+    *,
+    method: base.Method | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> TrainedNetwork:
   """Reads the newest good checkpoint of a work directory.
 
   Args:
-    workdir: of a run.
-    method: the run's own method, if it was not of the library.
-
-  Returns:
-    The network.
+    workdir: work directory of a run.
+    method: the method that the run was given, if it was given one.
+    optimizer: the optimizer that the run was given, if it was given one.
 
   Raises:
-    ValueError: if the directory holds no run, or none that can be read.
+    ValueError: the directory holds no run, or none that can be read.
   """
   workdir = pathlib.Path(workdir)
   known = history.read_json(workdir / 'config.json')
   if known is None:
-    raise ValueError(
-        f'{workdir} holds no run: it has no config.json. Name the --workdir of '
-        'a run.'
-    )
+    raise ValueError(f'{workdir} holds no run: it has no config.json.')
   config = config_lib.RunConfig.from_json(known)
-  restored = checkpoint.Checkpoints(workdir / 'checkpoints', keep=1).restore(
-      lambda documents: abstract_arrays(
-          documents,
-          method or config.method,
-          optimizer(
-              config,
-              architecture_lib.Architecture.from_json(
-                  documents['architecture']
-              ),
-              method,
-          ),
-      )
-  )
+  method = method or config.method
+
+  def abstract_of(documents):
+    architecture = Architecture.from_json(documents['architecture'])
+    tx = make_optimizer(config, architecture, method, optimizer)
+    return abstract_arrays(documents, method, tx)
+
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=1)
+  try:
+    restored = checkpoints.restore(abstract_of)
+  except checkpoint.CheckpointError as error:
+    if not config.own:
+      raise
+    raise ValueError(
+        f'{error} The run was given objects ({config.own}): pass the same '
+        'method and optimizer.'
+    ) from error
   if restored is None:
     raise ValueError(f'The run in {workdir} has not saved a checkpoint yet.')
   documents, state = restored.documents, restored.state['state']
-  architecture = architecture_lib.Architecture.from_json(
-      documents['architecture']
-  )
-  active = (method or config.method).execution.active(
-      architecture, state.stats['method']
-  )
-  if active is not None:
+  architecture = Architecture.from_json(documents['architecture'])
+  active = method.execution.active(architecture, state.stats['method'])
+  if active is not None and active.counts != dict(architecture.sizes):
     raise ValueError(
         f'The run in {workdir} is still choosing what its network consists of '
         f'(epoch {documents["progress"]["epoch"]}); continue it to its end.'
@@ -210,26 +198,23 @@ def load(
   )
 
 
-def optimizer(
+def make_optimizer(
     config: config_lib.RunConfig,
-    architecture: architecture_lib.Architecture,
-    method: base.Method | None = None,
+    architecture: Architecture,
+    method: base.Method,
     weights: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
-  """Makes the optimizer of a resolved configuration.
+  """Makes the optimizer of a resolved configuration and its method.
 
   Args:
     config: the configuration.
     architecture: any network of the run.
-    method: method that replaces the configuration's own.
+    method: the run's method.
     weights: optimizer of the weights that replaces the configuration's own.
-
-  Returns:
-    The optimizer.
   """
   return optimizers.make(
       config.optimizer if weights is None else weights,
-      aux=(method or config.method).extra(architecture).optimizer,
+      aux=method.extra(architecture).optimizer,
       top_rate=config.schedule.learning_rate,
   )
 
@@ -240,8 +225,14 @@ def abstract_arrays(
     tx: optax.GradientTransformation,
 ) -> dict[str, Any]:
   """Shapes of all arrays in a checkpoint, from its documents."""
-  architecture = architecture_lib.Architecture.from_json(
-      documents['architecture']
-  )
-  state = state_lib.abstract_state(architecture, tx, extra=method.extra)
-  return {'state': state, 'meters': steps.new_meters()}
+  networks = {'state': documents['architecture']}
+  if twin := documents.get('progress', {}).get('twin'):
+    networks['twin'] = twin
+  return {'meters': steps.new_meters()} | {
+      name: state_lib.abstract_state(
+          Architecture.from_json(value),
+          tx,
+          extra=method.extra,
+      )
+      for name, value in networks.items()
+  }

@@ -135,7 +135,7 @@ def null_band(
     trained: see `decisions`.
   """
   rng = np.random.default_rng(0)
-  if isinstance(policy, policies.Sequential):
+  if isinstance(policy, (policies.Sequential, policies.Twin)):
     runs = runs or min(200, max(40, 1_000_000 // total))
     noise = _hits(rng, total, accuracy, common_sigma)
   else:
@@ -204,8 +204,10 @@ def _run(
   while not policy.finished:
     epoch = policy.epoch + 1
     correct, hits = next(evaluations)
+    is_twin = isinstance(policy, policies.Twin)
+    twin = next(evaluations)[1] if is_twin else None
     policy, decision = policy.update(
-        policies.Observation(epoch, epoch, correct, total, 0.0, 0, hits)
+        policies.Observation(epoch, epoch, correct, total, 0.0, 0, hits, twin)
     )
     yield policy, decision
 

@@ -10,40 +10,17 @@ trade-off of loss and resource. Only that much of the paper is known to us: all
 formulas here are our own derivation, all defaults our own choice, and no number
 is the paper's.
 
-  method        `GaussNewton`: measures, halves, refuses or takes a step
-  ranking       the protocol for ways to choose a step
-  learned_splits  the method's own way
-  steps         a step before it is taken, and the examples it is chosen by
-  sites         axes whose channels can be split
-  taps          inputs and outputs of layers, recorded or replaced
-  signals       activations and two gradients per example of one batch
-  splits        splits, and their effect on the readers
-  learning      splits learned by alternating least squares
-  matrix_free   the same for units with too many weights for a matrix of each
-  estimates     the joint model of the gain of all splits
-  removals      removed units, and their effect on the readers
-  compensation  compensation and cost of prunes
-  prunes        the estimated cost of removing each channel
-  together      the joint model of one step's splits and prunes
-  selection     the choice of splits and prunes
-  surgery       chosen splits and prunes as one `growth.Growth`
-  norms         statistics of norms, measured before and settled after a step
-  charges       the cost of choosing, in images of training steps
-  linalg        solves of many small quadratic models
-
-Arguments of functions have the same names throughout:
-
-  architecture  architecture of the network
-  chain         the whole network, unfused
-  model, trees  the network with its sites, and its arrays
-  site, signal  a site, and the signal of a batch at it
-  splits        splits of all units of all sites, by axis
-  batches       examples: (x, labels) with x (batch, height, width, channel)
-                preprocessed, and labels (batch,)
-  key           key of all randomness, such as sampled labels
-  curvature     one of `signals.CURVATURES`
-  samples       number of sampled labels per example
-  limits        limits of the step
+  method      `GaussNewton`: measures, halves, refuses or takes a step
+  ranking     ways to choose a step; the method's own is `LearnedSplits`
+  steps       a step before it is taken, and the examples it is chosen by
+  padding     widths rounded up, so that growth hardly compiles
+  sites       axes whose channels can be split
+  taps        inputs and outputs of layers, recorded or replaced
+  signals     activations and two gradients per example of one batch
+  splits      splits: their effect on the readers, and learning them
+  estimates   the joint model of the gain of all splits and prunes
+  selection   the choice of splits and prunes
+  surgery     chosen splits and prunes as one `growth.Growth`
 
 Streams of residual stages, with several writers and readers, are covered, and
 depthwise layers. Shortcuts without parameters are not; `sites.survey` lists

@@ -1,99 +1,120 @@
-"""Estimates the gain of splits by a joint quadratic model of all candidates.
+"""Estimates the gain of splits and prunes by one joint quadratic model.
 
-A scale t in [0, 1] multiplies the u of each candidate split. First-order
-changes of the logits add, and the loss changes by about
+Every unit may be split, which a scale t in [0, 1] of its u tempers, or pruned,
+where t is 1. First-order changes of the logits add, and the loss changes by
+about
 
     s't + 1/2 t'Gt,   s = mean of s_nm,   G = mean of c_nm c_nm',
 
 with the same sampled label for all candidates of an example. Changes of single
 candidates do not add: the off-diagonal part of G keeps several of them from
 overshooting together.
+
+Where unit i is pruned, others take over: a reader's input a_i is replaced by
+
+  w_0 + sum over j != i of w_j a_j,
+
+which adds w_j v_i to the outgoing weights of a_j, and a constant to the
+reader's output. Least squares over the examples that splits are learned from
+choose w, for every reader on its own; with w_i = -1, s and c are linear in w.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 
-import jax
-from jax import lax
-import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax.methods import base as methods_base
-from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
-from autogrow_jax.methods.gauss_newton import taps
-from autogrow_jax.networks import base
 
-Model, Trees = signals_lib.Model, signals_lib.Trees
-Batch, Splits = splits_lib.Batch, splits_lib.Splits
+Batch, Model, Trees = signals_lib.Batch, signals_lib.Model, signals_lib.Trees
+Splits = splits_lib.Splits
+Taken = Mapping[str, np.ndarray]
 
 # Half the curvature of a candidate is about the mean KL divergence, in nats,
 # between the softmax before and after; beyond it the quadratic model fails.
-LARGEST_DIVERGENCE = 0.01
+LARGEST_DIVERGENCE = {'split': 0.01, 'prune': 0.02}
+# Ridge of the compensations in units of the mean eigenvalue.
+RIDGE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimates:
-  """The joint model of the loss over candidates.
+class Joint:
+  """The joint model of the loss over all candidates: splits, then prunes.
 
   Attributes:
-    candidates: (axis, unit) pairs.
-    slopes: (candidates,) s, float64, nats.
-    gram: (candidates, candidates) G, float64.
-    loss: mean loss of the unchanged network over the examples, nats.
-    examples: number of examples.
-    usable: (candidates,) true for candidates that may be selected: their
-      statistics are finite, and they change something.
+    candidates: (axis, unit) pairs; number i may be split, and pruned as number
+      i + len(candidates).
+    slopes: (2 * candidates,) s, float64, nats.
+    gram: (2 * candidates, 2 * candidates) G, float64.
+    usable: (2 * candidates,) true for candidates that may be selected: their
+      statistics are finite, they change something, and the model is trusted.
   """
 
   candidates: tuple[tuple[str, int], ...]
   slopes: np.ndarray
   gram: np.ndarray
-  loss: float
-  examples: int
   usable: np.ndarray
 
   @property
-  def curvatures(self) -> np.ndarray:
-    """(candidates,) curvature of each candidate alone."""
-    return np.diag(self.gram)
-
-  @property
   def dropped(self) -> int:
-    """Number of candidates that cannot be used."""
-    return int(np.count_nonzero(~self.usable))
+    """Number of splits that cannot be used."""
+    return int(np.count_nonzero(~self.usable[: len(self.candidates)]))
 
   def changes(self) -> np.ndarray:
     """Returns the change of the loss by each candidate alone, nats."""
-    return self.slopes + self.curvatures / 2
+    return self.slopes + np.diag(self.gram) / 2
 
-  def joint_change(self, scales: np.ndarray) -> float:
+  def change(self, scales: np.ndarray) -> float:
     """Returns the change of the loss by all candidates together, nats."""
     chosen = np.flatnonzero(scales)  # The rest may not be finite.
     scales, gram = scales[chosen], self.gram[np.ix_(chosen, chosen)]
     return float(self.slopes[chosen] @ scales + scales @ gram @ scales / 2)
 
   def best_scales(self) -> np.ndarray:
-    """Returns each candidate's best scale within trust; 0 if unusable."""
-    curvatures = np.where(self.usable, self.curvatures, 0)
-    best = linalg.best_scale(np.where(self.usable, self.slopes, 0), curvatures)
-    limits = largest_scales(curvatures)
-    return np.where(self.usable, np.minimum(best, limits), 0)
+    """Returns each split's best scale within trust; 0 if unusable."""
+    count = len(self.candidates)
+    curvatures = np.where(self.usable, np.diag(self.gram), 1)[:count]
+    best = np.clip(-self.slopes[:count] / curvatures, 0, 1)
+    best = np.minimum(best, largest_scales(curvatures))
+    return np.where(self.usable[:count], best, 0)
 
 
 def largest_scales(curvatures: np.ndarray) -> np.ndarray:
-  """Returns the largest trusted scales, at most 1, for some curvatures."""
-  largest = 2 * LARGEST_DIVERGENCE
+  """Returns the largest trusted scales of splits, at most 1."""
+  largest = 2 * LARGEST_DIVERGENCE['split']
   return np.sqrt(largest / np.maximum(curvatures, largest))
 
 
-def candidates_of(model: Model) -> tuple[tuple[str, int], ...]:
-  """Lists (axis, unit) of all units of all sites."""
-  return tuple(
-      (site.axis, unit) for site in model.sites for unit in range(site.units)
-  )
+def compensated(
+    model: Model, trees: Trees, moments: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Computes the compensation of every prune by least squares.
+
+  Args:
+    model: the network.
+    trees: its arrays.
+    moments: see `splits.Learned`.
+
+  Returns:
+    Per axis, (units, readers, units + 1) w, the constant's last; padded.
+  """
+  result = splits_lib.no_prunes(model, trees)
+  for site in model.sites:
+    local, units = trees.local(site), site.units
+    for number, reader in enumerate(site.form.readers):
+      gram = moments[site.axis][number]
+      used = list(range(units))
+      if local.takes_constant(reader):
+        used.append(len(gram) - 1)
+      gram = gram[np.ix_(used, used)]
+      if not np.isfinite(gram).all() or units == 1:
+        continue
+      ridge = max(RIDGE * np.trace(gram) / len(gram), 1e-12)
+      inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
+      w = -inverse[:units] / np.diag(inverse)[:units, None]
+      result[site.axis][np.ix_(range(units), [number], used)] = w[:, None]
+  return result
 
 
 def estimate(
@@ -101,105 +122,65 @@ def estimate(
     trees: Trees,
     splits: Splits,
     batches: Sequence[Batch],
-    key: jax.Array,
+    rng: np.random.Generator,
     *,
+    taken: Taken | None = None,
     curvature: str = 'mc',
     samples: int = 2,
-) -> Estimates:
-  """Estimates the change of the loss by every split.
+) -> Joint:
+  """Estimates the change of the loss by every split and every prune.
 
   The examples are better not those that the splits were learned from.
+
+  Args:
+    model: the network.
+    trees: its arrays.
+    splits: splits of all sites.
+    batches: examples to judge by.
+    rng: source of sampled labels.
+    taken: compensations of prunes; None for no prunes.
+    curvature: one of `signals.CURVATURES`.
+    samples: number of sampled labels per example.
   """
-  if not batches or samples < 1:
-    raise ValueError('An estimate takes at least one batch and one sample.')
-  slopes, gram, loss, examples = 0.0, 0.0, 0.0, 0
+  taken = splits_lib.no_prunes(model, trees) if taken is None else taken
+  local = [trees.local(site) for site in model.sites]
+  slopes, gram, examples = 0.0, 0.0, 0
   # Only mc is random: further samples would repeat the first.
-  for sample in range(samples if curvature == 'mc' else 1):
-    for index, (x, labels) in enumerate(batches):
-      draw = jax.random.fold_in(jax.random.fold_in(key, sample), index)
-      sums = _sums(model, curvature, trees, splits, x, labels, draw)
-      sums = [np.asarray(part, np.float64) for part in sums]
-      slopes, gram, loss = slopes + sums[0], gram + sums[1], loss + sums[2]
-      examples += len(labels)
-  slopes, gram = slopes / examples, gram / examples
-  finite = np.isfinite(slopes) & np.isfinite(np.diag(gram))
-  return Estimates(
-      candidates=candidates_of(model),
-      slopes=slopes,
-      gram=gram,
-      loss=float(loss / examples),
-      examples=sum(len(labels) for _, labels in batches),
-      usable=finite & (np.diag(gram) > linalg.DEAD_TRACE),
-  )
-
-
-def scaled(
-    splits: Splits, candidates: Sequence[tuple[str, int]], scales: np.ndarray
-) -> Splits:
-  """Multiplies the u of each candidate by its scale; e stays.
-
-  Where the scale is 0 both become 0, even if the split is not finite.
-  """
-  return _scaled(
-      splits,
-      {
-          axis: np.array(
-              [
-                  scale
-                  for (name, _), scale in zip(candidates, scales, strict=True)
-                  if name == axis
-              ],
-              np.float32,
+  for _ in range(samples if curvature == 'mc' else 1):
+    for batch in batches:
+      seed = rng.integers(2**32, dtype='u4')
+      _, signals = signals_lib.signals(
+          model, trees, batch, seed, curvature=curvature
+      )
+      pairs = [
+          splits_lib.project(
+              site.form, arrays, signal, splits[site.axis], taken[site.axis]
           )
-          for axis in splits
-      },
+          for site, arrays, signal in zip(
+              model.sites, local, signals, strict=True
+          )
+      ]
+      s, c = (
+          _in_order(model, [np.asarray(pair[i], 'f8') for pair in pairs])
+          for i in range(2)
+      )
+      slopes, gram = slopes + s.sum(0), gram + c.T @ c
+      examples += len(s)
+  slopes, gram = slopes / examples, gram / examples
+  curvatures, count = np.diag(gram), len(model.candidates)
+  usable = np.isfinite(slopes) & np.isfinite(curvatures)
+  usable[:count] &= curvatures[:count] > splits_lib.DEAD_TRACE
+  usable[count:] &= curvatures[count:] <= 2 * LARGEST_DIVERGENCE['prune']
+  usable[count:] &= np.concatenate(
+      [taken[site.axis][: site.units].any((1, 2)) for site in model.sites]
   )
+  return Joint(model.candidates, slopes, gram, usable)
 
 
-@jax.jit
-def _scaled(splits, factors):
-  """Scales splits by (units,) factors of each axis, as one program."""
-  result = {}
-  for axis, split in splits.items():
-    u, e = splits_lib.incoming(split.u), splits_lib.outgoing(split.e)
-    factor = factors[axis][:, None].astype(u.dtype)
-    u, e = (jnp.where(factor == 0, 0, part) for part in (u * factor, e))
-    result[axis] = split.replace(
-        u=splits_lib.as_incoming(u, split.u),
-        e=splits_lib.as_outgoing(e, split.e),
-    )
-  return result
-
-
-def mean_loss(
-    chain: tuple[base.Segment, ...], trees: Trees, batches: Sequence[Batch]
-) -> float:
-  """Computes the mean cross-entropy in evaluation mode, nats."""
-  total = sum(
-      float(_loss_sum(chain, trees, x, labels)) for x, labels in batches
-  )
-  return total / sum(len(labels) for _, labels in batches)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sums(model, curvature, trees, splits, x, labels, key):
-  """Sums slopes, Gram matrix and loss over a batch."""
-  losses, by_axis = signals_lib.signals(
-      model, trees, x, labels, key, curvature=curvature
-  )
-  slopes, curvatures = [], []
-  for site in model.sites:
-    s, c = splits_lib.projections(
-        site, trees, by_axis[site.axis], splits[site.axis]
-    )
-    slopes.append(s)
-    curvatures.append(c)
-  c = jnp.concatenate(curvatures, -1)
-  gram = jnp.einsum('nc,nd->cd', c, c, precision=lax.Precision.HIGHEST)
-  return jnp.concatenate(slopes, -1).sum(0), gram, losses.sum()
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _loss_sum(chain, trees, x, labels):
-  logits = taps.run(chain, trees.weights, trees.stats, x).output
-  return methods_base.cross_entropy(logits, labels).sum()
+def _in_order(model: Model, columns: Sequence[np.ndarray]) -> np.ndarray:
+  """Puts (batch, 2 * units) of all sites in the order of candidates."""
+  parts = [], []
+  for site, both in zip(model.sites, columns, strict=True):
+    for part, half in zip(parts, np.split(both, 2, -1), strict=True):
+      part.append(half[:, : site.units])
+  return np.concatenate([*parts[0], *parts[1]], -1)

@@ -7,18 +7,14 @@ from typing import Any
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
 from autogrow_jax import policies
-from autogrow_jax import state as state_lib
 from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
-from autogrow_jax.methods.gauss_newton import charges
-from autogrow_jax.methods.gauss_newton import estimates
-from autogrow_jax.methods.gauss_newton import learned_splits
-from autogrow_jax.methods.gauss_newton import norms
+from autogrow_jax.methods.gauss_newton import padding
 from autogrow_jax.methods.gauss_newton import ranking as ranking_lib
 from autogrow_jax.methods.gauss_newton import selection
+from autogrow_jax.methods.gauss_newton import signals
 from autogrow_jax.methods.gauss_newton import sites
 from autogrow_jax.methods.gauss_newton import steps
-from autogrow_jax.methods.gauss_newton import surgery
 
 # Attempts at a step, each with half the u of the last. A quadratic model may
 # fail on several splits at once; a measurement costs one forward pass.
@@ -43,23 +39,23 @@ class GaussNewton(base.Method):
     limits: limits of a growth step.
     samples: number of sampled labels per example for the estimates.
     examples: number of examples to learn from, and to judge by; None for up to
-      4096, and at most half an epoch.
+      `steps.EXAMPLES`, and at most half an epoch.
   """
 
   ranking: ranking_lib.Ranking = dataclasses.field(
-      default=learned_splits.LearnedSplits(),
+      default=ranking_lib.LearnedSplits(),
       metadata={'kinds': ranking_lib.KINDS},
   )
   limits: selection.Limits = selection.Limits()
   samples: int = dataclasses.field(
-      default=4,
+      default=2,
       metadata={'help': 'Sampled labels per example, for the estimates.'},
   )
   examples: int | None = dataclasses.field(
       default=None,
       metadata={
           'help': 'Examples to learn from, and to judge by; by default up '
-                  'to 4096, at most half an epoch.'
+                  f'to {steps.EXAMPLES}, at most half an epoch.'
       },
   )
 
@@ -68,6 +64,10 @@ class GaussNewton(base.Method):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'{name} is at least 1, got {value}.')
+
+  @property
+  def execution(self) -> padding.Execution:
+    return padding.Execution()
 
   def report(
       self,
@@ -86,102 +86,85 @@ class GaussNewton(base.Method):
     """Chooses a step, measures it, and takes it, a shorter one, or none."""
     if decision.action != 'grow':
       return None
-    return self.propose_by(
-        lambda snapshot: self.ranking.step(snapshot, self.limits, self.samples),
-        situation,
-    )
+    return self.propose_by(self.ranking.step, situation)
 
   def propose_by(
       self,
-      choose: Callable[[steps.Snapshot], steps.Step],
+      choose: Callable[[steps.Snapshot, selection.Limits], steps.Step],
       situation: base.Situation,
   ) -> growth_lib.Growth | base.Skip:
     """Proposes a step that is chosen by a function.
 
     Args:
-      choose: function of a snapshot that returns the step at its whole length.
+      choose: function of a snapshot and limits that returns the step at its
+        whole length.
       situation: situation of the run, without leaves of a method.
 
     Returns:
       The growth, or the reason why there is none.
     """
     architecture = situation.architecture
-    learning, judging = steps.draw(situation, self.examples)
     if not self.limits.allowance(architecture):
       return base.Skip(
           'no unit more is allowed (budget, growth cap)', is_final=True
       )
-    snapshot = steps.Snapshot.take(situation, learning, judging)
-    step = choose(snapshot).charged(
-        charges.of_forward_passes(learning, judging)
+    snapshot = steps.Snapshot.take(situation, self.examples, self.samples)
+    step = choose(snapshot, self.limits)
+    # Forward passes for norms and losses, before and after.
+    passes = [*snapshot.learning, *snapshot.learning, *snapshot.judging]
+    step = dataclasses.replace(
+        step, images=step.images + signals.count(passes) // 3
     )
-    step = self._within_model(step, snapshot)
+    step = _within_model(step, snapshot)
     if isinstance(step, base.Skip):
       return step
-    morph = step.as_morph(architecture)
-    # The smaller network saw the examples.
-    ratio = costs.macs(architecture) / costs.macs(morph.architecture)
+    change, loss = steps.settled(step.growth(snapshot), snapshot)
+    target = change.target
+    _, measured = step.attempts[-1]
     return dataclasses.replace(
-        _measured(morph, snapshot, step.report(morph.architecture)),
-        examples=round(step.images * ratio),
+        change,
+        # The smaller network saw the examples.
+        examples=round(
+            step.images * costs.macs(architecture) / costs.macs(target)
+        ),
+        report={
+            'estimated_change': step.change,
+            'actual_change': measured,
+            'settled_change': loss - snapshot.loss,
+            'attempts': step.attempts,
+            'widths': {
+                site.axis: target.size(site.axis)
+                for site in snapshot.model.sites
+            },
+            'splits': step.splits,
+            'prunes': {axis: [unit] for axis, unit in step.pruned.items()},
+            **step.report,
+        },
     )
 
-  def _within_model(
-      self, step: steps.Step, snapshot: steps.Snapshot
-  ) -> steps.Step | base.Skip:
-    """Returns the step, or a shorter one, if measurements agree with it."""
-    selected = step.selected
-    if not selected.splits and not selected.prunes:
-      return step.skipped('no split or prune is worth it')
-    if selected.splits and step.must_help and not selected.change < 0:
-      return step.skipped(
-          'what had been selected would not lower the loss as a whole'
-      )
-    for number in range(ATTEMPTS):
-      step = step.measured(snapshot)
-      selected = step.selected
-      is_decrease = selected.change < 0 or not selected.splits
-      if not step.must_help or (
-          is_decrease and _is_as_promised(*step.attempts[-1])
-      ):
-        return step
-      if not selected.splits:
-        return step.skipped('the prunes would cost more than estimated')
-      step = step.halved(snapshot, snapshot.key(4 + number), self.samples)
-    tried = ', '.join(f'{measured:+.2g}' for _, measured in step.attempts)
-    return step.skipped(f'the loss would change by {tried} nats')
 
-
-def _measured(
-    morph: surgery.Morph,
-    snapshot: steps.Snapshot,
-    report: dict[str, Any],
-) -> growth_lib.Growth:
-  """Returns the growth with settled norms, and with its effect on the loss.
-
-  It starts from the statistics of norms that splits were learned with, and
-  ends with those of the grown network.
-  """
-  state, grown = snapshot.grown(morph), steps.chain_of(morph.architecture)
-  before = snapshot.loss()
-  after = estimates.mean_loss(grown, steps.trees_of(state), snapshot.judging)
-  # New channels get statistics of their own.
-  settle = norms.measured if morph.one_sided else norms.settled
-  settled = settle(grown, steps.trees_of(state), snapshot.learning)
-  settled_loss = estimates.mean_loss(grown, settled, snapshot.judging)
-  return dataclasses.replace(
-      morph.change,
-      values=state_lib.values(
-          weights=state_lib.to_host(settled.weights),
-          network=state_lib.to_host(settled.stats),
-      ),
-      report={
-          'estimated_change': report['estimated_change'],
-          'actual_change': after - before,
-          'settled_change': settled_loss - before,
-          **report,
-      },
-  )
+def _within_model(
+    step: steps.Step, snapshot: steps.Snapshot
+) -> steps.Step | base.Skip:
+  """Returns the step, or a shorter one, if measurements agree with it."""
+  if not step.splits and not step.pruned:
+    return step.skipped('no split or prune is worth it')
+  if step.splits and step.must_help and not step.change < 0:
+    return step.skipped(
+        'what had been selected would not lower the loss as a whole'
+    )
+  for _ in range(ATTEMPTS):
+    step = step.measured(snapshot)
+    is_decrease = step.change < 0 or not step.splits
+    if not step.must_help or (
+        is_decrease and _is_as_promised(*step.attempts[-1])
+    ):
+      return step
+    if not step.splits:
+      return step.skipped('the prunes would cost more than estimated')
+    step = step.halved()
+  tried = ', '.join(f'{measured:+.2g}' for _, measured in step.attempts)
+  return step.skipped(f'the loss would change by {tried} nats')
 
 
 def _is_as_promised(estimated: float, measured: float) -> bool:

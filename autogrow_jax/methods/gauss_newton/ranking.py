@@ -1,27 +1,23 @@
-"""The protocol for ways to choose splits, and the one for ways that rank them.
+"""The protocol for ways to choose a growth step, and the method's own way.
 
 A value is a frozen, hashable dataclass of settings. A configuration names it by
 its kind: `KINDS`, or 'package.module:Class'.
 """
 
 import abc
-from collections.abc import Sequence
 import dataclasses
 
-import jax
 import numpy as np
 
-from autogrow_jax import architecture as architecture_lib
-from autogrow_jax.methods.gauss_newton import charges
+from autogrow_jax import costs
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
-from autogrow_jax.methods.gauss_newton import selection
-from autogrow_jax.methods.gauss_newton import signals as signals_lib
+from autogrow_jax.methods.gauss_newton import selection as selection_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import steps
+from autogrow_jax.networks import common
 
-KINDS = {
-    'learned': 'autogrow_jax.methods.gauss_newton.learned_splits:LearnedSplits'
-}
+KINDS = {'learned': 'autogrow_jax.methods.gauss_newton.ranking:LearnedSplits'}
+COMPENSATIONS = ('off', 'least_squares')
 
 
 class Ranking(abc.ABC):
@@ -29,98 +25,129 @@ class Ranking(abc.ABC):
 
   @abc.abstractmethod
   def step(
-      self, snapshot: steps.Snapshot, limits: selection.Limits, samples: int
+      self, snapshot: steps.Snapshot, limits: selection_lib.Limits
   ) -> steps.Step:
-    """Chooses a step.
+    """Chooses a step at its whole length.
 
     Args:
       snapshot: the network and examples.
       limits: limits of the step.
-      samples: number of sampled labels per example for estimates.
-
-    Returns:
-      The step at its whole length, and its cost.
     """
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
-  """Splits of all units of all sites, ranked by their gains.
+class LearnedSplits(Ranking):
+  """Splits learned by least squares, ranked by a joint model of the loss.
 
-  Attributes:
-    splits: splits of every unit of every site.
-    gains: (candidates,) float64 gain of each unit, in the order of the sites
-      and their units: nats, or any score that is larger for better splits.
-    usable: (candidates,) true for units that may be split.
-    one_sided: true if units are new channels, see `surgery.morph`.
-    examples_seen: images of training steps spent.
-    refused: (axis, reason) of sites that cannot be split in this way.
+  Splits and the compensations of prunes are learned from some batches and
+  estimated on others. The selection is estimated once more as a whole, with
+  other labels, since the best of many noisy estimates are too good.
   """
 
-  splits: splits_lib.Splits
-  gains: np.ndarray
-  usable: np.ndarray
-  one_sided: bool
-  examples_seen: int
-  refused: tuple[tuple[str, str], ...]
+  learn: splits_lib.LearnConfig = splits_lib.LearnConfig()
+  compensation: str = dataclasses.field(
+      default='least_squares',
+      metadata={
+          'help': 'How pruning makes up for what it removes: least_squares, '
+                  'or off (nothing is pruned).'
+      },
+  )
 
-
-class RankingByGain(Ranking):
-  """A way to split and rank units whose gains are taken to add up.
-
-  Splits are picked by gain per resource and applied without scaling. Nothing is
-  pruned, and every step is taken.
-  """
-
-  @abc.abstractmethod
-  def rank(
-      self,
-      architecture: architecture_lib.Architecture,
-      model: signals_lib.Model,
-      trees: signals_lib.Trees,
-      batches: Sequence[splits_lib.Batch],
-      key: jax.Array,
-  ) -> Ranked:
-    """Splits all units.
-
-    Args:
-      architecture: architecture of the network.
-      model: the network and its sites.
-      trees: arrays of the network.
-      batches: examples to learn from, at least one batch.
-      key: key of all randomness.
-
-    Returns:
-      The splits and their gains.
-    """
+  def __post_init__(self):
+    common.check_choice('compensation', self.compensation, COMPENSATIONS)
 
   def step(
-      self, snapshot: steps.Snapshot, limits: selection.Limits, samples: int
+      self, snapshot: steps.Snapshot, limits: selection_lib.Limits
   ) -> steps.Step:
-    architecture, model = snapshot.architecture, snapshot.model
-    ranked = self.rank(
-        architecture, model, snapshot.trees, snapshot.learning, snapshot.key(0)
+    learned = splits_lib.learn(
+        snapshot.model, snapshot.trees, snapshot.learning, snapshot.rng,
+        self.learn,
     )
-    candidates = estimates_lib.candidates_of(model)
-    selected = selection.by_gain(
-        architecture, candidates, ranked.gains, ranked.usable, limits
+    # Each half sweep is a pass, and forms the Gram matrices of one block.
+    macs = self.learn.sweeps * sum(
+        site.units * (site.incoming**2 + site.outgoing**2)
+        for site in snapshot.model.sites
     )
-    images, change = ranked.examples_seen, 0.0
-    if not ranked.one_sided:  # New channels change nothing at first.
-      chosen = np.zeros(len(candidates))
-      chosen[list(selected.splits)] = 1
-      splits = estimates_lib.scaled(ranked.splits, candidates, chosen)
-      joint = snapshot.together(splits, [], snapshot.key(1), samples)
-      change = joint.change([])
-      images += charges.of_passes(samples, snapshot.judging)
+    step_macs = 3 * costs.macs(snapshot.architecture)
+    passes = 2 * self.learn.sweeps + macs / step_macs / steps.STEPS_PER_PASS
+    images = snapshot.images(passes, snapshot.learning)
+    step = self.step_from(learned, snapshot, limits)
+    return dataclasses.replace(step, images=step.images + images)
+
+  def step_from(
+      self,
+      learned: splits_lib.Learned,
+      snapshot: steps.Snapshot,
+      limits: selection_lib.Limits,
+  ) -> steps.Step:
+    """Estimates learned splits and all prunes, and selects from them.
+
+    Args:
+      learned: learned splits of all units.
+      snapshot: the network and examples.
+      limits: limits of the step.
+
+    Returns:
+      The step, without the cost of learning.
+    """
+    model, trees = snapshot.model, snapshot.trees
+    architecture = snapshot.architecture
+    taken = None
+    if self.compensation != 'off':
+      taken = estimates_lib.compensated(model, trees, learned.moments)
+    joint = self._estimate(snapshot, learned.splits, taken)
+    selected = selection_lib.select(architecture, joint, limits)
+    splits = splits_lib.balanced(
+        model, trees, scaled(model, learned.splits, selected.scales),
+        self.learn.trust,
+    )
+    whole = self._estimate(snapshot, splits, taken)
+    at_one = dataclasses.replace(
+        selected, scales=(selected.scales > 0).astype(float)
+    )
+    prunes = selection_lib.pick_prunes(
+        architecture, whole, at_one, limits, selected.prunes
+    )
+    count, chosen = len(joint.candidates), list(selected.splits)
+    scales = np.zeros(2 * count)
+    scales[chosen] = 1
+    slope = whole.slopes[chosen].sum()  # The rest may not be finite.
+    curvature = whole.gram[np.ix_(chosen, chosen)].sum()
+    scales[[count + number for number in prunes]] = 1
+    draws = snapshot.samples if self.learn.curvature == 'mc' else 1
     return steps.Step(
-        dataclasses.replace(selected, change=change),
-        ranked.splits,
-        {},
-        candidates,
-        int(np.count_nonzero(~ranked.usable)),
-        images,
-        one_sided=ranked.one_sided,
-        must_help=False,
-        refused='; '.join(f'{a}: {reason}' for a, reason in ranked.refused),
+        splits=steps.by_axis(joint.candidates[i] for i in chosen),
+        parameters=splits,
+        images=snapshot.images(2 * draws, snapshot.judging),
+        pruned=dict(joint.candidates[i] for i in prunes),
+        taken=taken,
+        slope=float(slope),
+        curvature=float(curvature),
+        change=whole.change(scales),
+        report={
+            'scales': np.round(selected.scales[chosen], 4).tolist(),
+            'price': selected.price,
+            'candidates': count,
+            'dropped': joint.dropped,
+        },
     )
+
+  def _estimate(self, snapshot, splits, taken):
+    return estimates_lib.estimate(
+        snapshot.model, snapshot.trees, splits, snapshot.judging, snapshot.rng,
+        taken=taken, curvature=self.learn.curvature, samples=snapshot.samples,
+    )
+
+
+def scaled(
+    model: splits_lib.Model, splits: splits_lib.Splits, scales: np.ndarray
+) -> splits_lib.Splits:
+  """Multiplies the u of each candidate by its scale; 0 makes e 0, too."""
+  result, begin = {}, 0
+  for site in model.sites:
+    split = splits[site.axis]
+    factor = np.zeros(split.u[0].shape[-1])
+    factor[: site.units] = scales[begin : begin + site.units]
+    begin += site.units
+    result[site.axis] = split.scaled(factor, factor > 0)
+  return result

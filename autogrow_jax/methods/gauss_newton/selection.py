@@ -2,26 +2,24 @@
 
 Splits are picked one by one, each time the one whose addition lowers the
 optimal value of the joint model most per unit of resource; then the scales of
-all are optimised together. Prunes follow, again one by one, each time the one
-that costs least loss per unit of resource, as long as that is less than the
-gain of the last split. `confirm` repeats the test beside everything else.
+all are optimised together. Prunes follow, at most one of each axis, each time
+the one that costs least loss per unit of resource beside everything else, as
+long as that is less than the gain of the last split.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np
+from scipy import optimize
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import costs
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
-from autogrow_jax.methods.gauss_newton import linalg
-from autogrow_jax.methods.gauss_newton import prunes as prunes_lib
-from autogrow_jax.methods.gauss_newton import removals
-from autogrow_jax.methods.gauss_newton import together
 from autogrow_jax.networks import common
 
 Architecture = architecture_lib.Architecture
+Candidates = Sequence[tuple[str, int]]
 
 RESOURCES = ('params', 'macs')
 # Smallest scale that is worth a channel.
@@ -32,14 +30,7 @@ RELATIVE_RIDGE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Limits of one growth step.
-
-  Attributes:
-    resource: 'params' or 'macs', parameters or multiply-adds per image.
-    growth_cap: largest relative increase of the resource in a step.
-    price: smallest gain of a split, nats per unit of resource.
-    budget: largest resource of the network, None for no limit.
-  """
+  """Limits of one growth step."""
 
   resource: str = dataclasses.field(
       default='params',
@@ -51,11 +42,15 @@ class Limits:
   )
   price: float = dataclasses.field(
       default=0.0,
-      metadata={'help': 'Smallest gain of a split, nats per unit of it.'},
+      metadata={'help': 'Smallest gain of a split, nats per unit of resource.'},
   )
   budget: int | None = dataclasses.field(
       default=None,
-      metadata={'help': 'Largest resource of all; by default no limit.'},
+      metadata={
+          'help': 'Largest number of parameters, or of multiply-adds with '
+                  '--method.limits.resource=macs, that the network may grow '
+                  'to; by default no limit.'
+      },
   )
 
   def __post_init__(self):
@@ -88,111 +83,58 @@ class Selection:
   """Selected splits and prunes.
 
   Attributes:
-    splits: indices into the candidates, in the order of picking.
-    scales: scale of each split, at least `SMALLEST_SCALE`.
-    change: estimated change of the loss by all together, nats; before `confirm`
-      by the splits alone.
-    prunes: removals in the order of picking; each depends on the earlier ones
-      of its axis.
+    splits: numbers of candidates, in the order of picking.
+    scales: (candidates,) scale of each split, 0 for all others.
+    prunes: numbers of candidates, in the order of picking.
     price: largest cost of a prune, nats per unit of resource.
   """
 
   splits: tuple[int, ...]
   scales: np.ndarray
-  change: float
-  prunes: tuple[removals.Removal, ...]
+  prunes: tuple[int, ...]
   price: float
 
 
 def select(
     architecture: Architecture,
-    estimates: estimates_lib.Estimates,
+    joint: estimates_lib.Joint,
     limits: Limits,
-    prunes: prunes_lib.Prunes = prunes_lib.NONE,
 ) -> Selection:
-  """Selects splits and prunes.
-
-  Args:
-    estimates: estimates of all splits.
-    prunes: estimates of all prunes.
-
-  Returns:
-    The selection; it may be empty.
-  """
-  picked, ratio = pick(architecture, estimates, limits)
-  scales = joint_scales(estimates, picked)
-  kept = [i for i, scale in enumerate(scales) if scale >= SMALLEST_SCALE]
-  picked = [picked[i] for i in kept]
+  """Selects splits and prunes; perhaps nothing."""
+  picked, ratio = pick(architecture, joint, limits)
+  scales = joint_scales(joint, picked)
+  picked = [i for i, t in zip(picked, scales) if t >= SMALLEST_SCALE]
   # The others may gain more without those left out.
-  scales = joint_scales(estimates, picked)
-  every = np.zeros(len(estimates.candidates))
-  every[picked] = scales
+  every = np.zeros(len(joint.candidates))
+  every[picked] = joint_scales(joint, picked)
   price = max(limits.price, ratio)
-  split = [estimates.candidates[index] for index in picked]
-  removed = pick_prunes(architecture, split, prunes, limits, price)
-  return Selection(
-      tuple(picked),
-      scales,
-      estimates.joint_change(every) if picked else 0.0,
-      removed,
-      price,
+  selected = Selection(tuple(picked), every, (), price)
+  prunes = pick_prunes(
+      architecture, joint, selected, limits, range(len(joint.candidates))
   )
-
-
-def confirm(
-    architecture: Architecture,
-    candidates: Sequence[tuple[str, int]],
-    selected: Selection,
-    joint: together.Joint,
-    limits: Limits,
-) -> Selection:
-  """Keeps the prunes that are worth it beside the splits and each other.
-
-  After a refused prune, the later ones of its axis are refused too, since they
-  depend on it.
-
-  Args:
-    candidates: (axis, unit) pairs that splits were selected from.
-    selected: splits and prunes.
-    joint: joint model of this selection.
-
-  Returns:
-    The selection, with the change of the loss by all of it together.
-  """
-  sizes = _sizes_with(architecture, [candidates[i] for i in selected.splits])
-  kept: list[int] = []
-  refused: set[str] = set()
-  for number, removal in enumerate(selected.prunes):
-    axis = removal.axis
-    cost = joint.change([*kept, number]) - joint.change(kept)
-    freed = _resources(architecture, sizes, [axis], limits.resource, -1)[axis]
-    if axis not in refused and cost / freed < selected.price:
-      kept.append(number)
-      sizes[axis] -= 1
-    else:
-      refused.add(axis)
-  return dataclasses.replace(
-      selected,
-      prunes=tuple(selected.prunes[number] for number in kept),
-      change=joint.change(kept),
-  )
+  return dataclasses.replace(selected, prunes=prunes)
 
 
 def joint_scales(
-    estimates: estimates_lib.Estimates, picked: list[int]
+    joint: estimates_lib.Joint, picked: Sequence[int]
 ) -> np.ndarray:
-  """Returns the best scales of some candidates together, within trust."""
+  """Returns the best scales of some splits together, within trust."""
+  if not picked:
+    return np.zeros(0)
   chosen = np.array(picked, int)
-  return linalg.minimize_in_box(
-      estimates.slopes[chosen],
-      estimates.gram[np.ix_(chosen, chosen)],
-      estimates_lib.largest_scales(estimates.curvatures[chosen]),
-  )
+  gram = joint.gram[np.ix_(chosen, chosen)]
+  largest = estimates_lib.largest_scales(np.diag(gram))
+  # With G = LL', it is the least squares of L't + L^-1 s in a box.
+  factor = np.linalg.cholesky(gram + 1e-9 * np.diag(np.diag(gram)))
+  target = np.linalg.solve(factor, -joint.slopes[chosen])
+  return optimize.lsq_linear(
+      factor.T, target, (0, largest), method='bvls', tol=1e-12
+  ).x
 
 
 def pick(
     architecture: Architecture,
-    estimates: estimates_lib.Estimates,
+    joint: estimates_lib.Joint,
     limits: Limits,
 ) -> tuple[list[int], float]:
   """Picks splits greedily by gain per resource.
@@ -202,16 +144,20 @@ def pick(
   Cholesky factorisation per pick updates both.
 
   Args:
-    estimates: estimates of all splits.
+    architecture: architecture of the network.
+    joint: the joint model.
+    limits: limits of the step.
 
   Returns:
     The picks, and the ratio of the last one, nats per unit of resource.
   """
-  slopes = np.where(estimates.usable, estimates.slopes, 0)
-  usable = estimates.usable
-  gram = np.where(usable[:, None] & usable[None], estimates.gram, 0)
+  count = len(joint.candidates)
+  usable = joint.usable[:count]
+  slopes = np.where(usable, joint.slopes[:count], 0)
+  gram = joint.gram[:count, :count]
+  gram = np.where(usable[:, None] & usable[None], gram, 0)
   rho, chi = slopes.copy(), np.diag(gram) * (1 + RELATIVE_RIDGE)
-  chi = np.where(usable, chi + linalg.JITTER, 1)
+  chi = np.where(usable, chi + 1e-12, 1)
   factor: list[np.ndarray] = []  # Rows of L^-1 G_M: one per pick.
 
   def gains():
@@ -220,112 +166,88 @@ def pick(
 
   def update(best):
     nonlocal rho, chi
-    row = gram[best] - sum((f[best] * f for f in factor), np.zeros(len(rho)))
+    row = gram[best] - sum((f[best] * f for f in factor), np.zeros(count))
     row[best] = chi[best]
     row = row / np.sqrt(chi[best])
     rho = rho - row * rho[best] / np.sqrt(chi[best])
     chi = np.maximum(chi - row**2, RELATIVE_RIDGE * np.diag(gram) + 1e-300)
     factor.append(row)
 
-  available = usable & (estimates.slopes < 0)
-  return _greedy(
-      architecture, estimates.candidates, available, limits, gains, update
+  available = usable & (slopes < 0)
+  return greedy(
+      architecture, joint.candidates, available, limits, gains, update
   )
 
 
 def pick_prunes(
     architecture: Architecture,
-    split: Sequence[tuple[str, int]],
-    prunes: prunes_lib.Prunes,
+    joint: estimates_lib.Joint,
+    selected: Selection,
     limits: Limits,
-    price: float,
-) -> tuple[removals.Removal, ...]:
+    numbers: Sequence[int],
+) -> tuple[int, ...]:
   """Picks prunes greedily by cost per resource, while it is below a price.
 
-  At most half of the units of an axis are pruned, and none that is split. Each
-  pick changes the costs of the rest of its axis. They hardly ever fall, since
-  fewer units can take over, so a cost is estimated again only once its last
-  estimate is the lowest of all.
+  At most one unit of an axis is pruned, none that is split, and not the only
+  one.
 
   Args:
-    split: (axis, unit) pairs that are split in the same step.
-    prunes: estimates of all units.
-    price: largest cost, nats per unit of resource.
-  """
-  sizes = _sizes_with(architecture, split)
-  axes = np.array([axis for axis, _ in prunes.candidates])
-  stays = np.array([c not in split for c in prunes.candidates], bool)
-  available = prunes.usable & stays
-  changes, left = prunes.changes.copy(), dict(prunes.remaining)
-  found = {index: prunes.alone(index) for index in np.flatnonzero(available)}
-  picked: list[removals.Removal] = []
-  while available.any():
-    freed = _resources(architecture, sizes, set(axes), limits.resource, -1)
-    ratios = changes / [freed[axis] for axis in axes]
-    ratios = np.where(available, ratios, np.inf)
-    best = int(np.argmin(ratios))
-    axis, unit = prunes.candidates[best]
-    if not ratios[best] < price:
-      break
-    if best not in found:
-      found[best], changes[best] = left[axis].removal(unit)
-      continue
-    picked.append(found[best])
-    left[axis] = left[axis].without(found[best])
-    sizes[axis] -= 1
-    same = axes == axis
-    found = {index: r for index, r in found.items() if not same[index]}
-    available[best] = False
-    if len(left[axis].removed) == left[axis].most:
-      available[same] = False
-  return tuple(picked)
-
-
-def by_gain(
-    architecture: Architecture,
-    candidates: Sequence[tuple[str, int]],
-    gains: np.ndarray,
-    usable: np.ndarray,
-    limits: Limits,
-) -> Selection:
-  """Selects splits by gains that are taken to add up.
-
-  There is no joint model: splits are applied without scaling.
-
-  Args:
-    candidates: (axis, unit) pairs.
-    gains: (candidates,) score that is larger for better splits; in nats if
-      `limits.price` is to mean anything.
-    usable: (candidates,) true for candidates that may be selected.
+    architecture: architecture of the network.
+    joint: the joint model.
+    selected: selected splits with their scales, and the price.
+    limits: limits of the step.
+    numbers: candidates to pick from.
 
   Returns:
-    The selection, whose change is minus the sum of gains; it may be empty.
+    The picks.
   """
-  picked, last = _greedy(
-      architecture, candidates, usable, limits, lambda: gains
-  )
-  return Selection(
-      splits=tuple(picked),
-      scales=np.ones(len(picked)),
-      change=-float(np.sum(np.asarray(gains)[picked])),
-      prunes=(),
-      price=max(limits.price, last),
-  )
+  count, picked = len(joint.candidates), []
+  sizes = dict(architecture.sizes)
+  for number in selected.splits:
+    sizes[joint.candidates[number][0]] += 1
+  scales = np.zeros(2 * count)
+  scales[:count] = selected.scales
+  axes = [axis for axis, _ in joint.candidates]
+  single = {axis for axis in axes if architecture.size(axis) == 1}
+  closed = {axis: axis in single for axis in axes}
+  within = set(numbers) - set(selected.splits)
+  while True:
+    freed = resources(architecture, sizes, set(axes), limits.resource, -1)
+    chosen = np.flatnonzero(scales)
+    ratios = np.array([
+        (
+            joint.slopes[count + i]
+            + joint.gram[count + i, count + i] / 2
+            + joint.gram[count + i, chosen] @ scales[chosen]
+        ) / freed[axis]
+        if i in within and joint.usable[count + i] and not closed[axis]
+        else np.inf
+        for i, axis in enumerate(axes)
+    ])
+    best = int(np.argmin(ratios))
+    if not ratios[best] < selected.price:
+      return tuple(picked)
+    picked.append(best)
+    scales[count + best] = 1
+    sizes[axes[best]] -= 1
+    closed[axes[best]] = True
 
 
-def _greedy(
+def greedy(
     architecture: Architecture,
-    candidates: Sequence[tuple[str, int]],
+    candidates: Candidates,
     available: np.ndarray,
     limits: Limits,
     gains: Callable[[], np.ndarray],
     update: Callable[[int], None] = lambda best: None,
 ) -> tuple[list[int], float]:
-  """Picks by gain per resource, one by one, within limits.
+  """Picks splits by gain per resource, one by one, within limits.
 
   Args:
+    architecture: architecture of the network.
     candidates: (axis, unit) pairs.
     available: (candidates,) true for candidates that may be picked.
+    limits: limits of the step.
     gains: function that returns the current gains, (candidates,).
     update: callback after each pick.
 
@@ -334,14 +256,11 @@ def _greedy(
   """
   allowance = limits.allowance(architecture)
   axes = [axis for axis, _ in candidates]
-  sizes = dict(architecture.sizes)
-  available = np.array(available)
+  sizes, available = dict(architecture.sizes), np.array(available)
   picked, spent, last = [], 0, 0.0
   while available.any():
-    increments = _resources(
-        architecture, sizes, set(axes), limits.resource, 1
-    )
-    resource = np.array([increments[axis] for axis in axes])
+    added = resources(architecture, sizes, set(axes), limits.resource, 1)
+    resource = np.array([added[axis] for axis in axes])
     ratios = np.where(available, gains(), 0) / resource
     ratios[resource > allowance - spent] = 0
     best = int(np.argmax(ratios))
@@ -356,15 +275,7 @@ def _greedy(
   return picked, last
 
 
-def _sizes_with(architecture, split):
-  """Returns the sizes of all axes after some splits."""
-  sizes = dict(architecture.sizes)
-  for axis, _ in split:
-    sizes[axis] += 1
-  return sizes
-
-
-def _resources(architecture, sizes, axes, resource, more):
+def resources(architecture, sizes, axes, resource, more):
   """Returns the resource taken or freed by 1 or -1 unit more, per axis."""
   measure = getattr(costs, resource)
   now = measure(architecture, sizes)

@@ -5,275 +5,152 @@ readers of the axis, and the addition of the learned u and e, with a plus for
 the child in the parent's place and a minus for the new one. Nothing reads the
 new unit of a one-sided split. A prune leaves a unit out, and adds its
 compensation. Axes that change together need no order: every delta is gathered
-along all axes of its kernel. `norms` takes care of shifted statistics.
+along all axes of its kernel.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import state as state_lib
 from autogrow_jax.core import axes as axes_lib
 from autogrow_jax.core import growth as growth_lib
-from autogrow_jax.methods.gauss_newton import removals as removals_lib
+from autogrow_jax.methods.gauss_newton import padding
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import taps
-from autogrow_jax.networks import base
 
 Architecture = architecture_lib.Architecture
-TrainState = state_lib.TrainState
-Splits = splits_lib.Splits
-
-
-@dataclasses.dataclass(frozen=True)
-class Absorbed:
-  """Changes of an axis's readers that compensate its pruned units.
-
-  Attributes:
-    units: pruned units.
-    deltas: per reader, change of its kernel before the step.
-    constants: per reader, (out,) change of its output at every position.
-  """
-
-  units: tuple[int, ...]
-  deltas: tuple[np.ndarray, ...]
-  constants: tuple[np.ndarray, ...]
-
-
-def absorbed(
-    model: signals_lib.Model,
-    trees: signals_lib.Trees,
-    removals: Sequence[removals_lib.Removal],
-) -> dict[str, Absorbed]:
-  """Computes the changes of readers that compensate removals, by axis.
-
-  Args:
-    removals: removals, those of an axis in their order.
-
-  Returns:
-    The argument `removed` of `morph`.
-  """
-  sites = {site.axis: site for site in model.sites}
-  by_axis: dict[str, list[removals_lib.Removal]] = {}
-  for removal in removals:
-    by_axis.setdefault(removal.axis, []).append(removal)
-  result = {}
-  for axis, own in by_axis.items():
-    weights = np.stack([removal.weights for removal in own])
-    mixtures = np.stack([removal.mixture for removal in own])
-    deltas, constants = [], []
-    for number, reader in enumerate(sites[axis].readers):
-      kernel = np.asarray(trees.kernel(reader.layer))
-      # The outgoing weights that each removal takes away, (..., removals, out).
-      slices = mixtures[:, number] @ kernel
-      w = weights[:, number]
-      deltas.append(w[:, :-1].T @ slices)
-      sums = slices.reshape(-1, *slices.shape[-2:]).sum(0)
-      constants.append(w[:, -1] @ sums)
-    result[axis] = Absorbed(
-        tuple(removal.unit for removal in own), tuple(deltas), tuple(constants)
-    )
-  return result
+Growth = growth_lib.Growth
 
 
 def morph(
     architecture: Architecture,
-    splits: Splits,
-    units: Mapping[str, np.ndarray],
+    weights: Any,
+    stats: Any,
+    splits: splits_lib.Splits,
+    chosen: Mapping[str, Sequence[int]],
     *,
-    removed: Mapping[str, Absorbed] | None = None,
+    pruned: Mapping[str, int] | None = None,
+    taken: Mapping[str, np.ndarray] | None = None,
     one_sided: bool = False,
-) -> 'Morph':
+) -> Growth:
   """Splits units of some sites in the learned way, and prunes others.
 
   Children copy the norms of their parent, which is exact in evaluation mode
-  only; see `norms.settled`. All moments of the optimizer become zero.
+  only. All moments of the optimizer become zero.
 
   Args:
-    units: per axis, units to split.
-    removed: per axis, units to prune.
+    architecture: architecture of the network.
+    weights: `{part: parameters}`, on the host and without padding.
+    stats: `{part: statistics}`, likewise.
+    splits: splits of all sites.
+    chosen: per axis, units to split.
+    pruned: per axis, a unit to prune.
+    taken: compensations of prunes, see `estimates`.
     one_sided: true to leave parents as they are, and to give each new unit
       w - u, which nothing reads yet; e is ignored.
+
+  Returns:
+    The growth, which holds all weights and statistics.
   """
-  removed = removed or {}
+  pruned = pruned or {}
   sites = {site.axis: site for site in sites_lib.survey(architecture).sites}
-  if unknown := sorted((units.keys() | removed.keys()) - sites.keys()):
+  if unknown := sorted((chosen.keys() | pruned.keys()) - sites.keys()):
     raise ValueError(
         f'Axes {unknown} of {architecture} cannot be split or pruned.'
     )
   sources, signs, notes = {}, {}, []
-  for axis, site in sites.items():
-    chosen = np.asarray(units.get(axis, ()), int)
-    pruned = np.asarray(removed[axis].units if axis in removed else (), int)
-    if chosen.size or pruned.size:
-      sources[axis] = _sources(axis, site.units, chosen, pruned)
-      signs[axis] = _signs(sources[axis], chosen)
-      notes.append(_note(axis, site.units, chosen, pruned))
+  for axis in sites:
+    parents = np.asarray(chosen.get(axis, ()), int)
+    gone = [pruned[axis]] if axis in pruned else []
+    if parents.size or gone:
+      size = architecture.size(axis)
+      sources[axis] = _sources(axis, size, parents, gone)
+      signs[axis] = np.where(np.isin(sources[axis], parents), 1, 0)
+      signs[axis][len(signs[axis]) - len(parents) :] = -1
+      done = [('split', len(parents)), ('prune', len(gone))]
+      verbs = ' and '.join(f'{verb} {n}' for verb, n in done if n)
+      notes.append(f'{axis}: {verbs} of {size} units')
   wider = architecture.resized({a: len(s) for a, s in sources.items()})
-  return Morph(
-      change=growth_lib.Growth(
-          sources, moments='reset', target=wider, note='; '.join(notes)
-      ),
-      table=state_lib.axis_table(wider),
-      signs=signs,
-      # In forward order.
-      split={sites[a]: splits[a] for a in sources if a in units},
-      removed={sites[axis]: taken for axis, taken in removed.items()},
-      one_sided=one_sided,
+  table = state_lib.axis_table(wider)
+  tree = axes_lib.map_with_names(
+      lambda path, leaf: axes_lib.gather(
+          np.asarray(leaf), table.find(path), sources, table.sizes
+      )[0],
+      {'weights': weights, 'network': stats},
+  )
+  moved, kept = signs, {a: np.where(s, 0.5, 1) for a, s in signs.items()}
+  if one_sided:
+    moved = {a: np.minimum(s, 0) for a, s in signs.items()}
+    kept = {a: np.where(s < 0, 0, 1) for a, s in signs.items()}
+
+  def add(axis, ends, deltas, along=None):
+    for end, delta in zip(ends, deltas, strict=True):
+      path = sites[axis].path(end.layer.path)
+      like = signals_lib.at(weights, path)['kernel']
+      delta = padding.cut(delta, like)
+      axes = table.axes['weights', *path, 'kernel']
+      delta, _ = axes_lib.gather(delta, axes, sources, table.sizes)
+      for dim, named in enumerate(axes):
+        if along is not None and named is not None and named.name == axis:
+          delta = delta * axes_lib.along(along[axis], dim, delta.ndim)
+      _plus(tree['weights'], path, 'kernel', delta)
+
+  for axis in chosen:
+    add(axis, sites[axis].form.writers, splits[axis].u, moved)
+  for axis, unit in pruned.items():
+    site = sites[axis]
+    deltas = [
+        w[: site.units, None]
+        * _outgoing(weights, site.path(reader.layer.path), unit)[..., None, :]
+        for reader, w in zip(site.form.readers, taken[axis][unit])
+    ]
+    add(axis, site.form.readers, deltas)
+  tree['weights'] = axes_lib.scale_readers(
+      {'weights': tree['weights']}, table, kept
+  )['weights']
+  for axis in () if one_sided else chosen:
+    add(axis, sites[axis].form.readers, splits[axis].e, signs)
+  for axis, unit in pruned.items():
+    for reader, w in zip(sites[axis].form.readers, taken[axis][unit]):
+      path = sites[axis].path(reader.layer.path)
+      shift = w[-1] * _outgoing(weights, path, unit)
+      shift = shift.reshape(-1, shift.shape[-1]).sum(0)
+      written = table.axes['weights', *path, 'kernel'][-1].name
+      shift = shift[sources.get(written, slice(None))]
+      if reader.norm is not None:
+        norm = sites[axis].path(reader.norm.path)
+        _plus(tree['network'], norm, 'mean', -shift)
+      elif 'bias' in signals_lib.at(weights, path):
+        _plus(tree['weights'], path, 'bias', shift)
+  return Growth(
+      sources,
+      values=state_lib.values(**tree),
+      moments='reset',
+      target=wider,
+      note='; '.join(notes),
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Morph:
-  """A growth, and the change of the leaves that it carries.
-
-  Attributes:
-    change: index maps alone.
-    table: named axes of the grown network.
-    signs: per changed axis, the sign of each unit, see `_signs`.
-    split: splits of the sites with split units.
-    removed: compensation of the sites with pruned units.
-    one_sided: see `morph`.
-  """
-
-  change: growth_lib.Growth
-  table: state_lib.AxisTable
-  signs: Mapping[str, np.ndarray]
-  split: Mapping[sites_lib.Site, splits_lib.Split]
-  removed: Mapping[sites_lib.Site, Absorbed]
-  one_sided: bool
-
-  @property
-  def architecture(self) -> Architecture:
-    """Architecture of the grown network."""
-    return self.change.target
-
-  def grown(self, state: TrainState, key: jax.Array) -> TrainState:
-    """The arrays of a state after the growth, without an optimizer.
-
-    Args:
-      state: canonical state, without leaves of a method.
-      key: key of the growth, from which nothing is drawn.
-    """
-    return self.changed(state_lib.grown_arrays(state, self.change, key=key))
-
-  def changed(self, state: TrainState) -> TrainState:
-    """Adds splits and compensations to a state with the grown shapes."""
-    weights, network = state.params['weights'], state.stats['network']
-    moved = self.signs
-    kept = {a: np.where(sign, 0.5, 1) for a, sign in self.signs.items()}
-    if self.one_sided:
-      moved = {a: np.minimum(sign, 0) for a, sign in self.signs.items()}
-      kept = {a: np.where(sign < 0, 0, 1) for a, sign in self.signs.items()}
-    for site, split in self.split.items():
-      along = site.axis, moved[site.axis]
-      weights = self._add(weights, site.writers, split.u, along)
-    for site, taken in self.removed.items():
-      weights = self._add(weights, site.readers, taken.deltas)
-    weights = axes_lib.scale_readers({'weights': weights}, self.table, kept)
-    weights = weights['weights']
-    if not self.one_sided:
-      for site, split in self.split.items():
-        along = site.axis, self.signs[site.axis]
-        weights = self._add(weights, site.readers, split.e, along)
-    for site, taken in self.removed.items():
-      weights, network = self._with_constants(weights, network, site, taken)
-    return state.replace(
-        params={**state.params, 'weights': weights},
-        stats={**state.stats, 'network': network},
-    )
-
-  def _add(
-      self,
-      weights: base.Tree,
-      ends: Sequence[sites_lib.End],
-      deltas: Sequence[Any],
-      along: tuple[str, np.ndarray] | None = None,
-  ) -> base.Tree:
-    """Adds deltas, in the shapes before the growth, to some layers' kernels.
-
-    Args:
-      weights: weights of the grown network.
-      ends: layers to change.
-      deltas: change of each kernel.
-      along: an axis, and the factor of the deltas for each of its units after
-        the growth; None for no factors.
-    """
-    for end, delta in zip(ends, deltas, strict=True):
-      delta = np.asarray(delta)
-      axes = self.table.axes['weights', *end.layer.path, 'kernel']
-      sources, sizes = self.change.sources, self.table.sizes
-      delta, _ = axes_lib.gather(delta, axes, sources, sizes)
-      for dim, named in enumerate(axes):
-        if named is not None and along is not None and named.name == along[0]:
-          delta = delta * axes_lib.along(along[1], dim, delta.ndim)
-      weights = _plus(weights, end.layer.path, 'kernel', delta)
-    return weights
-
-  def _with_constants(
-      self,
-      weights: base.Tree,
-      network: base.Tree,
-      site: sites_lib.Site,
-      taken: Absorbed,
-  ) -> tuple[base.Tree, base.Tree]:
-    """Adds the constants of a compensation to the readers' outputs."""
-    for reader, shift in zip(site.readers, taken.constants, strict=True):
-      if not shift.any():
-        continue
-      axes = self.table.axes['weights', *reader.layer.path, 'kernel']
-      if (written := axes[-1].name) in self.change.sources:
-        shift = shift[self.change.sources[written]]
-      if reader.norm is not None:
-        network = _plus(network, reader.norm.path, 'mean', -shift)
-      else:
-        weights = _plus(weights, reader.layer.path, 'bias', shift)
-    return weights, network
-
-
 def _sources(
-    axis: str, size: int, chosen: np.ndarray, pruned: np.ndarray
+    axis: str, size: int, parents: np.ndarray, gone: Sequence[int]
 ) -> np.ndarray:
   """Returns the kept units, then the parent of each new one."""
-  named = [*chosen.tolist(), *pruned.tolist()]
-  if len(set(named) & set(range(size))) != len(named):
-    raise ValueError(
-        f'Units of axis {axis!r} to split or prune are distinct numbers from 0 '
-        f'to {size - 1}, got {named}.'
-    )
-  if size == len(pruned):
-    raise ValueError(
-        f'At least one unit of axis {axis!r} stays, but all {size} are to be '
-        'pruned.'
-    )
-  return np.concatenate([np.setdiff1d(np.arange(size), pruned), chosen])
+  growth_lib.checked_units(axis, size, [*parents, *gone])
+  return np.concatenate([np.setdiff1d(np.arange(size), gone), parents])
 
 
-def _note(axis: str, size: int, chosen: np.ndarray, pruned: np.ndarray) -> str:
-  """Describes the change of an axis."""
-  done = [
-      f'{verb} {len(units)}'
-      for verb, units in (('split', chosen), ('prune', pruned))
-      if units.size
-  ]
-  return f'{axis}: {" and ".join(done)} of {size} units'
+def _outgoing(weights: Any, path: taps.Path, unit: int) -> np.ndarray:
+  """Returns v of a unit at one reader, (..., out)."""
+  kernel = signals_lib.at(weights, path)['kernel']
+  return np.take(kernel, unit, sites_lib.READ)
 
 
-def _signs(sources: np.ndarray, units: np.ndarray) -> np.ndarray:
-  """Returns +1 for children in their parent's place, -1 for new ones, else 0.
-  """
-  signs = np.where(np.isin(sources, units), 1, 0)
-  signs[len(sources) - len(units) :] = -1
-  return signs
-
-
-def _plus(tree: base.Tree, path: taps.Path, name: str, change: np.ndarray):
+def _plus(tree: Any, path: taps.Path, name: str, change: np.ndarray) -> None:
   """Adds a change to one leaf of a layer."""
-  leaf = signals_lib.at(tree, path)[name]
-  return signals_lib.with_leaves(tree, path, **{name: leaf + change})
+  leaves = signals_lib.at(tree, path)
+  leaves[name] = np.asarray(leaves[name] + change, leaves[name].dtype)

@@ -6,17 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from autogrow_jax import data
-from autogrow_jax.methods.gauss_newton import learning
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.methods.gauss_newton import sites
-from autogrow_jax.run import console as logs
-from autogrow_jax.run import trained
+from autogrow_jax.methods.gauss_newton import splits as splits_lib
 
 from ... import plots
 from ... import summary
 from . import calibration
-from . import costs
 from . import estimates as estimates_lib
 from . import strategies as strategies_lib
 from . import subject as subject_lib
@@ -47,19 +43,9 @@ def estimates(
 ) -> Answer:
   """Compares estimated with measured changes of the loss by one morphism."""
   settings = method.ranking
-  found = {
-      'splits': estimates_lib.splits(
-          subject, settings.learn, scale=scale, samples=method.samples,
-          progress=progress,
-      )
-  }
-  if settings.compensation != 'off':
-    found['prunes'] = estimates_lib.prunes(
-        subject,
-        compensation=settings.compensation,
-        curvature=settings.learn.curvature,
-        progress=progress,
-    )
+  found = estimates_lib.points(
+      subject, settings, scale=scale, samples=method.samples, progress=progress
+  )
   comparisons = [
       (label, which, calibration.calibration(*pair))
       for kind, points in found.items()
@@ -98,7 +84,7 @@ def estimates(
 def strategies(
     subject: subject_lib.Subject,
     site: sites.Site,
-    learn: learning.LearnConfig,
+    learn: splits_lib.LearnConfig,
     oracle: strategies_lib.Oracle,
     *,
     units: int,
@@ -152,57 +138,6 @@ def strategies(
   return Answer('\n'.join(lines), numbers, figure)
 
 
-def cost(
-    network: trained.TrainedNetwork,
-    dataset: data.Dataset,
-    *,
-    curvature: str,
-    batch_size: int,
-    repeats: int,
-    progress: Progress,
-) -> Answer:
-  """Measures seconds and memory of learning."""
-  steps = costs.measure(
-      network,
-      dataset,
-      curvature=curvature,
-      batch_size=batch_size,
-      repeats=repeats,
-      progress=progress,
-  )
-  progress('compiling it for a full VGG-19')
-  full = costs.full_vgg()
-  predicted = {
-      'this network': costs.predict(network.architecture),
-      'full VGG-19': costs.predict(full),
-  }
-  compiled = {
-      'this network': steps.learning.bytes,
-      'full VGG-19': costs.compiled_bytes(full, batch_size, curvature),
-  }
-  lines = [
-      f'{network.architecture}: one step on {batch_size} images, '
-      f'{steps.repeats} times each',
-      '',
-      *_cost_lines(steps, predicted, compiled),
-      '',
-      f'  Learning is a step of Adam on all splits, curvature {curvature}; the '
-      'memory of steps',
-      '  is that of arguments and temporaries, by the compiler.',
-  ]
-  numbers = {
-      'batch_size': batch_size,
-      'curvature': curvature,
-      'ratio': steps.ratio,
-      'steps': dataclasses.asdict(steps),
-      'predicted': {
-          name: dataclasses.asdict(one) for name, one in predicted.items()
-      },
-      'compiled': compiled,
-  }
-  return Answer('\n'.join(lines), numbers, None)
-
-
 def _comparison_lines(subject, comparisons):
   """Tabulates the agreement of estimates with measurements."""
   header = (
@@ -246,35 +181,6 @@ def _strategy_rows(found):
       ]
     rows.append(cells)
   return rows
-
-
-def _cost_lines(steps, predicted, compiled):
-  """Tabulates seconds and bytes."""
-  size = lambda count: f'{logs.format_count(count)}B' if count else '-'
-  seconds = [('', 'median', 'fastest', 'over plain', 'memory')] + [
-      (
-          name, f'{step.seconds:.2e} s', f'{step.fastest:.2e} s',
-          f'{step.seconds / steps.plain.seconds:.2f}', size(step.bytes),
-      )
-      for name, step in (
-          ('plain step', steps.plain),
-          ('learning splits', steps.learning),
-          ('both: joint learning', steps.joint),
-      )
-  ]
-  memory = [
-      ('memory', *predicted),
-      *(
-          (name, *(size(getattr(one, field)) for one in predicted.values()))
-          for name, field in (
-              ('learning splits, als: matrices', 'als'),
-              ('estimates: Gram matrix', 'estimates'),
-          )
-      ),
-      ('learning splits, adam', *map(size, compiled.values())),
-      ('channels', *(str(one.channels) for one in predicted.values())),
-  ]
-  return [*summary.aligned(seconds), '', *summary.aligned(memory)]
 
 
 def _ratios(decreases: np.ndarray, best: np.ndarray) -> tuple[str, str]:

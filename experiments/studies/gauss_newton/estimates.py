@@ -3,7 +3,7 @@
 Measured changes are those of the network with that one split or prune alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 
@@ -12,11 +12,9 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax.methods import base
-from autogrow_jax.methods.gauss_newton import charges
+from autogrow_jax import tasks
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
-from autogrow_jax.methods.gauss_newton import learning as learning_lib
-from autogrow_jax.methods.gauss_newton import prunes as prunes_lib
+from autogrow_jax.methods.gauss_newton import ranking as ranking_lib
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
@@ -45,116 +43,74 @@ class Points:
   held_out: np.ndarray | None
 
 
-def splits(
+def points(
     subject: subject_lib.Subject,
-    learn: learning_lib.LearnConfig,
+    ranking: ranking_lib.LearnedSplits,
     *,
     scale: float | None,
     samples: int,
     progress: subject_lib.Progress,
-) -> Points:
-  """Estimates and measures the effect of every learned split.
+) -> dict[str, Points]:
+  """Estimates and measures the effect of every learned split and prune.
 
   Args:
     subject: the network.
-    learn: settings of learning splits.
+    ranking: settings of learning.
     scale: scale of each u; None for the best scale of each by its estimate,
       within trust.
     samples: number of sampled labels per example for the estimates.
     progress: callback with progress messages.
 
   Returns:
-    The points.
+    Points of 'splits', and of 'prunes' unless there are none.
   """
-  keys = [jax.random.fold_in(subject.key, number) for number in range(3)]
+  model, trees, rng = subject.model, subject.trees, subject.rng(0)
   progress(f'learning splits of {subject.channels}')
-  learned = learning_lib.learn(
-      subject.model, subject.trees, subject.learning, keys[0], learn
-  )
+  learned = splits_lib.learn(model, trees, subject.learning, rng, ranking.learn)
+  taken = None
+  if ranking.compensation != 'off':
+    taken = estimates_lib.compensated(model, trees, learned.moments)
   estimate = functools.partial(
-      estimates_lib.estimate,
-      subject.model,
-      subject.trees,
-      batches=subject.judging,
-      curvature=learn.curvature,
-      samples=samples,
+      estimates_lib.estimate, model, trees, batches=subject.judging, rng=rng,
+      taken=taken, curvature=ranking.learn.curvature, samples=samples,
   )
   progress('estimating them')
-  estimates = estimate(splits=learned.splits, key=keys[1])
-  failed = np.concatenate(
-      [learned.codes[site.axis] != 0 for site in subject.model.sites]
-  )
-  usable = estimates.usable & ~failed
-  scales = estimates.best_scales()
+  joint = estimate(splits=learned.splits)
+  scales = joint.best_scales()
   if scale is not None:
-    scales = np.full(len(usable), scale)
-  chosen = estimates_lib.scaled(learned.splits, estimates.candidates, scales)
-  estimates = estimate(splits=chosen, key=keys[2])
-  measure = lambda site, batches: trials.true_changes(
-      *subject.network, chosen, site.axis, range(site.units), batches
-  )
-  return Points(
-      estimates.candidates,
-      usable & estimates.usable,
-      estimates.changes(),
-      *_measured(subject, measure, 'splits', progress),
-  )
-
-
-def prunes(
-    subject: subject_lib.Subject,
-    *,
-    compensation: str,
-    curvature: str,
-    progress: subject_lib.Progress,
-) -> Points:
-  """Estimates and measures the effect of every prune; see `splits`."""
-  progress(f'estimating prunes of {subject.channels}')
-  estimates = prunes_lib.estimate(
-      subject.model,
-      subject.trees,
-      subject.learning,
-      subject.judging,
-      jax.random.fold_in(subject.key, 3),
-      compensation=compensation,
-      curvature=curvature,
-  )
-  measure = lambda site, batches: prune_changes(
-      subject.model, subject.trees, site, estimates.weights[site.axis], batches
-  )
-  return Points(
-      estimates.candidates,
-      estimates.usable,
-      estimates.changes,
-      *_measured(subject, measure, 'prunes', progress),
-  )
-
-
-def _measured(
-    subject: subject_lib.Subject,
-    measure: Callable[..., np.ndarray],
-    kind: str,
-    progress: subject_lib.Progress,
-) -> list[np.ndarray | None]:
-  """Measures all units, on the examples to judge by and on the hold-out."""
-  results, sites = [], subject.model.sites
-  for batches in (subject.judging, subject.holdout):
+    scales = np.full(len(scales), scale)
+  chosen = ranking_lib.scaled(model, learned.splits, scales)
+  joint, usable = estimate(splits=chosen), joint.usable
+  count = len(joint.candidates)
+  result = {}
+  for kind, part in (('splits', slice(count)), ('prunes', slice(count, None))):
+    if kind == 'prunes' and taken is None:
+      continue
     measured = []
-    for number, site in enumerate(sites if batches else (), start=1):
-      progress(
-          f'measuring {kind} of {site.axis}, {number} of {len(sites)} layers'
-      )
-      measured.append(measure(site, batches))
-    results.append(np.concatenate(measured) if batches else None)
-  return results
+    for batches in (subject.judging, subject.holdout):
+      progress(f'measuring {kind} of {subject.channels}')
+      measured.append(np.concatenate([
+          trials.true_changes(
+              subject.architecture, site, trees, chosen[site.axis],
+              range(site.units), batches,
+          )
+          if kind == 'splits'
+          else prune_changes(model, trees, site, taken[site.axis], batches)
+          for site in model.sites
+      ]) if batches else None)
+    result[kind] = Points(
+        joint.candidates, (usable & joint.usable)[part],
+        joint.changes()[part], *measured,
+    )
+  return result
 
 
 def prune_changes(
     model: signals_lib.Model,
     trees: signals_lib.Trees,
     site: sites_lib.Site,
-    weights: np.ndarray,
-    batches: Sequence[splits_lib.Batch],
+    taken: np.ndarray,
+    batches: Sequence[signals_lib.Batch],
 ) -> np.ndarray:
   """Measures the change of the loss if one unit is pruned, for each one alone.
 
@@ -162,60 +118,51 @@ def prune_changes(
     model: the network.
     trees: arrays of the network.
     site: site of the units.
-    weights: (units, readers, units + 1) w of each unit, see `removals`.
+    taken: (units, readers, units + 1) w of each unit, see `estimates`.
     batches: examples.
 
   Returns:
     (units,) change of the mean loss, nats, float64.
   """
-  weights = jnp.asarray(weights, jnp.float32)
-  total = sum(
-      np.asarray(_prune_changes(model, site, trees, weights, *batch), 'f8')
+  total = signals_lib.add(
+      _prune_changes(model.chain, site, trees, taken, *batch)
       for batch in batches
   )
-  return total / charges.count(batches)
+  return total[: site.units] / signals_lib.count(batches)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _prune_changes(model, site, trees, weights, x, labels):
+def _prune_changes(chain, site, trees, taken, x, labels):
   """Sums the change of the loss over examples, (units,)."""
 
   def losses(trees):
-    logits = taps.run(model.chain, trees.weights, trees.stats, x).output
-    return base.cross_entropy(logits, labels)
+    logits = taps.run(chain, trees.weights, trees.stats, x).output
+    return tasks.cross_entropy(logits, labels)
 
   before = losses(trees)
-
-  def change(unit_and_weights):
-    return jnp.sum(losses(_pruned(site, trees, *unit_and_weights)) - before)
-
-  return lax.map(change, (jnp.arange(site.units), weights))
+  change = lambda pair: jnp.sum(losses(_pruned(site, trees, *pair)) - before)
+  return lax.map(change, (jnp.arange(len(taken)), taken))
 
 
-def _pruned(site, trees, unit, weights):
+def _pruned(site, trees, unit, taken):
   """Returns the network in which others take over from a unit."""
-  for reader, w in zip(site.readers, weights, strict=True):
-    kernel = trees.kernel(reader.layer)
-    outgoing = jnp.take(kernel, unit, axis=-2)
+  weights, stats = trees.weights, trees.stats
+  for reader, w in zip(site.form.readers, taken, strict=True):
+    path = site.path(reader.layer.path)
+    leaves = signals_lib.at(weights, path)
+    outgoing = jnp.take(leaves['kernel'], unit, axis=-2)
     shift = w[-1] * outgoing.reshape(-1, outgoing.shape[-1]).sum(0)
-    change = jnp.einsum(
-        '...o,u->...uo', outgoing, w[:-1], precision=lax.Precision.HIGHEST
-    )
-    trees = _with_leaf(trees, 'weights', reader.layer, 'kernel', change)
+    change = outgoing[..., None, :] * w[:-1, None]
+    weights = _plus(weights, path, 'kernel', change)
     if reader.norm is not None:
-      trees = _with_leaf(trees, 'stats', reader.norm, 'mean', -shift)
-    elif trees.has_bias(reader.layer):
-      trees = _with_leaf(trees, 'weights', reader.layer, 'bias', shift)
-  return trees
+      stats = _plus(stats, site.path(reader.norm.path), 'mean', -shift)
+    elif 'bias' in leaves:
+      weights = _plus(weights, path, 'bias', shift)
+  return signals_lib.Trees(weights, stats)
 
 
-def _with_leaf(trees, kind, layer, name, change):
+def _plus(tree, path, name, change):
   """Adds a change to one leaf of a layer."""
-
-  def changed(tree, path):
-    if not path:
-      return tree + change
-    return {**tree, path[0]: changed(tree[path[0]], path[1:])}
-
-  tree = changed(getattr(trees, kind), (*layer.path, name))
-  return trees.replace(**{kind: tree})
+  if path:
+    return {**tree, path[0]: _plus(tree[path[0]], path[1:], name, change)}
+  return {**tree, name: tree[name] + change}

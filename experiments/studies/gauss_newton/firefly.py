@@ -15,10 +15,13 @@ import numpy as np
 import optax
 
 from autogrow_jax import costs
-from autogrow_jax.methods.gauss_newton import charges
-from autogrow_jax.methods.gauss_newton import ranking
+from autogrow_jax.core import axes as axes_lib
+from autogrow_jax.methods.gauss_newton import padding
+from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
+from autogrow_jax.methods.gauss_newton import steps
 
+from . import by_gain
 from . import common
 from . import trials
 
@@ -27,7 +30,7 @@ POINTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Firefly(ranking.RankingByGain):
+class Firefly(by_gain.RankingByGain):
   """Optimises all splits at once, and ranks them by their contributions.
 
   Attributes:
@@ -44,97 +47,105 @@ class Firefly(ranking.RankingByGain):
   def __post_init__(self):
     common.check_positive(self)
 
-  def rank(self, architecture, model, trees, batches, key):
-    start = splits_lib.start(model, trees, key)
-    splits = start
-    state = common.rmsprop(self.learning_rate).init(start)
+  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
+    model, trees, batches = snapshot.model, snapshot.trees, snapshot.learning
+    architecture, sites = snapshot.architecture, model.sites
+    static = padding.padded(architecture), sites
+    start = splits = splits_lib.start(model, trees, snapshot.rng)
+    state = _rmsprop(self.learning_rate).init(start)
     for _ in range(self.epochs):
-      for x, labels in batches:
+      for batch in batches:
         splits, state = _step(
-            architecture, model, self, trees, start, splits, state, x, labels
+            *static, self, trees, start, splits, state, *batch
         )
-    sums = common.total(
-        _scale_gradients(
-            architecture, model, trees, splits, (point + 0.5) / POINTS, x,
-            labels,
-        )
-        for point in range(POINTS)
-        for x, labels in batches
+    count = signals_lib.count(batches)
+    sums = signals_lib.add(
+        _scale_gradients(*static, trees, splits, (i + 0.5) / POINTS, *batch)
+        for i in range(POINTS)
+        for batch in batches
     )
-    found = {}
-    for axis, gradients in sums.items():
-      gains = -gradients / (POINTS * charges.count(batches))
-      found[axis] = common.RankedSite(splits[axis], gains, np.isfinite(gains))
-    wider = architecture.resized(
-        {site.axis: 2 * site.units for site in model.sites}
-    )
-    steps = costs.macs(wider) / costs.macs(architecture)
-    passes = steps * (self.epochs + POINTS)
+    found = {
+        axis: (splits[axis], -gradients / (POINTS * count))
+        for axis, gradients in sums.items()
+    }
+    wider = architecture.resized({s.axis: 2 * s.units for s in sites})
+    ratio = costs.macs(wider) / costs.macs(architecture)
     return common.ranked(
-        model, trees, found, (), passes * charges.count(batches)
+        snapshot, found, ratio * (self.epochs + POINTS) * count
     )
+
+
+def _rmsprop(learning_rate: float) -> optax.GradientTransformation:
+  return optax.rmsprop(learning_rate, 0.9)
+
+
+def _all_units(architecture, sites):
+  return {s.axis: np.arange(architecture.size(s.axis)) for s in sites}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _step(architecture, model, config, trees, start, splits, state, x, labels):
+def _step(architecture, sites, config, trees, start, splits, state, x, labels):
   """Takes a step on the loss with all splits, back into the trust region."""
-  units = common.all_units(model)
+  units = _all_units(architecture, sites)
 
   def loss(splits):
     return trials.losses(
-        architecture, model, trees, splits, units, x, labels
+        architecture, sites, trees, splits, units, x, labels
     ).mean()
 
-  tx = common.rmsprop(config.learning_rate)
+  tx = _rmsprop(config.learning_rate)
   updates, state = tx.update(jax.grad(loss)(splits), state)
   splits = optax.apply_updates(splits, updates)
   trusted = {}
-  for site in model.sites:
+  for site in sites:
     split, origin = splits[site.axis], start[site.axis]
-    outgoing = splits_lib.outgoing(origin.e)
-    e = outgoing + _shortened(
-        splits_lib.outgoing(split.e) - outgoing,
-        config.trust,
-        # e starts at +-v/2.
-        2 * outgoing,
-    )
-    u = _shortened(
-        splits_lib.incoming(split.u),
-        config.trust,
-        common.incoming_weights(site, trees),
-    )
-    trusted[site.axis] = common.Split(
-        splits_lib.as_incoming(u, split.u), splits_lib.as_outgoing(e, split.e)
+    local = trees.local(site)
+    w, v = (local.kernels(ends) for ends in (
+        site.form.writers, site.form.readers
+    ))
+    moved = jax.tree.map(jnp.subtract, split.e, origin.e)
+    trusted[site.axis] = splits_lib.Split(
+        _shortened(split.u, w, config.trust, -1),
+        jax.tree.map(
+            jnp.add, origin.e, _shortened(moved, v, config.trust, -2)
+        ),
     )
   return trusted, state
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _scale_gradients(architecture, model, trees, splits, scale, x, labels):
+def _scale_gradients(architecture, sites, trees, splits, scale, x, labels):
   """Sums d loss / d scale of each u over a batch, per axis (units,)."""
-  units = common.all_units(model)
+  units = _all_units(architecture, sites)
 
   def loss(scales):
     scaled = {
-        axis: split.replace(u=tuple(
-            u * scales[axis].reshape((1,) * (u.ndim - 1) + (-1,))
-            for u in split.u
-        ))
+        axis: split.replace(u=_times(split.u, scales[axis], -1))
         for axis, split in splits.items()
     }
     return trials.losses(
-        architecture, model, trees, scaled, units, x, labels
+        architecture, sites, trees, scaled, units, x, labels
     ).sum()
 
-  dtype = jnp.result_type(*jax.tree.leaves(splits))
-  return jax.grad(loss)({
-      site.axis: jnp.full(site.units, scale, dtype) for site in model.sites
-  })
+  return jax.grad(loss)(
+      {axis: jnp.full(len(each), scale) for axis, each in units.items()}
+  )
 
 
-def _shortened(rows: jax.Array, limit: float, weights: jax.Array) -> jax.Array:
-  """Shortens rows to a part of the length of the weights."""
-  length = jnp.linalg.norm(rows, axis=-1)
-  largest = limit * jnp.linalg.norm(weights, axis=-1)
+def _shortened(kernels, weights, limit, dim):
+  """Shortens each unit's part to a part of the length of its weights."""
+
+  def lengths(kernels):
+    squares = (jnp.square(jnp.moveaxis(k, dim, 0)) for k in kernels)
+    return jnp.sqrt(sum(k.reshape(len(k), -1).sum(-1) for k in squares))
+
+  length, largest = lengths(kernels), limit * lengths(weights)
   factor = jnp.minimum(1, largest / jnp.where(length > 0, length, 1))
-  return rows * factor[:, None]
+  return _times(kernels, factor, dim)
+
+
+def _times(kernels, factor, dim):
+  """Multiplies kernels by a factor of each unit."""
+  return tuple(
+      k * axes_lib.along(factor, k.ndim + dim, k.ndim) for k in kernels
+  )

@@ -12,7 +12,6 @@ Unlike the paper, maxima of pooling are taken where the mean channel has them,
 and the channel starts with the norm of its parent.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -21,9 +20,11 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from autogrow_jax.methods.gauss_newton import charges
-from autogrow_jax.methods.gauss_newton import ranking
+from autogrow_jax import costs
+from autogrow_jax.methods.gauss_newton import signals as signals_lib
+from autogrow_jax.methods.gauss_newton import steps
 
+from . import by_gain
 from . import common
 
 # Smallest singular value of a usable direction, relative to the largest one.
@@ -31,124 +32,105 @@ SMALLEST_SINGULAR = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class GradMax(ranking.RankingByGain):
+class GradMax(by_gain.RankingByGain):
   """Adds the k-th best new channel of a site as a one-sided split of unit k."""
 
-  def rank(self, architecture, model, trees, batches, key):
-    del key
-    refused = common.refused(
-        model,
-        trees,
-        batches[0],
-        _is_alike,
-        'what lies behind it differs from unit to unit',
+  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
+    model, trees = snapshot.model, snapshot.trees
+    refused = common.refused(model)
+    parts = {site.axis: [] for site in model.sites if site.axis not in refused}
+    for by_axis in common.signals_of(snapshot):
+      for site in model.sites:
+        if site.axis in parts:
+          parts[site.axis].append(outgoing_gradients(
+              site.form, trees.local(site), by_axis[site.axis]
+          ))
+    count, found = signals_lib.count(snapshot.learning), {}
+    for site in model.sites:
+      if site.axis in parts:
+        gradients, x, is_alike = signals_lib.add(parts[site.axis])
+        if is_alike < len(snapshot.learning):
+          refused[site.axis] = 'what lies behind it differs from unit to unit'
+        else:
+          found[site.axis] = _ranked(site, trees, gradients / count, x / count)
+    return common.ranked(
+        snapshot, found, _cost(snapshot, found) * count, refused=refused,
+        one_sided=True,
     )
-    covered = [site for site in model.sites if site.axis not in dict(refused)]
-    sums = {}
-    if covered:
-      small = dataclasses.replace(model, sites=tuple(covered))
-      sums = common.total(
-          _outgoing_gradients(small, trees, x, labels) for x, labels in batches
-      )
-    count = charges.count(batches)
-    found = {
-        site.axis: _ranked_site(
-            site, trees, *(part / count for part in sums[site.axis])
-        )
-        for site in covered
-    }
-    passes = common.steps(architecture, {
-        reader: trees.kernel(reader.layer).size // site.units * site.incoming
-        for site in covered
-        for reader in site.readers
-    })
-    ranked = common.ranked(model, trees, found, refused, passes * count)
-    return dataclasses.replace(ranked, one_sided=True)
 
 
-def _ranked_site(site, trees, gradients, x):
-  """Returns the new channels of a site by its map and mean x."""
+def _ranked(site, trees, gradients, x):
+  """Returns the new channels of a site by its map and mean x, with gains."""
   if not np.isfinite(gradients).all():
     gradients = np.zeros_like(gradients)  # Rank 0: nothing is usable.
   _, values, rows = np.linalg.svd(gradients, full_matrices=False)
   rank = min(site.units, np.sum(values > SMALLEST_SINGULAR * values[0]))
-  weights = np.asarray(common.incoming_weights(site, trees), np.float64)
-  length = np.linalg.norm(weights, axis=-1).mean()
-  factor = np.asarray(trees.factor(site.writers[0]), np.float64)[:rank]
+  weights = common.incoming(site, trees)
+  length = np.linalg.norm(weights[: site.units], axis=-1).mean()
+  factor = np.asarray(trees.local(site).factor(site.form.writers[0]), 'f8')
+  factor = np.broadcast_to(factor, len(weights))[:rank]
   signs = np.where(factor * (rows[:rank] @ x) < 0, -1, 1)
-  new, gains = weights.copy(), np.zeros(site.units)
+  new, gains = weights.copy(), np.full(site.units, np.nan)
   new[:rank] = length * signs[:, None] * rows[:rank]
   gains[:rank] = np.square(factor * length * values[:rank])
-  split = common.without_e(site, trees, weights - new)
-  return common.RankedSite(split, gains, gains > 0)
+  return common.without_e(site, trees, weights - new), gains
+
+
+def _cost(snapshot, found):
+  """Returns the training steps per image that signals and maps cost."""
+  positions = {
+      leaf.path[:-1]: leaf.positions
+      for leaf in costs.leaves(snapshot.architecture)
+      if leaf.path[-1] == 'kernel'
+  }
+  macs = sum(
+      site.incoming * site.outgoing * positions[site.path(reader.layer.path)]
+      for site in snapshot.model.sites
+      for reader in site.form.readers
+      if site.axis in found
+  )
+  step = (1 + costs.BACKWARD_OVER_FORWARD) * costs.macs(snapshot.architecture)
+  return 1 + macs / step
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _is_alike(site, trees, signal):
-  """Tests that T, made linear, is one map for all units."""
-  (h,) = signal.h
-  first = lambda leaf: jnp.broadcast_to(leaf[..., :1], leaf.shape)
-  pushed = _linearised(site, trees, signal)(first(h))
-  return jnp.stack(
-      [
-          jnp.allclose(one, first(one), rtol=1e-4, equal_nan=True)
-          for one in pushed
-      ]
-  ).all()
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _outgoing_gradients(model, trees, x, labels):
-  """Sums the map that GradMax decomposes over a batch, per axis.
+def outgoing_gradients(form, local, signal):
+  """Sums the map that GradMax decomposes over a batch.
 
   Returns:
-    `{axis: ((outgoing, incoming), (incoming,))}`: the map from a new channel's
-    incoming weights to the gradient of its outgoing ones; and x, averaged over
-    positions.
+    (outgoing, incoming), the map from a new channel's incoming weights to the
+    gradient of its outgoing ones; (incoming,), x averaged over positions; and
+    whether T is one map for all units.
   """
-  by_axis, sums = common.signals(model, trees, x, labels), {}
-  for site in model.sites:
-    signal = by_axis[site.axis]
-    push = _linearised(site, trees, signal)
-    # Features take the place of units, as many at a time.
-    features = common.incoming_patches(site, signal)
-    mean = features.reshape(len(x), -1, site.incoming).mean(1).sum(0)
-    missing = -site.incoming % site.units
-    none = [(0, 0)] * (features.ndim - 1)
-    features = jnp.pad(features, [*none, (0, missing)])
-    features = features.reshape(*features.shape[:-1], -1, site.units)
-
-    def gradients(features, site=site, signal=signal, push=push):
-      blocks = []
-      for reader, a, slope in zip(
-          site.readers, push(features), signal.slope, strict=True
-      ):
-        patches = reader.layer.patches(a)
-        size, width = patches.shape[-2:]
-        block = jnp.einsum(
-            'pd,po->do',
-            patches.reshape(-1, size * width),
-            slope.reshape(-1, slope.shape[-1]),
-            precision=common.EXACT,
-        )
-        block = block.reshape(size, width, -1).swapaxes(1, 2)
-        blocks.append(block.reshape(-1, width))
-      return jnp.concatenate(blocks)
-
-    blocks = lax.map(gradients, jnp.moveaxis(features, -2, 0))
-    blocks = jnp.moveaxis(blocks, 0, 1)
-    blocks = blocks.reshape(len(blocks), -1)[:, : site.incoming]
-    sums[site.axis] = blocks, mean
-  return sums
-
-
-def _linearised(
-    site: common.Site, trees: common.Trees, signal: common.Signal
-) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
-  """Returns T's derivative at positive units that equal their mean."""
   (h,) = signal.h
   place = jnp.broadcast_to(common.rectified(h).mean(-1, keepdims=True), h.shape)
-  read = lambda h: site.activations(
-      trees.weights, trees.stats, signal.entered, (h,)
-  )
-  return lambda tangent: jax.jvp(read, (place,), (tangent,))[1]
+  read = lambda h: form.read(local.weights, local.stats, signal.entered, (h,))
+  push = lambda tangent: jax.jvp(read, (place,), (tangent,))[1]
+  first = lambda a: jnp.broadcast_to(a[..., :1], a.shape)
+  is_alike = jnp.stack([
+      jnp.allclose(one, first(one), rtol=1e-4, equal_nan=True)
+      for one in push(first(h))
+  ]).all()
+  # Features take the place of units, as many at a time.
+  features, units = common.patches(form, signal), h.shape[-1]
+  size = features.shape[-1]
+  mean = features.reshape(len(h), -1, size).mean(1).sum(0)
+  none = [(0, 0)] * (features.ndim - 1)
+  features = jnp.pad(features, [*none, (0, -size % units)])
+  features = features.reshape(*features.shape[:-1], -1, units)
+
+  def gradients(features):
+    blocks = []
+    for reader, a, slope in zip(
+        form.readers, push(features), signal.slope, strict=True
+    ):
+      slope = slope.reshape(len(slope), -1, slope.shape[-1])
+      patches = reader.layer.patches(a)
+      patches = patches.reshape(*slope.shape[:2], -1, units)
+      block = jnp.einsum('bptu,bpo->tou', patches, slope)
+      blocks.append(block.reshape(-1, units))
+    return jnp.concatenate(blocks)
+
+  blocks = lax.map(gradients, jnp.moveaxis(features, -2, 0))
+  blocks = jnp.moveaxis(blocks, 0, 1)
+  return blocks.reshape(blocks.shape[0], -1)[:, :size], mean, is_alike

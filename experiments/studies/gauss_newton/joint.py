@@ -7,7 +7,7 @@ phase. Updates are no batch means, so every device needs the whole batch: pmap
 with several devices must not be used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -24,16 +24,16 @@ from autogrow_jax import state as state_lib
 from autogrow_jax import view
 from autogrow_jax.core import growth as growth_lib
 from autogrow_jax.methods import base
-from autogrow_jax.methods.gauss_newton import charges
-from autogrow_jax.methods.gauss_newton import learned_splits
-from autogrow_jax.methods.gauss_newton import learning as learning_lib
-from autogrow_jax.methods.gauss_newton import linalg
 from autogrow_jax.methods.gauss_newton import method as method_lib
+from autogrow_jax.methods.gauss_newton import padding
+from autogrow_jax.methods.gauss_newton import ranking
+from autogrow_jax.methods.gauss_newton import selection
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
-from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import steps
 from autogrow_jax.networks import base as networks_base
+from autogrow_jax.run import config
+from autogrow_jax.run import parallel
 
 Architecture = architecture_lib.Architecture
 Model, Splits = signals_lib.Model, splits_lib.Splits
@@ -88,10 +88,14 @@ class JointGaussNewton(base.Method):
   timing: Timing = Timing()
 
   def __post_init__(self):
-    if not isinstance(self.settings.ranking, learned_splits.LearnedSplits):
+    if not isinstance(self.settings.ranking, ranking.LearnedSplits):
       raise ValueError(
           f'Joint learning ranks learned splits, not {self.settings.ranking}.'
       )
+
+  @property
+  def execution(self) -> padding.Execution:
+    return self.settings.execution
 
   def extra(self, architecture: Architecture) -> base.Extra:
     if not self.timing.phase:
@@ -135,7 +139,7 @@ class JointGaussNewton(base.Method):
     memory = situation.state.stats['method']
     stats = {**situation.state.stats, 'method': {}}
     change = self.settings.propose_by(
-        lambda snapshot: self._step(snapshot, memory),
+        lambda snapshot, limits: self._step(snapshot, limits, memory),
         dataclasses.replace(
             situation, state=situation.state.replace(stats=stats)
         ),
@@ -180,27 +184,27 @@ class JointGaussNewton(base.Method):
     trees = signals_lib.Trees(
         *jax.lax.stop_gradient((unpack(weights), unpack(stats)))
     )
-    x = network.x.astype(jnp.float32)
-    model = _model_of(network.layout.architecture)
-    tx = adam(self.learning_rate)
+    batch = network.x.astype(jnp.float32), labels
+    model = _model_of(network.layout.canonical)
+    tx = _adam(self.learning_rate)
     start_key, label_key = jax.random.split(key)
     position = memory['steps'] % self.timing.phase
 
     def learn(memory):
-      start = _mirrored(splits_lib.start(model, trees, start_key), model)
+      start = _mirrored(_start(model, trees, start_key), model)
       is_first = position == self.timing.begin
       splits, moments = jax.tree.map(
           lambda new, old: jnp.where(is_first, new, old),
           (start, tx.init(start)),
           (memory['splits'], memory['adam']),
       )
-      _, by_axis = signals_lib.signals(
-          model, trees, x, labels, label_key,
+      _, found = signals_lib.signals(
+          model, trees, batch, jax.random.bits(label_key),
           curvature=self.settings.ranking.learn.curvature,
       )
       gradient = jax.grad(
           lambda splits: modelled_change(
-              model, trees, by_axis, _by_axis(splits, model)
+              model, trees, found, _by_axis(splits, model)
           )
       )(splits)
       updates, moments = tx.update(gradient, moments)
@@ -215,32 +219,36 @@ class JointGaussNewton(base.Method):
     return {'splits': splits, 'adam': moments, 'steps': memory['steps'] + 1}
 
   def _step(
-      self, snapshot: steps.Snapshot, memory: base.Tree
+      self,
+      snapshot: steps.Snapshot,
+      limits: selection.Limits,
+      memory: base.Tree,
   ) -> steps.Step:
     """Selects from learned splits."""
-    settings = self.settings
-    step = settings.ranking.step_from(
-        learned(memory, snapshot.architecture),
-        snapshot,
-        settings.limits,
-        settings.samples,
+    model, trees = snapshot.model, snapshot.trees
+    splits = padding.pad(
+        memory['splits'], padding.padded(snapshot.architecture)
     )
-    return step.charged(self._images(len(snapshot.learning[0][1])))
+    learned = splits_lib.Learned(
+        _by_axis(splits, model), _moments(model, trees, snapshot.learning)
+    )
+    step = self.settings.ranking.step_from(learned, snapshot, limits)
+    images = self._images(len(snapshot.learning[0][1]))
+    return dataclasses.replace(step, images=step.images + images)
 
   def _images(self, batch_size: int) -> int:
     """Returns the cost of learning in a phase, images of training steps."""
-    return (charges.STEPS_PER_PASS - 1) * self.timing.steps * batch_size
+    return (steps.STEPS_PER_PASS - 1) * self.timing.steps * batch_size
 
 
-def adam(learning_rate: float) -> optax.GradientTransformation:
-  """Returns the optimizer of splits."""
+def _adam(learning_rate: float) -> optax.GradientTransformation:
   return optax.adam(learning_rate, *_DECAYS)
 
 
 def modelled_change(
     model: Model,
     trees: signals_lib.Trees,
-    by_axis: Mapping[str, signals_lib.Signal],
+    signals: Sequence[signals_lib.Signal],
     splits: Splits,
 ) -> jax.Array:
   """Sums mean(s) + mean(c^2) / 2, each unit's own model, over all units.
@@ -248,71 +256,68 @@ def modelled_change(
   Args:
     model: the network.
     trees: arrays of the network.
-    by_axis: signals of a batch.
+    signals: signals of a batch, of each site.
     splits: splits of all sites.
 
   Returns:
     Nats.
   """
-  total = 0.0
-  for site in model.sites:
-    s, c = splits_lib.projections(
-        site, trees, by_axis[site.axis], splits[site.axis]
+  total, taken = 0.0, splits_lib.no_prunes(model, trees)
+  for site, signal in zip(model.sites, signals, strict=True):
+    s, c = splits_lib.project(
+        site.form, trees.local(site), signal, splits[site.axis],
+        taken[site.axis],
     )
-    total += jnp.sum(s) + jnp.sum(c**2) / 2
-    examples = len(s)
-  return total / examples
+    total += (jnp.sum(s) + jnp.sum(c**2) / 2) / len(s)
+  return total
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def adam_step(
-    model: Model,
-    curvature: str,
-    trees: signals_lib.Trees,
-    splits: Splits,
-    state: optax.OptState,
-    x: jax.Array,
-    labels: jax.Array,
-    key: jax.Array,
-) -> tuple[Splits, optax.OptState]:
-  """Takes one step of Adam on all splits for frozen weights.
-
-  Args:
-    model: the network.
-    curvature: one of `signals.CURVATURES`.
-    trees: arrays of the network.
-    splits: splits of all sites.
-    state: state of `adam`, with the default learning rate.
-    x: (batch, height, width, channel), preprocessed.
-    labels: (batch,).
-    key: key of sampled labels.
-
-  Returns:
-    The next splits and state.
-  """
-  _, by_axis = signals_lib.signals(
-      model, trees, x, labels, key, curvature=curvature
-  )
-  gradient = jax.grad(
-      lambda splits: modelled_change(model, trees, by_axis, splits)
-  )(splits)
-  updates, state = adam(LEARNING_RATE).update(gradient, state)
-  return optax.apply_updates(splits, updates), state
-
-
-def learned(
-    memory: base.Tree, architecture: Architecture
-) -> learning_lib.Learned:
-  """Returns the learned splits by axis, with codes of failed ones."""
-  model = _model_of(architecture)
-  splits, codes = _by_axis(memory['splits'], model), {}
+def _start(model: Model, trees: signals_lib.Trees, key: jax.Array) -> Splits:
+  """Draws `splits.start` inside a training step."""
+  splits = {}
   for site in model.sites:
-    rows = np.asarray(splits_lib.incoming(splits[site.axis].u))
-    # Without a gradient Adam stays at its start.
-    code = np.where(rows.any(-1), linalg.Code.OK, linalg.Code.RANK_ZERO)
-    finite = np.isfinite(rows).all(-1)
-    codes[site.axis] = np.where(finite, code, linalg.Code.NOT_FINITE)
-  return learning_lib.Learned(splits, codes)
+    local, form = trees.local(site), site.form
+    e = []
+    for kernel in local.kernels(form.readers):
+      key, draw = jax.random.split(key)
+      signs = jax.random.rademacher(draw, kernel.shape[-2:], kernel.dtype)
+      shape = (1,) * (kernel.ndim - 2) + signs.shape
+      e.append(kernel / 2 * signs.reshape(shape))
+    u = tuple(map(jnp.zeros_like, local.kernels(form.writers)))
+    splits[site.axis] = splits_lib.Split(u, tuple(e))
+  return splits
+
+
+def _moments(
+    model: Model,
+    trees: signals_lib.Trees,
+    batches: Sequence[signals_lib.Batch],
+) -> dict[str, np.ndarray]:
+  """Returns `splits.Learned.moments`."""
+  sums = signals_lib.add(
+      [
+          _moments_of(site.form, trees.local(site), signal)
+          for site, signal in zip(model.sites, found, strict=True)
+      ]
+      for _, found in (
+          signals_lib.signals(
+              model, trees, batch, np.uint32(0), curvature='rank1'
+          )
+          for batch in batches
+      )
+  )
+  count = signals_lib.count(batches)
+  return {
+      site.axis: one / count
+      for site, one in zip(model.sites, sums, strict=True)
+  }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments_of(form, local, signal):
+  return splits_lib.second_moments(
+      form.read(local.weights, local.stats, signal.entered, signal.h)
+  )
 
 
 def _memory(architecture: Architecture, learning_rate: float) -> base.Tree:
@@ -323,11 +328,13 @@ def _memory(architecture: Architecture, learning_rate: float) -> base.Tree:
   }
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   model = _model_of(architecture)
-  kernels = lambda ends: tuple(_kernel(zeros, end) for end in ends)
+  kernels = lambda site, ends: tuple(
+      _kernel(zeros, site, end) for end in ends
+  )
   splits = _mirrored(
       {
           site.axis: splits_lib.Split(
-              kernels(site.writers), kernels(site.readers)
+              kernels(site, site.form.writers), kernels(site, site.form.readers)
           )
           for site in model.sites
       },
@@ -335,7 +342,7 @@ def _memory(architecture: Architecture, learning_rate: float) -> base.Tree:
   )
   return {
       'splits': splits,
-      'adam': adam(learning_rate).init(splits),
+      'adam': _adam(learning_rate).init(splits),
       'steps': jnp.int32(0),
   }
 
@@ -355,7 +362,8 @@ def _mirrored(splits: Splits, model: Model) -> base.Tree:
       name: {
           site.axis: {
               'weights': _nested(
-                  getattr(site, ends), getattr(splits[site.axis], name)
+                  site, getattr(site.form, ends),
+                  getattr(splits[site.axis], name),
               )
           }
           for site in model.sites
@@ -370,8 +378,8 @@ def _by_axis(mirrored: base.Tree, model: Model) -> Splits:
       site.axis: splits_lib.Split(
           **{
               name: tuple(
-                  _kernel(mirrored[name][site.axis]['weights'], end)
-                  for end in getattr(site, ends)
+                  _kernel(mirrored[name][site.axis]['weights'], site, end)
+                  for end in getattr(site.form, ends)
               )
               for name, ends in _ENDS.items()
           }
@@ -381,17 +389,51 @@ def _by_axis(mirrored: base.Tree, model: Model) -> Splits:
 
 
 def _nested(
-    ends: Sequence[sites_lib.End], kernels: Sequence[jax.Array]
+    site: Any, ends: Sequence[Any], kernels: Sequence[jax.Array]
 ) -> base.Tree:
   """Returns `{part: {layer: {'kernel': ...}}}`."""
   tree: base.Tree = {}
   for end, kernel in zip(ends, kernels, strict=True):
     inner = tree
-    for key in end.layer.path:
+    for key in site.path(end.layer.path):
       inner = inner.setdefault(key, {})
     inner['kernel'] = kernel
   return tree
 
 
-def _kernel(tree: base.Tree, end: sites_lib.End) -> jax.Array:
-  return signals_lib.at(tree, end.layer.path)['kernel']
+def _kernel(tree: base.Tree, site: Any, end: Any) -> jax.Array:
+  return signals_lib.at(tree, site.path(end.layer.path))['kernel']
+
+
+def learned_jointly(
+    run_config: config.RunConfig,
+    examples: int,
+    epochs: int,
+    learning_rate: float,
+) -> config.RunConfig:
+  """Returns a configuration that learns at the end of each phase.
+
+  Args:
+    run_config: configuration of frozen learning.
+    examples: number of training examples.
+    epochs: epochs of learning in each phase.
+    learning_rate: learning rate of Adam.
+
+  Raises:
+    ValueError: if each device would have a part of a batch only.
+  """
+  devices, policy = run_config.devices, run_config.policy
+  chosen = parallel.make(devices.parallel, devices.num_devices)
+  if chosen.mode == 'pmap' and len(chosen.devices) > 1:
+    raise ValueError(
+        'Joint learning needs whole batches, but in pmap mode each device has '
+        'a part; use --parallel=jit.'
+    )
+  steps_per_epoch = examples // run_config.batch_size
+  timing = Timing(
+      phase=policy.interval * steps_per_epoch,
+      begin=max(0, policy.interval - epochs) * steps_per_epoch,
+      end=policy.max_epochs * steps_per_epoch,
+  )
+  method = JointGaussNewton(run_config.method, learning_rate, timing)
+  return dataclasses.replace(run_config, method=method)

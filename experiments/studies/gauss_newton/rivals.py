@@ -8,23 +8,22 @@ from collections.abc import Sequence
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 
-from . import at_random
-from . import common
+from . import by_gain
+from . import copies
 from . import firefly
 from . import gradmax
 from . import steepest
 
-RIVALS: dict[str, type[ranking.RankingByGain]] = {
-    'random': at_random.Random,
-    'net2net': at_random.Net2Net,
+RIVALS: dict[str, type[by_gain.RankingByGain]] = {
+    'random': copies.Random,
+    'net2net': copies.Net2Net,
+    'uniform': copies.Uniform,
     'steepest': steepest.Steepest,
     'firefly': firefly.Firefly,
     'gradmax': gradmax.GradMax,
 }
 # Rivals that can split sites of one writer only.
 OF_ONE_WRITER = ('steepest', 'gradmax')
-# Rivals whose gains are in nats.
-IN_NATS = ('steepest', 'firefly')
 
 
 def name_of(chosen: ranking.Ranking) -> str:
@@ -35,9 +34,10 @@ def name_of(chosen: ranking.Ranking) -> str:
 
 def uncovered(
     name: str, sites: Sequence[sites_lib.Site]
-) -> tuple[tuple[str, str], ...]:
-  """Lists (axis, reason) of sites that a rival never splits.
-
-  It may refuse others for what lies behind them; `Ranked.refused` lists all.
-  """
-  return common.with_several_writers(sites) if name in OF_ONE_WRITER else ()
+) -> dict[str, str]:
+  """Returns reasons, by axis, of sites that a rival never splits."""
+  return {
+      site.axis: f'written by {len(site.form.writers)} layers'
+      for site in sites
+      if name in OF_ONE_WRITER and len(site.form.writers) > 1
+  }

@@ -15,15 +15,15 @@ from collections.abc import Sequence
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax.methods.gauss_newton import estimates as estimates_lib
-from autogrow_jax.methods.gauss_newton import learning as learning_lib
 from autogrow_jax.methods.gauss_newton import ranking
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
 from autogrow_jax.methods.gauss_newton import splits as splits_lib
+from autogrow_jax.methods.gauss_newton import steps as steps_lib
 
+from . import by_gain
 from . import rivals
 from . import subject as subject_lib
 from . import trials
@@ -64,7 +64,7 @@ class Decreases:
 def compare(
     subject: subject_lib.Subject,
     site: sites_lib.Site,
-    learn: learning_lib.LearnConfig,
+    learn: splits_lib.LearnConfig,
     oracle: Oracle,
     *,
     units: int,
@@ -89,110 +89,90 @@ def compare(
   subject = dataclasses.replace(
       subject, model=dataclasses.replace(subject.model, sites=(site,))
   )
+  model, trees = subject.model, subject.trees
   result = {}
   for number, strategy in enumerate(STRATEGIES):
     progress(f'{strategy}: splits of {units} channels of {site.axis}')
     if strategy == 'gauss_newton':
-      split = _by_model(subject, learn)
+      split = _by_model(subject, site, learn)
     elif strategy == 'oracle':
-      split = _by_truth(subject, oracle, units)
+      split = trials.oracle(
+          subject.architecture, site, trees,
+          splits_lib.start(model, trees, subject.rng(0))[site.axis],
+          range(units), subject.learning,
+          steps=oracle.epochs * len(subject.learning),
+          learning_rate=oracle.learning_rate,
+      )
     else:
-      key = jax.random.fold_in(subject.key, 10 + number)
       ranked = [
           rivals.RIVALS[strategy]().rank(
-              *subject.network, subject.learning, jax.random.fold_in(key, try_)
+              _snapshot(subject, 10 + number + len(STRATEGIES) * try_)
           )
           for try_ in range(tries if strategy == 'random' else 1)
       ]
       if refused := ranked[0].refused:
-        progress(f'{strategy} cannot split it: {refused[0][1]}')
+        progress(f'{strategy} cannot split {refused}')
         continue
       steps = STEPS[:1] if strategy == 'net2net' else STEPS
-      split = _best(subject, ranked, steps, units)
-    result[strategy] = Decreases(
-        _decreases(subject, split, units, subject.learning),
-        _decreases(subject, split, units, subject.judging),
-    )
+      split = _best(subject, site, ranked, steps, units)
+    result[strategy] = Decreases(*(
+        _decreases(subject, site, split, units, batches)
+        for batches in (subject.learning, subject.judging)
+    ))
   return result
 
 
-def _decreases(
-    subject: subject_lib.Subject,
-    split: Split,
-    units: int,
-    batches: Sequence[splits_lib.Batch],
-) -> np.ndarray:
+def _snapshot(
+    subject: subject_lib.Subject, number: int
+) -> steps_lib.Snapshot:
+  """Returns the network as rivals see it."""
+  return steps_lib.Snapshot(
+      subject.architecture, None, subject.model, subject.trees,
+      subject.learning, subject.judging, 1, subject.rng(number),
+  )
+
+
+def _decreases(subject, site, split, units, batches):
   """Measures the decrease of the loss by each split alone, (units,)."""
-  (site,) = subject.model.sites
   return -trials.true_changes(
-      *subject.network, {site.axis: split}, site.axis, range(units), batches
+      subject.architecture, site, subject.trees, split, range(units), batches
   )
 
 
-def _by_model(
-    subject: subject_lib.Subject, learn: learning_lib.LearnConfig
-) -> Split:
+def _by_model(subject, site, learn):
   """Learns splits, each at the scale that is best on other images."""
-  keys = [jax.random.fold_in(subject.key, number) for number in range(2)]
-  learned = learning_lib.learn(
-      subject.model, subject.trees, subject.learning, keys[0], learn
-  )
-  estimates = estimates_lib.estimate(
-      subject.model, subject.trees, learned.splits, subject.judging, keys[1],
+  model, trees, rng = subject.model, subject.trees, subject.rng(0)
+  learned = splits_lib.learn(model, trees, subject.learning, rng, learn)
+  joint = estimates_lib.estimate(
+      model, trees, learned.splits, subject.judging, rng,
       curvature=learn.curvature,
   )
-  scaled = estimates_lib.scaled(
-      learned.splits, estimates.candidates, estimates.best_scales()
-  )
-  (site,) = subject.model.sites
-  return scaled[site.axis]
-
-
-def _by_truth(
-    subject: subject_lib.Subject, oracle: Oracle, units: int
-) -> Split:
-  """Optimises splits on the true loss, from the start of `learning.learn`."""
-  (site,) = subject.model.sites
-  start_key = jax.random.fold_in(jax.random.fold_in(subject.key, 0), 0)
-  return trials.oracle(
-      *subject.network,
-      site.axis,
-      range(units),
-      subject.learning,
-      start_key,
-      steps=oracle.epochs * len(subject.learning),
-      learning_rate=oracle.learning_rate,
-  ).split
+  scales = joint.best_scales()
+  return ranking.scaled(model, learned.splits, scales)[site.axis]
 
 
 def _best(
     subject: subject_lib.Subject,
-    ranked: Sequence[ranking.Ranked],
+    site: sites_lib.Site,
+    ranked: Sequence[by_gain.Ranked],
     steps: Sequence[float],
     units: int,
 ) -> Split:
   """Picks each unit's best split and step by the true loss."""
-  (site,) = subject.model.sites
   best, result = np.full(units, -np.inf), None
   for one in ranked:
     proposed = one.splits[site.axis]
+    size = proposed.u[0].shape[-1]
     for step in steps:
-      split = proposed.replace(
-          u=jax.tree.map(lambda u, step=step: step * u, proposed.u)
-      )
-      decreases = _decreases(subject, split, units, subject.learning)
-      better = np.zeros(site.units, bool)
+      split = proposed.scaled(np.full(size, step), np.ones(size))
+      decreases = _decreases(subject, site, split, units, subject.learning)
+      better = np.zeros(size, bool)
       better[:units] = decreases > best
       best = np.maximum(best, decreases)
-      result = split if result is None else _where(better, split, result)
+      if result is None:
+        result = split
+      else:
+        kept = result.scaled(~better, ~better)
+        taken = split.scaled(better, better)
+        result = jax.tree.map(np.add, kept, taken)
   return result
-
-
-def _where(units: np.ndarray, one: Split, other: Split) -> Split:
-  """Takes some units of one split, and all others of another."""
-  pick = lambda rows, others: jnp.where(units[:, None], rows, others)
-  u = pick(splits_lib.incoming(one.u), splits_lib.incoming(other.u))
-  e = pick(splits_lib.outgoing(one.e), splits_lib.outgoing(other.e))
-  return Split(
-      splits_lib.as_incoming(u, one.u), splits_lib.as_outgoing(e, one.e)
-  )

@@ -9,22 +9,17 @@ from collections.abc import Callable
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from autogrow_jax import architecture as architecture_lib
 from autogrow_jax import data
-from autogrow_jax import randomness
-from autogrow_jax.methods.gauss_newton import charges
-from autogrow_jax.methods.gauss_newton import norms
 from autogrow_jax.methods.gauss_newton import signals as signals_lib
 from autogrow_jax.methods.gauss_newton import sites as sites_lib
-from autogrow_jax.methods.gauss_newton import splits as splits_lib
 from autogrow_jax.methods.gauss_newton import steps
 from autogrow_jax.run import trained
 
-Batch = splits_lib.Batch
+Batch = signals_lib.Batch
 Progress = Callable[[str], None]
 
 
@@ -39,7 +34,7 @@ class Subject:
     learning: batches of training images to learn from.
     judging: as many batches of others.
     holdout: batches of the hold-out; empty if the run had none.
-    key: key of all randomness.
+    seed: seed of all randomness.
   """
 
   architecture: architecture_lib.Architecture
@@ -48,19 +43,16 @@ class Subject:
   learning: tuple[Batch, ...]
   judging: tuple[Batch, ...]
   holdout: tuple[Batch, ...]
-  key: jax.Array
+  seed: int
+
+  def rng(self, number: int) -> np.random.Generator:
+    """Returns the source of one of the study's draws."""
+    return np.random.default_rng([self.seed, number])
 
   @property
   def examples(self) -> int:
     """Number of examples to learn from."""
-    return charges.count(self.learning)
-
-  @property
-  def network(self) -> tuple[
-      architecture_lib.Architecture, signals_lib.Model, signals_lib.Trees
-  ]:
-    """Architecture, model and arrays."""
-    return self.architecture, self.model, self.trees
+    return signals_lib.count(self.learning)
 
   @property
   def channels(self) -> str:
@@ -118,24 +110,24 @@ def prepare(
         f'examples={examples}, and as many to judge by, must be from 1 to '
         f'{available // 2}: there are {available} training images.'
     )
-  key = randomness.stream(jax.random.key(network.config.seed), 'studies')
-  order = np.asarray(
-      jax.random.permutation(jax.random.fold_in(key, 0), available)
-  )
+  seed = network.config.seed
+  order = np.random.default_rng(seed).permutation(available)
   batches = functools.partial(
       _batches, preprocessing=network.preprocessing, batch_size=batch_size
   )
   learning = batches(dataset.train, order[:examples])
   holdout = np.arange(len(dataset.holdout.labels))
-  trees = jax.device_put(signals_lib.Trees(network.weights, network.stats))
+  trees = signals_lib.trees_of(
+      network.architecture, network.weights, network.stats
+  )
   return Subject(
       architecture=network.architecture,
       model=model,
-      trees=norms.measured(model.chain, trees, learning),
+      trees=signals_lib.measured(model.chain, trees, learning),
       learning=learning,
       judging=batches(dataset.train, order[examples : 2 * examples]),
       holdout=batches(dataset.holdout, holdout),
-      key=jax.random.fold_in(key, 1),
+      seed=seed,
   )
 
 

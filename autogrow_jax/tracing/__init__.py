@@ -1,0 +1,1 @@
+"""Axes of models that declare none; knows `core` and JAX alone."""

@@ -1,0 +1,1 @@
+"""Presets as settings by path, one file per method; see `presets`."""
