@@ -66,24 +66,6 @@ def find(path: str | os.PathLike[str]) -> Any:
     ) from error
 
 
-def read(path: str) -> bytes:
-  """Content of a file below a path that `find` returned."""
-  if _REMOTE.match(path):
-    return _remote(path).read_bytes()
-  with open(path, 'rb') as file:
-    return file.read()
-
-
-def size(path: str) -> int | None:
-  """Bytes of such a file; None if it is not there."""
-  try:
-    if _REMOTE.match(path):
-      return _remote(path).stat().length
-    return os.stat(path).st_size
-  except OSError:
-    return None
-
-
 def _remote(path: str | os.PathLike[str]) -> Any:
   scheme, rest = _REMOTE.match(os.fspath(path)).groups()
   # A pathlib.Path has lost a slash.

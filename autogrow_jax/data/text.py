@@ -46,7 +46,8 @@ def read(dataset: str) -> Corpus:
   """Reads 'topics', or 'text:PATH', which is a folder.
 
   It has train.txt, valid.txt and test.txt, or other files with those words in
-  their names, as ptb.train.txt or wiki.train.tokens. Lines end at newlines only.
+  their names, as ptb.train.txt or wiki.train.tokens. Lines end at newlines
+  only.
 
   Raises:
     ValueError: a file is missing, empty, unreadable, or has a word that the
