@@ -157,6 +157,16 @@ def command(checkout, binary, flags, data, workdir):
     if not is_old:
       name = PATHS.get(name, name)
     arguments.append(f'--{name}={value}')
+  # The only one that there was before there was a setting.
+  methods = checkout / 'autogrow_jax' / 'methods'
+  settings = methods / 'sparsify' / 'method.py'
+  if (
+      binary == 'sparsify'
+      and 'method' not in flags
+      and settings.exists()
+      and 'estimator' in settings.read_text()
+  ):
+    arguments.append('--method.estimator=paper')
   return [
       sys.executable, '-m', f'experiments.{binary}', f'--workdir={workdir}',
       *arguments,

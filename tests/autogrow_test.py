@@ -201,7 +201,11 @@ class ProposeTest(parameterized.TestCase):
 class CarryTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      *((family, 'gauss') for family in tiny_networks.DISTINCT),
+      *(
+          (family, 'gauss')
+          for family in tiny_networks.DISTINCT
+          if family != 'basic1resnet'  # It has one stage.
+      ),
       ('basic3resnet', 'zero'),
       ('basic3resnet', 'uniform'),
       ('basic3resnet', 'copy'),

@@ -28,8 +28,8 @@ CORE_NEEDS = {'jax', 'numpy', 'optax', 'chex'}  # Apart from Python's own.
 
 # Lines of Python; to be lowered to 1,500, 15,500 and 21,000, never raised.
 CORE_LINES = 1_500
-LIBRARY_LINES = 20_900
-ALL_LINES = 28_800
+LIBRARY_LINES = 19_150
+ALL_LINES = 26_750
 FILE_LINES = 450
 COLUMNS = 80
 

@@ -8,6 +8,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 from PIL import Image
+from PIL import ImageOps
 import tiny_images
 
 from autogrow_jax.data import images
@@ -51,6 +52,32 @@ class DecodeTest(parameterized.TestCase):
     expected = np.asarray(Image.fromarray(result).convert('L'))
     self.assertLess(np.abs(grey - expected.astype(int)).max(), 2)
 
+  @parameterized.product(turn=[*range(1, 9)], kind=('JPEG', 'PNG', 'WEBP'))
+  def test_is_turned_as_viewers_show_it(self, turn, kind):
+    image = Image.fromarray(COLOUR[:3, :5])
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    file = io.BytesIO()
+    image.save(file, kind, exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(file)).convert('RGB')
+    np.testing.assert_array_equal(
+        images.decode(file.getvalue(), 3, name='it'), np.asarray(shown)
+    )
+    self.assertEqual(
+        images.probe(io.BytesIO(file.getvalue()), name='it'),
+        (shown.height, shown.width, 3)
+    )
+
+  def test_white_of_a_grey_is_what_the_file_says(self):
+    levels = np.array([[0, 2047, 4095]], np.uint16)
+    encoded = io.BytesIO()
+    Image.fromarray(levels).save(encoded, 'TIFF', tiffinfo={281: 4095})
+    decoded = images.decode(encoded.getvalue(), 1, name='it')
+    np.testing.assert_array_equal(decoded[0, :, 0], [0, 127, 255])
+    with self.assertLogs(level='WARNING') as said:
+      images.decode(saved(Image.fromarray(levels), 'TIFF'), 1, name='dark.tif')
+    self.assertIn('dark.tif has levels of grey up to 4095', said.output[0])
+
   def test_16_bits_become_8(self):
     levels = np.array([[0, 128, 257, 32896, 65407, 65535]], np.uint16)
     encoded = saved(Image.fromarray(levels), 'PNG')
@@ -90,7 +117,7 @@ class DecodeTest(parameterized.TestCase):
       (tiny_images.damage(tiny_images.encode(COLOUR)), 'truncated'),
       (tiny_images.damage(tiny_images.encode(COLOUR, 'JPEG')), ''),
       (saved(Image.fromarray(np.eye(4, dtype=np.float32)), 'TIFF'), 'real'),
-      (saved(Image.new('I', (2, 2), 70_000), 'TIFF'), 'more than 16 bits'),
+      (saved(Image.new('I', (2, 2), 70_000), 'TIFF'), 'not from 0 to 65535'),
   )
   def test_damaged(self, encoded, reason):
     with self.assertRaisesRegex(

@@ -102,7 +102,7 @@ def stand_in(config: data.DataConfig) -> data.Dataset:
 @functools.cache
 def resolved(name: str) -> config_lib.RunConfig:
   config = presets.get(name)
-  if config.data.dataset not in data.SOURCES:
+  if config.data.dataset.startswith('text:'):
     return config  # What depends on a text of one's own stays open.
   return resolve.resolve(config, stand_in(config.data))
 

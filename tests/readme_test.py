@@ -118,11 +118,12 @@ class PagesTest(absltest.TestCase):
   def test_commands_name_existing_binaries(self):
     pages = [ROOT / 'README.md', *(ROOT / 'docs').rglob('*.md')]
     text = ''.join(page.read_text() for page in pages)
-    names = set(re.findall(r'python -m experiments\.(\w+)', text))
-    self.assertContainsSubset(
-        names, {path.stem for path in (ROOT / 'experiments').glob('*.py')}
-    )
-    self.assertIn('autogrow', names)
+    names = set(re.findall(r'python -m (experiments[\w.]*\w)', text))
+    for name in names:
+      path = ROOT.joinpath(*name.split('.'))
+      exists = path.with_suffix('.py').exists() or path.is_dir()
+      self.assertTrue(exists, name)
+    self.assertIn('experiments.autogrow', names)
 
 
 if __name__ == '__main__':

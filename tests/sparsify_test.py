@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 from autogrow_jax import costs
+from autogrow_jax import view
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.sparsify import method as sparsify
 from autogrow_jax.methods.sparsify import space as space_lib
+from autogrow_jax.run import parallel
 import tiny_masks
 import tiny_networks
 
@@ -247,7 +249,9 @@ class GradientTest(parameterized.TestCase):
   @parameterized.parameters(tiny_masks.PLAIN, tiny_masks.BASIC)
   def test_finite_differences(self, network):
     """Invariant 22, in float64: gates of both kinds, norms and loss."""
-    method = dataclasses.replace(METHOD, lambda1=0.0, lambda2=0.0)
+    method = dataclasses.replace(
+        METHOD, estimator='paper', lambda1=0.0, lambda2=0.0
+    )
     architecture = tiny_masks.seed(network)
     state = tiny_masks.sampled(architecture, method=method)
     cast = lambda tree: jax.tree.map(
@@ -280,6 +284,55 @@ class GradientTest(parameterized.TestCase):
         )
         self.assertGreater(abs(want), 1e-5)
         np.testing.assert_allclose((plus - minus) / (2 * step), want, rtol=1e-4)
+
+  @parameterized.parameters('jit', 'pmap')
+  def test_importance_of_what_a_norm_hides(self, mode):
+    """Signed gradients of a group cancel; importance is that of all devices.
+
+    Unless a group is what the classifier reads, a norm follows.
+    """
+    architecture = tiny_masks.seed(tiny_masks.PLAIN, 1)
+    placement = parallel.make(mode, 2)
+    state = tiny_masks.sampled(architecture, off=())
+    layout = view.layout(architecture)
+    trees = view.pack({'params': state.params, 'stats': state.stats}, layout)
+    x = tiny_networks.images(8)
+    labels = np.arange(8) % tiny_networks.CLASSES
+
+    def computed(trees, x, labels):
+      grads = []
+      for estimator in ('paper', 'importance'):
+        method = dataclasses.replace(
+            METHOD, estimator=estimator, grow='channels', lambda1=0.0
+        )
+        network = methods_base.Network(
+            method.execution, layout, x, mean=placement.mean
+        )
+        objective = lambda aux, method=method, network=network: (
+            method.objective(
+                network, {**trees['params'], 'aux': aux}, trees['stats'],
+                labels, jax.random.key(0),
+            )[0]
+        )
+        grads.append(jax.grad(objective)(trees['params']['aux'])['channels'])
+      return placement.mean(grads)
+
+    arguments = placement.replicate(trees), *placement.shard((x, labels))
+    compiled, _ = placement.compile(computed, arguments, outputs='replicated')
+    signed, important = placement.fetch(compiled(*arguments))
+    q, s = state.stats['method']['q'], state.params['aux']
+    for name, grad in signed.items():
+      on = q['channels'][name]
+      tiny_masks.same(important[name], -abs(grad))
+      self.assertTrue(np.all(important[name][on] < 0))
+      # q p G, without the factor beta p (1 - p) of equation (7); beta is 1.
+      effects = grad / (1 - sigmoid(s['channels'][name]))
+      ratio = abs(effects.sum()) / abs(effects).sum()
+      with self.subTest(name):
+        if name == 's1b0.out':
+          self.assertGreater(ratio, 0.05)
+        elif on.sum() > 1:
+          self.assertLess(ratio, 0.01)
 
   def test_norms_hide_gates_of_filters(self):
     """Invariant 30: a filter's factor is taken away by the norm behind it."""

@@ -57,9 +57,41 @@ class CorpusTest(parameterized.TestCase):
     self.assertEqual(corpus.tokens['valid'][1], unknown)
     self.assertEqual(corpus.tokens['test'][0], unknown)
 
-  def test_names_with_the_split_in_them(self):
-    name = write(self.folder, names='ptb.{}.txt')
+  @parameterized.parameters('ptb.{}.txt', 'wiki.{}.tokens', 'my_{}.raw')
+  def test_names_with_the_split_in_them(self, names):
+    name = write(self.folder, names=names)
+    write(self.folder, names=f'._{names}')  # As macOS leaves behind.
     self.assertLen(text.read(name).tokens['train'], 220)
+
+  @parameterized.parameters('\u2028', '\u2029', '\x85', '\f', '\v', '\x1c', '')
+  def test_lines_end_at_newlines_only(self, mark):
+    words = POEM.replace('rain ', f'rain {mark} ')
+    for end in ('\n', '\r\n', '\r'):
+      for split in text.SPLITS:
+        path = pathlib.Path(self.folder, f'{split}.txt')
+        path.write_bytes(words.replace('\n', end).encode())
+      corpus = text.read(f'text:{self.folder}')
+      self.assertLen(corpus.tokens['train'], 220)
+      self.assertLen(corpus.vocabulary, 7)
+
+  @parameterized.parameters('train', 'valid', 'test')
+  def test_a_byte_order_mark_is_no_word(self, split):
+    name = write(self.folder)
+    digest = text.read(name).digest
+    path = pathlib.Path(self.folder, f'{split}.txt')
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    self.assertEqual(text.read(name).digest, digest)
+
+  @parameterized.parameters(
+      (POEM.encode('utf-16'), r'byte 0 \(0xff, in line 1\).*may be UTF-16'),
+      ('a\nthé\n'.encode('latin-1'), r'byte 4 \(0xe9, in line 2\)'),
+      (b'\xef\xbb\xbfa\x80', r'byte 4 \(0x80, in line 1\)'),
+  )
+  def test_other_encodings_are_named_by_file_and_place(self, content, message):
+    name = write(self.folder)
+    pathlib.Path(self.folder, 'valid.txt').write_bytes(content)
+    with self.assertRaisesRegex(ValueError, f'valid.txt cannot.*{message}'):
+      text.read(name)
 
   @parameterized.parameters(
       ({'test': None}, 'needs one file test.txt, .* there is none'),
@@ -77,7 +109,7 @@ class CorpusTest(parameterized.TestCase):
     self.assertNotIn('\n', str(raised.exception))
 
   def test_folders_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'nowhere needs one file train.txt'):
+    with self.assertRaisesRegex(ValueError, 'There is no folder .*/nowhere'):
       text.read(f'text:{self.folder}/nowhere')
     pathlib.Path(self.folder, 'my.train.1.txt').write_text(POEM)
     pathlib.Path(self.folder, 'my.train.2.txt').write_text(POEM)

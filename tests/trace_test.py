@@ -137,7 +137,8 @@ class FindTest(parameterized.TestCase):
   def test_shapes_are_enough(self):
     model, variables, x, axes = _traced('transformer')
     shapes = jax.eval_shape(lambda tree: tree, variables)
-    other = ag.trace(model.apply, shapes, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    inputs = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    other = ag.trace(model.apply, shapes, inputs)
     self.assertEqual(str(other), str(axes))
 
   def test_training_and_evaluation_agree(self):
@@ -183,7 +184,9 @@ class FindTest(parameterized.TestCase):
       ('sliced', lambda x: x[..., ::2].repeat(2, -1), 'sliced'),
       (
           'reshaped',
-          lambda x: (x[:, :3].sum(1, keepdims=True) + x).reshape(2, 2, 2).max(1),
+          lambda x: (x[:, :3].sum(1, keepdims=True) + x)
+          .reshape(2, 2, 2)
+          .max(1),
           'reshaped',
       ),
   )
@@ -284,7 +287,9 @@ class GrowTest(parameterized.TestCase):
         'bias': jax.ShapeDtypeStruct((3,), 'f4'),
     }
     grown, *_ = ag.grow(growth, axes, variables, like=like)
-    old, new = (tree['params']['Dense_0']['kernel'] for tree in (variables, grown))
+    old, new = (
+        tree['params']['Dense_0']['kernel'] for tree in (variables, grown)
+    )
     np.testing.assert_array_equal(new[:, :2], old)
     np.testing.assert_allclose(new[:, 2], old.mean(1), rtol=1e-6)
 

@@ -726,8 +726,8 @@ class StopTest(RunTest):
       self.assertStartsWith(
           lines.pop(0), f'warning: Checkpoint {newest} refused: damaged'
       )
-    kept = 64 if is_damaged else step  # No state is saved twice.
-    self.assertRegex(lines[0], f'continuing .* from step {kept}, epoch')
+    first = 64 if is_damaged else step  # The end of the epoch before.
+    self.assertRegex(lines[0], f'continuing .* from step {first}, epoch')
     self.assertEqual(result['params_digest'], RESULT['params_digest'])
     self.assertEqual(runs.course(self.workdir), runs.course(BASE))
     self.assertEqual(result['train_macs'], RESULT['train_macs'])

@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from autogrow_jax.data import dots
 from autogrow_jax.data import config as config_lib
 from autogrow_jax.data import extras
 from autogrow_jax.data import masks
@@ -155,7 +156,7 @@ def stand_in(config: DataConfig, *, seed: int) -> Dataset:
   It is as from `load`, but all images are one image of noise, which takes no
   memory, and the classes take turns.
   """
-  if config.dataset not in sources.SOURCES:
+  if not (config.dataset in sources.SOURCES or dots.is_one(config.dataset)):
     raise ValueError(
         f'Only {", ".join(sources.SOURCES)} are known without their data, got '
         f'{config.dataset!r}.'

@@ -3,11 +3,13 @@
 Pure functions on one image at a time, which a worker process may run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import functools
 import io
 from typing import Any, BinaryIO, Protocol
 
+from absl import logging
 import numpy as np
 
 from autogrow_jax.data import extras
@@ -87,9 +89,9 @@ def decode(
 ) -> np.ndarray:
   """Decodes an image file of any kind that Pillow knows.
 
-  Transparent pixels become white, 16 bits become 8, and colours become their
-  luminance where 1 channel is asked for, not 3. Of several frames, the first
-  counts.
+  It is turned as viewers show it, by its EXIF orientation. Transparent pixels
+  become white, 16 bits become 8, and colours become their luminance where 1
+  channel is asked for, not 3. Of several frames, the first counts.
 
   Returns:
     uint8, (height, width, channel).
@@ -102,8 +104,8 @@ def decode(
     if not encoded:
       raise ValueError('it is empty')
     with module.open(io.BytesIO(encoded)) as image:
-      image.load()
-      pixels = np.asarray(_convert(module, image, channels))
+      convert = functools.partial(_convert, channels=channels, name=name)
+      pixels = upright(image, convert)
   return pixels[..., np.newaxis] if channels == 1 else pixels
 
 
@@ -124,7 +126,41 @@ def probe(encoded: BinaryIO, *, name: str) -> tuple[int, int, int]:
       if mode in ('P', 'PA'):
         palette = np.array(image.getpalette('RGB')).reshape(-1, 3)
         is_grey = bool(np.all(palette == palette[:, :1]))
-      return image.height, image.width, 1 if is_grey else 3
+      return *shown_size(image), 1 if is_grey else 3
+
+
+def upright(
+    image: Any, convert: Callable[[Any], Any] = lambda image: image
+) -> np.ndarray:
+  """Pixels of an open image as viewers show it, after a conversion."""
+  turn = _turn(image)
+  image.load()
+  image = convert(image)
+  return np.asarray(image if turn is None else image.transpose(turn))
+
+
+def shown_size(image: Any) -> tuple[int, int]:
+  """(height, width) of an open image as viewers show it."""
+  turn = _turn(image)
+  upright = 'FLIP_LEFT_RIGHT', 'FLIP_TOP_BOTTOM', 'ROTATE_180'
+  is_upright = turn is None or turn.name in upright
+  return image.size[::-1] if is_upright else image.size
+
+
+def _turn(image: Any) -> Any:
+  """How an image that is open, but not loaded, must be turned; or None."""
+  if image.format == 'TIFF':  # Pillow turns it.
+    return None
+  how = pillow().Transpose
+  try:
+    return {
+        2: how.FLIP_LEFT_RIGHT, 3: how.ROTATE_180, 4: how.FLIP_TOP_BOTTOM,
+        5: how.TRANSPOSE, 6: how.ROTATE_270, 7: how.TRANSVERSE,
+        8: how.ROTATE_90,
+    }.get(image.getexif().get(0x0112))  # pyformat: disable
+  # Damaged notes about an image do not damage the image.
+  except Exception:  # pylint: disable=broad-exception-caught
+    return None
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -172,13 +208,23 @@ def random_resized_crop(
   return _resize(image[top : top + rows, left : left + columns], size)
 
 
-def _convert(module: Any, image: Any, channels: int) -> Any:
+def _convert(image: Any, channels: int, name: str) -> Any:
   """Converts to 8 bits per channel without transparency."""
+  module = pillow()
   if image.mode.startswith('I'):
     values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-      raise ValueError('its pixels have more than 16 bits')
-    image = module.fromarray(np.round(values / 257).astype(np.uint8))
+    tags = getattr(image, 'tag_v2', {})  # SMaxSampleValue, MaxSampleValue.
+    white = float(np.max(tags.get(341, tags.get(281, 65535))))
+    if values.min() < 0 or values.max() > white:
+      raise ValueError(f'its pixels are not from 0 to {white:.0f}')
+    if white == 65535 and 0 < values.max() < 4096:
+      logging.log_first_n(
+          logging.WARNING,
+          '%s has levels of grey up to %d, where white is 65535, and so is '
+          'nearly black. If white is less, scale the values, or write a TIFF '
+          'with MaxSampleValue.', 1, name, values.max(),
+      )
+    image = module.fromarray(np.round(values / (white / 255)).astype(np.uint8))
   if image.mode == 'F':
     raise ValueError('its pixels are real numbers of unknown range')
   bands = image.getbands()

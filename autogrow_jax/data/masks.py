@@ -17,12 +17,12 @@ VOID = 255
 
 def read(path: str) -> np.ndarray:
   """Decodes a mask: uint8, (height, width)."""
-  return _opened(path, lambda mask: np.asarray(mask).astype(np.uint8))
+  return _opened(path, images.upright).astype(np.uint8)
 
 
 def probe(path: str) -> tuple[int, int]:
   """(height, width) of a mask, from the head of its file."""
-  return _opened(path, lambda mask: mask.size[::-1])
+  return _opened(path, images.shown_size)
 
 
 def frame(pair: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 
 from autogrow_jax.data import extras
 from autogrow_jax.data import images
+from autogrow_jax.data import paths
 
 _READ_AT_ONCE = 1000  # Examples: they amortise a read, and fit encoded.
 _MANY = 100_000  # Labels of more examples are read once and kept in a file.
@@ -126,8 +127,9 @@ class _Records:
     directory = self._dataset.directory.resolve()
     key = f'{directory} {self._split} {len(self)} {size}'
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    cache = pathlib.Path('~/.cache/autogrow_jax').expanduser()
-    path = cache / f'labels-{digest}.npy'
+    # Without a home directory, this is nowhere, and labels are read again.
+    cache = pathlib.Path(os.path.expanduser('~'), '.cache', 'autogrow_jax')
+    path = cache.absolute() / f'labels-{digest}.npy'
     with contextlib.suppress(OSError, ValueError, EOFError):
       labels = np.load(path)
       if labels.shape == (len(self),) and labels.dtype == np.int32:
@@ -156,9 +158,10 @@ class _Records:
 
 def root(data_dir: str | None) -> pathlib.Path:
   """Directory in which data sets are prepared."""
-  return pathlib.Path(
-      data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  ).expanduser()
+  return paths.local(
+      data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets',
+      'The data directory',
+  )
 
 
 def versions(name: str, directory: pathlib.Path) -> list[pathlib.Path]:

@@ -8,21 +8,26 @@ unlike the paper, whose evaluation reads it as one text, which is a little
 easier to predict.
 """
 
+import codecs
 import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
-import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
 from autogrow_jax.data import config as config_lib
+from autogrow_jax.data import paths
 from autogrow_jax.data import splits
 
 SPLITS = ('train', 'valid', 'test')
 
 EVALUATION_STEPS = 512  # Long windows, so that few words have no past.
+
+_ENDINGS = 'txt|tokens|raw'  # Of files of text, as those of WikiText.
+_UTF16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 
 _END, _UNKNOWN = '<eos>', '<unk>'
 _RARE = 3  # Words of the embedded text that occur less often are unknown.
@@ -40,7 +45,9 @@ class Corpus:
 def read(dataset: str) -> Corpus:
   """Reads 'topics', or 'text:PATH', which is a folder.
 
-  It has train.txt, valid.txt and test.txt, or other names with those words.
+  It has train.txt, valid.txt and test.txt, or other files with those words in
+  their names, as ptb.train.txt or wiki.train.tokens. Lines end at newlines
+  only.
 
   Raises:
     ValueError: a file is missing, empty, unreadable, or has a word that the
@@ -49,7 +56,7 @@ def read(dataset: str) -> Corpus:
   if dataset == config_lib.TOPICS:
     return _number(_topics(), dict.fromkeys(SPLITS, 'the embedded text'))
   path = dataset.removeprefix(config_lib.TEXT)
-  files = _find(pathlib.Path(path).expanduser())
+  files = _find(paths.find(path))
   return _number({split: _words(path) for split, path in files.items()}, files)
 
 
@@ -78,28 +85,44 @@ def evaluation_windows(tokens: np.ndarray) -> splits.Split:
   return splits.Split(images.reshape(-1, steps), labels.reshape(-1, steps))
 
 
-def _find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def _find(folder: Any) -> dict[str, Any]:
   """Finds the file of each split."""
-  found = {}
+  if not folder.is_dir():
+    raise ValueError(f'There is no folder {folder}.')
+  there, found = sorted(folder.iterdir()), {}
   for split in SPLITS:
-    paths = [folder / f'{split}.txt']
-    if not paths[0].is_file():
-      paths = sorted(folder.glob(f'*{split}*.txt'))
-    if len(paths) != 1:
-      there = ', '.join(path.name for path in paths) or 'none'
+    for pattern in (rf'{split}\.txt', rf'(?!\.).*{split}.*\.({_ENDINGS})'):
+      if files := [x for x in there if re.fullmatch(pattern, x.name)]:
+        break
+    if len(files) != 1:
+      names = ', '.join(path.name for path in files) or 'none'
       raise ValueError(
           f'{folder} needs one file {split}.txt, or one with {split!r} in its '
-          f'name; there is {there}.'
+          f'name ({_ENDINGS.replace("|", ", ")}); there is {names}.'
       )
-    found[split] = paths[0]
+    found[split] = files[0]
   return found
 
 
-def _words(path: pathlib.Path) -> list[str]:
+def _words(path: Any) -> list[str]:
+  encoded, start = b'', 0
   try:
-    lines = path.read_text(encoding='utf-8').splitlines()
-  except (OSError, UnicodeDecodeError) as error:
+    encoded = path.read_bytes()
+    start = 3 * encoded.startswith(codecs.BOM_UTF8)
+    text = encoded[start:].decode()
+  except UnicodeDecodeError as error:
+    place = start + error.start
+    kind = 'UTF-16' if encoded[:2] in _UTF16 else 'another encoding'
+    raise ValueError(
+        f'{path} cannot be read as text: byte {place} '
+        f'(0x{encoded[place]:02x}, in line {encoded.count(10, 0, place) + 1}) '
+        f'is not UTF-8. It may be {kind}: iconv -t utf-8 converts it.'
+    ) from error
+  except OSError as error:
     raise ValueError(f'{path} cannot be read as text: {error}.') from error
+  # Not `splitlines`, which also ends lines at form feeds and the like.
+  lines = re.split('\r\n|\n|\r', text)
+  lines = lines[:-1] if not lines[-1] else lines
   return [word for line in lines for word in (*line.split(), _END)]
 
 

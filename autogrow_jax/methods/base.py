@@ -32,6 +32,7 @@ class Network:
     task: the task, whose loss methods minimise.
     key: key of what the network itself draws; None for nothing.
     depths: number of blocks per stack, see `networks.base.apply`.
+    mean: averages a tree over the devices that share the batch.
   """
 
   execution: view.Execution
@@ -40,6 +41,7 @@ class Network:
   task: tasks.Task = tasks.Classes()
   key: jax.Array | None = None
   depths: Tree | None = None
+  mean: Callable[[Tree], Tree] = lambda tree: tree
 
   def __call__(self, params: Tree, stats: Tree) -> tuple[jax.Array, Tree]:
     """Computes logits (batch, ..., classes) and new statistics.

@@ -122,7 +122,13 @@ def train_step(
   )
   method = computation.method
   network = base.Network(
-      method.execution, layout, x, computation.task, dropout_key, depths
+      method.execution,
+      layout,
+      x,
+      computation.task,
+      dropout_key,
+      depths,
+      parallel.mean,
   )
 
   def loss_fn(params):

@@ -226,7 +226,7 @@ def abstract_arrays(
 ) -> dict[str, Any]:
   """Shapes of all arrays in a checkpoint, from its documents."""
   networks = {'state': documents['architecture']}
-  if twin := documents['progress'].get('twin'):
+  if twin := documents.get('progress', {}).get('twin'):
     networks['twin'] = twin
   return {'meters': steps.new_meters()} | {
       name: state_lib.abstract_state(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -71,7 +72,11 @@ class Sparsify(base.Method):
   factor away again; lambda follows the expected cost in every step, since one
   that is held for an epoch makes the network swing from its seed to the full
   one and back; of several last samples the one nearest to the budget remains.
-  The help of each setting stands beside it.
+  Unlike the paper, the loss moves a mask by the importance of what it gates,
+  -|q p G| in place of q p G, where G is the gradient by the gate. A norm behind
+  a group makes the sum of q p G over the group zero, so that the signed
+  gradient can say which channels matter but not how many, and masks stay
+  ambiguous. The help of each setting stands beside it.
   """
 
   target_sparsity: float = dataclasses.field(
@@ -85,6 +90,11 @@ class Sparsify(base.Method):
   grow: str = _choice(space_lib.GROWS, 'Parts of the network that have masks')
   lambda1: float = _number(0.5, 0, _LARGE, 'Base of the penalty on channels.')
   lambda2: float = _number(0.1, 0, _LARGE, 'Base of the penalty on layers.')
+  estimator: str = _choice(
+      ('importance', 'paper'),
+      'Gradient of the loss by mask variables, by importance or signed as in '
+      'the paper',
+  )
   gate: str = _choice(
       ('readers', 'filter'),
       'Weights that a mask multiplies, those that read the channel or, as in '
@@ -176,8 +186,11 @@ class Sparsify(base.Method):
       key: jax.Array,
   ) -> tuple[jax.Array, tuple[Tree, jax.Array]]:
     """Computes equation (6); the penalty has a gradient but no value."""
+    aux = params['aux']
+    if self.estimator == 'importance':
+      aux = _raised(network.mean, aux)
     loss, (after, logits) = super().objective(
-        network, params, stats, labels, key
+        network, {**params, 'aux': aux}, stats, labels, key
     )
     penalty = self.penalty(
         network.layout.canonical, params['aux'], stats['method']
@@ -387,3 +400,19 @@ class Sparsify(base.Method):
     between = self.run.steps / max(1, self.run.queries)
     end = min(self.freeze * self.run.steps, self.run.steps - between)
     return step + between > end + 0.5  # Half a step, for rounding.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _raised(mean: Callable[[Tree], Tree], aux: Tree) -> Tree:
+  """Passes mask variables on; a loss then raises those that it depends on."""
+  del mean
+  return aux
+
+
+_raised.defvjp(
+    lambda mean, aux: (aux, None),
+    # Of the gradient of the whole batch, on however many devices it is.
+    lambda mean, _, grads: (
+        jax.tree.map(lambda grad: -jnp.abs(grad), mean(grads)),
+    ),
+)
