@@ -536,6 +536,7 @@ class PreprocessingTest(parameterized.TestCase):
         tables,
         dict(
             digits=(0, 0, False),
+            dots=(0, 0, False),
             mnist=(2, 0, False),
             fashion_mnist=(2, 0, True),
             svhn_cropped=(0, 4, False),
