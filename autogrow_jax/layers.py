@@ -179,9 +179,11 @@ class Norm(nn.Module):
     if self.is_initializing():
       train = False
     # The backward pass has x in its own type and computes x in float32 again.
-    y, (running_mean.value, running_var.value) = jax.checkpoint(
+    y, new = jax.checkpoint(
         functools.partial(self._normalised, train), policy=_KEEP_STATISTICS
     )(x, scale, bias, old)
+    if train is not False:
+      running_mean.value, running_var.value = new
     return y
 
   def _normalised(self, train, x, scale, bias, old):

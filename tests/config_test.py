@@ -45,7 +45,7 @@ class JsonTest(parameterized.TestCase):
         'policy': {
             'name': 'convergent', 'interval': 2, 'window': 9,
             'threshold': '0.1', 'max_depths': [3, 3, 3, 3], 'max_epochs': 50,
-            'error_rate': '0.1', 'target': [4, 4, 4, 4], 'patience': 2,
+            'error_rate': '0.1', 'target': [4, 4, 4, 4], 'patience': 1,
         },
         'method': {
             'kind': 'autogrow',

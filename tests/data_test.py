@@ -495,7 +495,7 @@ class TfdsTest(parameterized.TestCase):
     for position in (0, 999, 1000, 54_999):
       example = source[int(dataset.train_indices[position])]
       np.testing.assert_array_equal(
-          dataset.train.images[position][2:-2, 2:-2], example['image']
+          dataset.train.images[position], example['image']
       )
       self.assertEqual(dataset.train.labels[position], example['label'])
 
@@ -536,6 +536,7 @@ class PreprocessingTest(parameterized.TestCase):
         tables,
         dict(
             digits=(0, 0, False),
+            dots=(0, 0, False),
             mnist=(2, 0, False),
             fashion_mnist=(2, 0, True),
             svhn_cropped=(0, 4, False),

@@ -381,7 +381,7 @@ class RefusalTest(parameterized.TestCase):
         build('basic3resnet', shape=shape)
 
   @parameterized.parameters(
-      ('resnet50', "Unknown network 'resnet50'; there are basic3resnet, "),
+      ('resnet50', "Unknown network 'resnet50'; there are basic1resnet, "),
       ('no.such.module:NET', "'no.such.module:NET' cannot be imported"),
       ('networks_test:NOTHING', 'cannot be imported'),
       ('networks_test:build', 'is no autogrow_jax network'),

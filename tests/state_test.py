@@ -136,7 +136,11 @@ class CarryTest(parameterized.TestCase):
     self.assertEqual(drawn, want)
 
   @parameterized.parameters(
-      *((family, 'sgd') for family in tiny_networks.DISTINCT),
+      *(
+          (family, 'sgd')
+          for family in tiny_networks.DISTINCT
+          if family != 'basic1resnet'  # It has one stage.
+      ),
       *(('basic3resnet', name) for name in tiny_networks.OPTIMIZERS),
   )
   def test_every_network_and_every_optimizer(self, family, optimizer):
