@@ -82,7 +82,7 @@ class PagesTest(absltest.TestCase):
     text = re.sub(r'\\+\n\s+', '', text)
     commands = collections.defaultdict(set)
     for binary, arguments in re.findall(
-        r'^ +python -m experiments\.(\w+)(.*)', text, re.MULTILINE
+        r'^ +python -m experiments\.(\w+)(?!\.)\b(.*)', text, re.MULTILINE
     ):
       given = re.split('#|"""', arguments)[0].split()
       commands[binary].add(tuple(a for a in given if a.startswith('--')))
