@@ -4,7 +4,7 @@
     python -m experiments.studies.depth --table    # only shows the table
 
 Tasks are `dots` that need 1 to 4 blocks. On a plateau nothing is gained until
-the last one; in graded tasks each block up to the needed one adds accuracy; in
+the last one (of at most 3); in graded tasks each block up to the needed one adds accuracy; in
 `none` there is nothing to be learned. Each finished cell (task, arm, seed) is a
 line of results/depth.jsonl, and cells that are there are skipped.
 """
@@ -36,7 +36,9 @@ GROWN = ('twin', 'periodic', 'sequential', 'convergent')
 FIXED = (1, 2, 3, 4, 5)
 # Task -> (data set, needed depth).
 TASKS = {
-    **{f'plateau{n}': (f'dots:{4*n-1}-{4*n}@8x{8*n}', n) for n in range(1, 5)},
+    'plateau1': ('dots:3-4@8x8', 1),
+    'plateau2': ('dots:7-8@8x16', 2),
+    'plateau3': ('dots:10-12@8x24', 3),
     **{
         f'graded{n}': (
             'dots:'
@@ -59,9 +61,9 @@ Cell = dict[str, Any]
 
 
 def cells() -> Iterator[tuple[str, str, int]]:
-  """Yields (task, arm, seed), seed by seed, the decisive arms first."""
-  for seed in SEEDS:
-    for arms in (('twin',), GROWN[1:], tuple(f'fixed{d}' for d in FIXED)):
+  """Yields (task, arm, seed), the decisive arms first, seed by seed."""
+  for arms in (('twin',), GROWN[1:], tuple(f'fixed{d}' for d in FIXED)):
+    for seed in SEEDS:
       for task in TASKS:
         for arm in arms:
           yield task, arm, seed
