@@ -4,9 +4,10 @@
     python -m experiments.studies.depth --table    # only shows the table
 
 Tasks are `dots` that need 1 to 4 blocks. On a plateau nothing is gained until
-the last one (of at most 3); in graded tasks each block up to the needed one adds accuracy; in
-`none` there is nothing to be learned. Each finished cell (task, arm, seed) is a
-line of results/depth.jsonl, and cells that are there are skipped.
+the last one (of at most 3); in graded tasks each block up to the needed one
+adds accuracy; in `none` there is nothing to be learned. Each finished cell
+(task, arm, seed) is a line of results/depth.jsonl, and cells that are there are
+skipped.
 """
 
 import argparse
@@ -164,13 +165,13 @@ def _tests(rows: Sequence[Cell], arm: str) -> str:
   seeds, the mean depth beyond that of the placebo.
   """
   grown = [r for r in rows if r['arm'] == arm and r['task'] != 'none']
-  if len({row['needed'] for row in grown}) < 2:
+  seeds = sorted({row['seed'] for row in grown})
+  if len({row['needed'] for row in grown}) < 2 or len(seeds) < 2:
     return f'* {arm}: too few cells.'
   needed, found = zip(*((row['needed'], row['found']) for row in grown))
   rho = scipy.stats.spearmanr(needed, found)
   exact = sum(a == b for a, b in zip(needed, found))
   near = sum(a <= b <= a + 1 for a, b in zip(needed, found))
-  seeds = sorted({row['seed'] for row in grown})
   beyond = [
       np.mean([
           row['found'] - float(row['placebo']['found'])
