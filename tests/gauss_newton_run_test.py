@@ -387,7 +387,7 @@ print(all(np.isfinite(u).all() for split in found.splits.values()
 class RunTest(parameterized.TestCase):
 
   def test_learning_does_not_hang(self):
-    """Of several layers, in a process of its own; see `splits`."""
+    """Learns several layers in a process of its own; see `splits`."""
     folder = os.path.dirname(os.path.abspath(__file__))
     path = os.pathsep.join([folder, os.path.dirname(folder)])
     done = subprocess.run(

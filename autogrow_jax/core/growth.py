@@ -197,6 +197,17 @@ def growth_between(
   Raises:
     ValueError: shapes contradict each other, or a frozen axis differs.
   """
+  growth = Growth()
+  for name, size in _sizes_in(table, like).items():
+    if size > table.sizes[name]:
+      growth += widen(table, glob.escape(name), to=size, start=start)
+    elif size < table.sizes[name]:
+      growth += prune(table, glob.escape(name), keep=range(size))
+  return growth
+
+
+def _sizes_in(table: AxisTable, like: Any) -> dict[str, int]:
+  """Sizes that axes have in another model, where its shapes tell them."""
   after: dict[str, int] = {}
   for path, leaf in axes_lib.by_path(like).items():
     for dim, axis in enumerate(table.find(path) or ()):
@@ -207,7 +218,7 @@ def growth_between(
               f'Axis {name!r} would have {after[name]} units, but {size} in '
               f'{"/".join(path)}.'
           )
-  # Of products, one unknown factor follows from the others.
+  # The only unknown factor of a product follows from the others.
   for path, leaf in axes_lib.by_path(like).items():
     for dim, axis in enumerate(table.find(path) or ()):
       if axis is None:
@@ -227,18 +238,7 @@ def growth_between(
         )
         if rest % sum(counts) == 0 and len(unknown) == 1:
           after[name] = rest // sum(counts)
-  growth = Growth()
-  for name, size in after.items():
-    if size > table.sizes[name]:
-      growth += widen(table, _exactly(name), to=size, start=start)
-    elif size < table.sizes[name]:
-      growth += prune(table, _exactly(name), keep=range(size))
-  return growth
-
-
-def _exactly(name: str) -> str:
-  """The pattern that matches one name."""
-  return glob.escape(name)
+  return after
 
 
 def _silenced(sources: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ across the ends of epochs. Either is asked for a step by its number, so that it
 needs no state that a restart could lose.
 """
 
+import abc
 import collections
 from concurrent import futures
 import time
@@ -37,7 +38,7 @@ class Examples(NamedTuple):
   rows: jax.Array | None
 
 
-class Feed:
+class Feed(abc.ABC):
   """Source of the examples of training steps.
 
   Attributes:
@@ -50,6 +51,7 @@ class Feed:
     self.waited = 0.0
     self.damaged: list[str] = []
 
+  @abc.abstractmethod
   def take(self, step: int, running: Any = None) -> Examples:
     """The examples of a step.
 
@@ -57,7 +59,6 @@ class Feed:
       step: number of the step, from 0, over all epochs.
       running: results of the last step that was started, None if it has ended.
     """
-    raise NotImplementedError
 
   def close(self) -> None:
     """Ends everything that runs in the background."""

@@ -38,7 +38,15 @@ def value(aval: Any, leaves: frozenset[int] | None = frozenset()) -> Value:
 
 @dataclasses.dataclass
 class Uses:
-  """What the leaves are used for: (leaf, dimension) pairs of each kind."""
+  """Uses of the leaves, found on the way through a jaxpr.
+
+  Attributes:
+    reads: pairs (leaf, dimension) that are contracted with activations.
+    writes: those that a contraction or a lookup puts out.
+    both: output dimensions of grouped kernels, whose groups read and write.
+    adds: dimensions of leaves that are added to activations.
+    normalised: dimensions of activations that are reduced over.
+  """
 
   reads: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)
   writes: list[tuple[int, Dim]] = dataclasses.field(default_factory=list)

@@ -77,7 +77,7 @@ def _paths(tree: Any) -> list[axes_lib.Path]:
 
 
 def _statistics(tree: Any) -> list[bool]:
-  """Whether each leaf is outside of 'params'."""
+  """For each leaf, True if it is outside of 'params'."""
   has_collections = isinstance(tree, Mapping) and 'params' in tree
   return [
       has_collections and axes_lib.names(path)[0] != 'params'
@@ -99,7 +99,7 @@ def _roles(
     uses: steps.Uses,
     is_statistic: Sequence[bool],
 ) -> dict[tuple[axes_lib.Path, int], axes_lib.Role]:
-  """What each leaf does with each of its dimensions."""
+  """Roles of all dimensions, by path and number."""
   used = {
       kind: {
           (leaf, factor) for leaf, dim in pairs for factor in _factors([dim])

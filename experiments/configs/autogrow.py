@@ -143,7 +143,7 @@ def _of(dataset: str) -> Settings:
 
 
 def _varied(variant: str, found: tuple[int, ...]) -> Settings:
-  """What a part of a row's name stands for."""
+  """Settings that a part of a row's name stands for."""
   if match := re.fullmatch(r'(\d+)to\d+', variant):
     return {
         'policy.name': 'oneshot',

@@ -411,7 +411,7 @@ def _raised(mean: Callable[[Tree], Tree], aux: Tree) -> Tree:
 
 _raised.defvjp(
     lambda mean, aux: (aux, None),
-    # Of the gradient of the whole batch, on however many devices it is.
+    # `mean` makes it the gradient of the whole batch, on all devices.
     lambda mean, _, grads: (
         jax.tree.map(lambda grad: -jnp.abs(grad), mean(grads)),
     ),
