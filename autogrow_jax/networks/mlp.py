@@ -40,15 +40,16 @@ class Logits(base.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Perceptron(common.Family):
-  """A family of perceptrons."""
+  """A family of perceptrons; `block` makes a layer of a number of features."""
 
   other_layers = 1
+  block = DenseBlock
 
   def parts(self, architecture: base.Architecture) -> common.Parts:
     def block_of(block, stage, index):
       del stage, index
       axis = f'{block}.out'
-      return DenseBlock(features=architecture.size(axis)), {'out': axis}
+      return self.block(features=architecture.size(axis)), {'out': axis}
 
     head = Logits(classes=architecture.size('classes'))
     return common.chain(architecture, None, block_of, (head, {}))

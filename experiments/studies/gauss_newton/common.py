@@ -1,7 +1,8 @@
 """Shared pieces of the rivals, see `rivals`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,28 @@ def signals_of(
         model, trees, batch, np.uint32(0), curvature='rank1'
     )
     yield {s.axis: one for s, one in zip(model.sites, found, strict=True)}
+
+
+def sums(
+    snapshot: steps.Snapshot,
+    refused: Mapping[str, str],
+    measure: Callable[..., Any],
+) -> Iterator[tuple[Site, Any]]:
+  """Yields what a function measures at each site, summed over all batches.
+
+  Args:
+    snapshot: network and examples.
+    refused: sites that are left out.
+    measure: of the form of a site, its local trees and its signal.
+  """
+  sites = [s for s in snapshot.model.sites if s.axis not in refused]
+  parts = {site.axis: [] for site in sites}
+  for by_axis in signals_of(snapshot):
+    for site in sites:
+      local = snapshot.trees.local(site)
+      parts[site.axis].append(measure(site.form, local, by_axis[site.axis]))
+  for site in sites:
+    yield site, signals_lib.add(parts[site.axis])
 
 
 def rectified(h: jax.Array) -> jax.Array:

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from autogrow_jax.methods.gauss_newton import steps
 
 from . import by_gain
@@ -9,47 +11,8 @@ from . import common
 
 
 @dataclasses.dataclass(frozen=True)
-class Random(by_gain.RankingByGain):
-  """Splits random channels by u in random directions and e = 0.
-
-  It shows the worth of a split without any learning. Gains are random: selected
-  by gain per resource, cheap channels are split more often.
-
-  Attributes:
-    length: |u| in units of |w|.
-  """
-
-  length: float = 1e-2
-
-  def __post_init__(self):
-    common.check_positive(self)
-
-  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
-    draw = lambda units: snapshot.rng.random(units)
-    return _ranked(snapshot, self.length, draw)
-
-
-@dataclasses.dataclass(frozen=True)
-class Net2Net(by_gain.RankingByGain):
-  """Copies random channels up to a little noise (Chen et al. 2016).
-
-  Attributes:
-    noise: |u| in units of |w|.
-  """
-
-  noise: float = 1e-3
-
-  def __post_init__(self):
-    common.check_positive(self)
-
-  def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
-    draw = lambda units: snapshot.rng.random(units)
-    return _ranked(snapshot, self.noise, draw)
-
-
-@dataclasses.dataclass(frozen=True)
-class Uniform(by_gain.RankingByGain):
-  """Copies random channels of the layer that is least widened so far.
+class _Drawn(by_gain.RankingByGain):
+  """Splits by u in random directions and e = 0, with random gains.
 
   Attributes:
     noise: |u| in units of |w|.
@@ -61,20 +24,39 @@ class Uniform(by_gain.RankingByGain):
     common.check_positive(self)
 
   def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
+    found = {}
+    for site in snapshot.model.sites:
+      weights = common.incoming(site, snapshot.trees)
+      # Padding has no weights, and gets no noise.
+      rows = snapshot.rng.normal(size=weights.shape) * (weights != 0)
+      split = common.relative(site, snapshot.trees, rows, self.noise)
+      found[site.axis] = split, self._gains(snapshot.rng, site.units)
+    return common.ranked(snapshot, found, 0)
+
+  def _gains(self, rng: np.random.Generator, units: int) -> np.ndarray:
+    return rng.random(units)
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(_Drawn):
+  """Splits random channels in random directions.
+
+  It shows the worth of a split without any learning: selected by gain per
+  resource, cheap channels are split more often.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class Net2Net(_Drawn):
+  """Copies random channels up to a little noise (Chen et al. 2016)."""
+
+  noise: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(_Drawn):
+  """Copies random channels of the layer that is least widened so far."""
+
+  def _gains(self, rng: np.random.Generator, units: int) -> np.ndarray:
     # So steep that differences of cost do not matter.
-    draw = lambda units: 10.0 ** (
-        -250 * snapshot.rng.permutation(units) / units
-    )
-    return _ranked(snapshot, self.noise, draw)
-
-
-def _ranked(snapshot, length, draw):
-  """Draws u of a given length in units of |w|, and gains."""
-  found = {}
-  for site in snapshot.model.sites:
-    weights = common.incoming(site, snapshot.trees)
-    # Padding has no weights, and gets no noise.
-    rows = snapshot.rng.normal(size=weights.shape) * (weights != 0)
-    split = common.relative(site, snapshot.trees, rows, length)
-    found[site.axis] = split, draw(site.units)
-  return common.ranked(snapshot, found, 0)
+    return 10.0 ** (-250 * rng.permutation(units) / units)

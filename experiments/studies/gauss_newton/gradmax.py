@@ -38,21 +38,13 @@ class GradMax(by_gain.RankingByGain):
   def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
     model, trees = snapshot.model, snapshot.trees
     refused = common.refused(model)
-    parts = {site.axis: [] for site in model.sites if site.axis not in refused}
-    for by_axis in common.signals_of(snapshot):
-      for site in model.sites:
-        if site.axis in parts:
-          parts[site.axis].append(outgoing_gradients(
-              site.form, trees.local(site), by_axis[site.axis]
-          ))
     count, found = signals_lib.count(snapshot.learning), {}
-    for site in model.sites:
-      if site.axis in parts:
-        gradients, x, is_alike = signals_lib.add(parts[site.axis])
-        if is_alike < len(snapshot.learning):
-          refused[site.axis] = 'what lies behind it differs from unit to unit'
-        else:
-          found[site.axis] = _ranked(site, trees, gradients / count, x / count)
+    summed = common.sums(snapshot, refused, outgoing_gradients)
+    for site, (gradients, x, is_alike) in summed:
+      if is_alike < len(snapshot.learning):
+        refused[site.axis] = 'what lies behind it differs from unit to unit'
+      else:
+        found[site.axis] = _ranked(site, trees, gradients / count, x / count)
     return common.ranked(
         snapshot, found, _cost(snapshot, found) * count, refused=refused,
         one_sided=True,

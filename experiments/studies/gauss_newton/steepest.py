@@ -41,18 +41,9 @@ class Steepest(by_gain.RankingByGain):
   def rank(self, snapshot: steps.Snapshot) -> by_gain.Ranked:
     model, trees = snapshot.model, snapshot.trees
     refused = common.refused(model)
-    parts = {site.axis: [] for site in model.sites if site.axis not in refused}
-    for by_axis in common.signals_of(snapshot):
-      for site in model.sites:
-        if site.axis in parts:
-          parts[site.axis].append(_splitting_matrices(
-              site.form, trees.local(site), by_axis[site.axis]
-          ))
     count, found, macs = signals_lib.count(snapshot.learning), {}, 0
-    for site in model.sites:
-      if site.axis not in parts:
-        continue
-      matrices, is_rectified = signals_lib.add(parts[site.axis])
+    summed = common.sums(snapshot, refused, _splitting_matrices)
+    for site, (matrices, is_rectified) in summed:
       if is_rectified < len(snapshot.learning):
         refused[site.axis] = 'what lies behind it does not begin with a ReLU'
         continue

@@ -34,7 +34,7 @@ from autogrow_jax import layers
 from autogrow_jax.methods import base as methods_base
 from autogrow_jax.methods.gauss_newton import method as method_lib
 from autogrow_jax.networks import base
-from autogrow_jax.networks import common
+from autogrow_jax.networks import mlp
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import resolve
 from autogrow_jax.run import settings
@@ -72,31 +72,10 @@ class Block(base.Module):
     return nn.relu(layers.Norm(name='norm')(x, train=train))
 
 
-class Logits(base.Module):
-  """A dense layer."""
-
-  classes: int = 10
-
-  @nn.compact
-  def __call__(self, x, *, train, gate=None):
-    del train, gate
-    return layers.Dense(self.classes, writes='classes', name='dense')(x)
-
-
-@dataclasses.dataclass(frozen=True)
-class Perceptron(common.Family):
+class Perceptron(mlp.Perceptron):
   """Perceptrons whose layers have batch norm and widths of their own."""
 
-  other_layers = 1
-
-  def parts(self, architecture: base.Architecture) -> common.Parts:
-    def block_of(block, stage, index):
-      del stage, index
-      axis = f'{block}.out'
-      return Block(features=architecture.size(axis)), {'out': axis}
-
-    head = Logits(classes=architecture.size('classes'))
-    return common.chain(architecture, None, block_of, (head, {}))
+  block = Block
 
 
 PERCEPTRON = Perceptron(
