@@ -22,6 +22,7 @@ from absl import logging
 
 from autogrow_jax import networks
 from autogrow_jax import policies
+from autogrow_jax.data import paths
 from autogrow_jax.run import config as config_lib
 from autogrow_jax.run import settings
 from autogrow_jax.run import train
@@ -183,7 +184,9 @@ def define_cache() -> None:
 def use_compilation_cache() -> None:
   """Turns the cache of compiled programs on, unless the flag is empty."""
   if FLAGS.compilation_cache:
-    train.cache_compilations(os.path.expanduser(FLAGS.compilation_cache))
+    train.cache_compilations(
+        paths.local(FLAGS.compilation_cache, '--compilation_cache')
+    )
 
 
 def run(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -12,6 +14,19 @@ from autogrow_jax.run import settings
 from experiments import presets
 
 RunConfig = config.RunConfig
+
+
+class PathsTest(absltest.TestCase):
+
+  def test_paths_are_what_is_meant_wherever_one_is(self):
+    with mock.patch.dict(os.environ, HOME='/my/home'):
+      config = RunConfig('~/run', init_from='other')
+    self.assertEqual(config.workdir, '/my/home/run')
+    self.assertEqual(config.init_from, os.path.abspath('other'))
+
+  def test_null_bytes(self):
+    with self.assertRaisesRegex(ValueError, 'has a null byte'):
+      RunConfig('a\0b')
 
 
 class JsonTest(parameterized.TestCase):

@@ -84,6 +84,8 @@ BAD_AUTOGROW = (
     ('--num_devices=2 --batch_size=65', 'cannot be split evenly among 2'),
     ('--init_from={folder}', 'holds no run'),
     ('--workdir={folder}/file/run', 'be used: Not a directory; choose another'),
+    ('--workdir=gs://bucket/run', 'must be on a local .* is of gs: copy it'),
+    ('--init_from=s3://bucket/run', 'must be on a local .* is of s3: copy it'),
     ('--workdir={folder}/file', 'cannot be used: File exists; choose another'),
     ('--workdir={folder}', 'is not empty and holds no run; choose another'),
 )

@@ -209,6 +209,8 @@ class FindTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(ValueError, 'permuted changes them'):
       wrong.verify(model.apply, variables, x)
+    with self.assertRaisesRegex(ValueError, 'the tree has shapes'):
+      axes.verify(model.apply, ag.shapes(model, x), x)
 
 
 class GrowTest(parameterized.TestCase):

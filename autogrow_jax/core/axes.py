@@ -141,8 +141,10 @@ class AxisTable:
 
     Raises:
       ValueError: outputs change with a permutation, or do not change although a
-        leaf that they depend on was left out.
+        leaf that they depend on was left out; or leaves are mere shapes.
     """
+    if not all(hasattr(leaf, '__array__') for leaf in jax.tree.leaves(tree)):
+      raise ValueError('Units are permuted in arrays; the tree has shapes.')
     rng = np.random.default_rng(
         0 if key is None else np.asarray(jax.random.key_data(key)).ravel()
     )

@@ -12,6 +12,7 @@ import numpy as np
 from autogrow_jax.data import config as config_lib
 from autogrow_jax.data import images
 from autogrow_jax.data import masks
+from autogrow_jax.data import paths
 from autogrow_jax.data import splits
 
 # One in so many images is for the test, where the folder does not say which.
@@ -56,7 +57,7 @@ class Folder:
         differ in size and no `image_size` is given.
     """
     kind, _, path = config.dataset.partition(':')
-    root, size = pathlib.Path(path).expanduser(), config.image_size
+    root, size = paths.local(path, 'A folder of images'), config.image_size
     if not root.is_dir():
       raise ValueError(f'There is no folder {root}.')
     self._root, self._skip = root, config.skip_damaged

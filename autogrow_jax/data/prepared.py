@@ -127,9 +127,11 @@ class _Records:
     directory = self._dataset.directory.resolve()
     key = f'{directory} {self._split} {len(self)} {size}'
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    # Without a home directory, this is nowhere, and labels are read again.
-    cache = pathlib.Path(os.path.expanduser('~'), '.cache', 'autogrow_jax')
-    path = cache.absolute() / f'labels-{digest}.npy'
+    try:
+      cache = paths.local('~/.cache/autogrow_jax')
+    except ValueError:  # No home directory.
+      return self._read_labels()
+    path = cache / f'labels-{digest}.npy'
     with contextlib.suppress(OSError, ValueError, EOFError):
       labels = np.load(path)
       if labels.shape == (len(self),) and labels.dtype == np.int32:

@@ -10,6 +10,7 @@ from autogrow_jax import data as data_lib
 from autogrow_jax import networks
 from autogrow_jax import optimizers
 from autogrow_jax import policies
+from autogrow_jax.data import paths
 from autogrow_jax.methods import base
 from autogrow_jax.networks import common
 from autogrow_jax.run import settings
@@ -245,6 +246,10 @@ class RunConfig:
   )
 
   def __post_init__(self):
+    for name in ('workdir', 'init_from'):
+      if given := getattr(self, name):  # Still there in another directory.
+        path = paths.local(given, f'{name} is a run, which')
+        object.__setattr__(self, name, str(path))
     if self.paper_compat and (conflicts := _protocol_conflicts(self)):
       raise ValueError(
           f"paper_compat is the paper's own protocol as a whole; it excludes "

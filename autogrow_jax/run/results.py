@@ -4,7 +4,6 @@ from collections.abc import Sequence
 import importlib.metadata
 import json
 import os
-import pathlib
 import platform
 from typing import Any
 
@@ -14,6 +13,7 @@ from autogrow_jax import costs
 from autogrow_jax import policies
 from autogrow_jax import tasks
 from autogrow_jax import version
+from autogrow_jax.data import paths
 from autogrow_jax.run import checkpoint
 from autogrow_jax.run import history
 from autogrow_jax.run import prepare
@@ -181,12 +181,14 @@ def add(workdir: str | os.PathLike[str], **values: Any) -> None:
   """Adds values to the result of a finished run, atomically."""
   if (result := read_result(workdir)) is None:
     raise ValueError(f'The run in {workdir} has not ended.')
-  history.write_json(pathlib.Path(workdir) / 'result.json', result | values)
+  path = paths.local(workdir) / 'result.json'
+  history.write_json(path, result | values)
 
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
   """Returns `result.json` of a work directory; None before the run's end."""
-  return history.read_json(pathlib.Path(workdir) / 'result.json')
+  workdir = paths.local(workdir, 'The work directory of a run')
+  return history.read_json(workdir / 'result.json')
 
 
 def _costs(ledger: costs.Ledger) -> dict[str, float]:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from autogrow_jax import optimizers
 from autogrow_jax import state as state_lib
 from autogrow_jax import tasks
 from autogrow_jax import view
+from autogrow_jax.data import paths
 from autogrow_jax.methods import base
 from autogrow_jax.networks import base as networks_base
 from autogrow_jax.run import checkpoint
@@ -156,7 +156,7 @@ def load(
   Raises:
     ValueError: the directory holds no run, or none that can be read.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = paths.local(workdir, 'The work directory of a run')
   known = history.read_json(workdir / 'config.json')
   if known is None:
     raise ValueError(f'{workdir} holds no run: it has no config.json.')

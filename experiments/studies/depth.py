@@ -25,6 +25,7 @@ import scipy
 
 from autogrow_jax import data
 from autogrow_jax import policies
+from autogrow_jax.data import paths
 from autogrow_jax.run import config
 from autogrow_jax.run import train
 
@@ -200,7 +201,7 @@ def main() -> None:
   arguments = parser.parse_args()
   path = arguments.results
   if not arguments.table:
-    train.cache_compilations(os.path.expanduser('~/.cache/autogrow_jax'))
+    train.cache_compilations(paths.local('~/.cache/autogrow_jax'))
     path.parent.mkdir(exist_ok=True)
     done = {(row['task'], row['arm'], row['seed']) for row in read(path)}
     for cell in cells():
