@@ -162,8 +162,8 @@ def _tests(rows: Sequence[Cell], arm: str) -> str:
   """Returns the tests of the claims about an arm, in a line.
 
   Spearman's correlation of found and needed depth over the tasks in which
-  something is to be learned; and, but for `twin`, by an exact one-sided sign-flip test over
-  seeds, the mean depth beyond that of the placebo.
+  something is to be learned; and, but for `twin`, by an exact one-sided
+  sign-flip test over seeds, the mean depth beyond that of the placebo.
   """
   grown = [r for r in rows if r['arm'] == arm and r['task'] != 'none']
   seeds = sorted({row['seed'] for row in grown})
@@ -175,7 +175,8 @@ def _tests(rows: Sequence[Cell], arm: str) -> str:
   near = sum(a <= b <= a + 1 for a, b in zip(needed, found))
   text = (
       f'* {arm}: Spearman {rho.statistic:.2f} (p = {rho.pvalue:.1g}) over '
-      f'{len(grown)} runs; found = needed in {exact}, at most one more in {near}'
+      f'{len(grown)} runs; found = needed in {exact}, at most one more in '
+      f'{near}'
   )
   if arm == 'twin':  # Twins of a network that never grows are equal.
     return f'{text}.'
