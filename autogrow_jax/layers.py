@@ -49,8 +49,8 @@ class Named(meta.AxisMetadata[Any]):
 
 
 def named(init: Initializer, axes: Axes) -> Callable[..., Named]:
-  """Wraps an initializer so that its leaf carries axes."""
-  return lambda *args: Named(init(*args), axes)
+  """Wraps an initializer: a float32 leaf, also under x64, that carries axes."""
+  return lambda *args: Named(jnp.asarray(init(*args), jnp.float32), axes)
 
 
 # Wen et al. 2020 draw the kernels of small-image networks from the default of

@@ -397,6 +397,19 @@ class RefusalTest(parameterized.TestCase):
     self.assertEqual(build('plain3net', shortcut='B'), build('plain3net'))
 
 
+class DtypeTest(parameterized.TestCase):
+
+  @parameterized.parameters(*networks.FAMILIES)
+  def test_leaves_are_float32_where_x64_is_on(self, family):
+    network = networks.get(family)
+    widths = (9, 11, 12, 10, 15)[: len(network.widths)]  # Cached by no other.
+    with jax.enable_x64(True):
+      parts = networks.parts(tiny_networks.seed(family, widths=widths))
+      shapes = [base.shapes(part) for part in parts]
+    for leaf in jax.tree.leaves(shapes):
+      self.assertIn(leaf.dtype, (np.float32, np.int32))
+
+
 class InitTest(parameterized.TestCase):
 
   def test_small(self):
