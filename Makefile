@@ -11,7 +11,7 @@ HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 
 help:
 	@echo 'make demo       grow a network until it can do its task (a minute)'
-	@echo 'make test       run the tests (about 10 minutes on 2 cores)'
+	@echo 'make test       run the tests (about 12 minutes on 2 cores)'
 	@echo 'make test-ci    test the wheel, and every Python that is installed'
 	@echo 'make test-slow  run the long tests too'
 	@echo 'make clean      remove the virtual environment'
