@@ -176,7 +176,7 @@ class AxisTable:
         wrong.append(f'{name} permuted changes them by {permuted[name]:.1e}')
       for path in by_path(tree):
         axes = self.find(path) or ()
-        if not changes(axes, {name: ()}) or change(sources, path) > tolerance:
+        if not changes(axes, sources) or change(sources, path) > tolerance:
           continue
         if change({}, path, noise=True) > tolerance:
           wrong.append(f'{name} does not seem to belong to {"/".join(path)}')
@@ -186,7 +186,8 @@ class AxisTable:
     return Verification(permuted, unnoticed)
 
   def __str__(self) -> str:
-    lines, reasons = [], {}
+    lines: list[str] = []
+    reasons: dict[str, list[str]] = {}
     for name, size in self.sizes.items():
       if name in self.frozen:
         reasons.setdefault(self.frozen[name], []).append(name)

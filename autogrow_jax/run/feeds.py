@@ -114,7 +114,9 @@ class _InMemory(Feed):
     if epoch != self._epoch:
       self._epoch, self._permutation = epoch, self._order(epoch)
     rows = data.batch_indices(self._permutation, index, self._size)
-    return Examples(*self._held, self._parallel.shard(rows.astype(np.int32)))
+    images, labels = self._held
+    rows = self._parallel.shard(rows.astype(np.int32))
+    return Examples(images, labels, rows)
 
 
 class _Streamed(Feed):
@@ -127,7 +129,7 @@ class _Streamed(Feed):
         key, step, batch_size, workers=workers
     )
     self._next: int | None = None
-    self._thread: futures.ThreadPoolExecutor | None = None
+    self._thread: Any = None  # An executor with one thread.
     self._batches: Any = None
 
   def take(self, step: int, running: Any = None) -> Examples:
@@ -163,4 +165,5 @@ class _Streamed(Feed):
     if self._batches is None:
       self._batches = self._open(first_step)
     images, labels, damaged = next(self._batches)
-    return Examples(*self._parallel.shard((images, labels)), None), damaged
+    images, labels = self._parallel.shard((images, labels))
+    return Examples(images, labels, None), damaged

@@ -243,12 +243,14 @@ def set_up(
   method, devices = given.method or config.method, config.devices
   architecture = resolve.seed_architecture(config, dataset)
   network = networks.get(config.network.name)
+  rate = config.schedule.learning_rate
+  assert rate is not None  # Since it is resolved.
   return Setup(
       config=config,
       given=config,
       dataset=dataset,
       schedule=optimizers.Schedule(
-          learning_rate=config.schedule.learning_rate,
+          learning_rate=rate,
           growing=config.schedule.growing,
           interval=config.interval,
           finetune_epochs=config.schedule.finetune_epochs,

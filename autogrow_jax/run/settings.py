@@ -48,7 +48,7 @@ def from_json(cls: type[T], value: Mapping[str, Any], where: str = '') -> T:
   fields = {field.name: field for field in dataclasses.fields(cls)}
   if unknown := [where + name for name in sorted(value.keys() - fields.keys())]:
     raise ValueError(f'The configuration has unknown fields {unknown}.')
-  arguments = {}
+  arguments: dict[str, Any] = {}
   for name, item in value.items():
     path, hint = f'{where}{name}', hints[name]
     if (kinds := fields[name].metadata.get('kinds')) is not None:
@@ -205,8 +205,8 @@ def replace(value: T, changes: Mapping[str, Any]) -> T:
   for path, item in changes.items():
     name, dot, rest = path.partition('.')
     (inner.setdefault(name, {}) if dot else fields)[rest or name] = item
-  for name, rest in inner.items():
-    fields[name] = replace(getattr(value, name), rest)
+  for name, below in inner.items():
+    fields[name] = replace(getattr(value, name), below)
   return dataclasses.replace(value, **fields)
 
 

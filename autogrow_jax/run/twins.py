@@ -70,5 +70,6 @@ def taken_back(setup: Setup, state: RunState) -> RunState:
 
 def _placed(setup: Setup, state: RunState, **progress: object) -> RunState:
   """The twin on the devices."""
+  assert state.twin is not None
   twin = state.with_progress(architecture=state.progress.twin, **progress)
   return setup.place(twin.progress, state.twin)
